@@ -1,0 +1,64 @@
+"""The few errors a user can meet. Each message is one sentence that names the thing and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OrthomergeError(Exception):
+    """A mistake the user can mend. The command line prints it in one sentence and exits with 2."""
+
+
+class UnknownNameError(OrthomergeError):
+    """A name that is not registered: a method, a solver, a task, a key of a recipe."""
+
+
+class AssetError(OrthomergeError):
+    """A model or a data set could not be found or is not what it should be."""
+
+
+class RecipeError(OrthomergeError):
+    """A recipe that does not say something that can be run."""
+
+
+class TaskError(OrthomergeError):
+    """A task whose rows cannot be trained or scored on."""
+
+
+class StatisticsError(OrthomergeError):
+    """A statistics file that cannot be read, or that belongs to another model or target set."""
+
+
+class AdapterError(OrthomergeError):
+    """An adapter that cannot be read, or that does not fit the model or the other adapters."""
+
+
+class SubspaceError(OrthomergeError):
+    """A subspace that does not exist, as a rank larger than the admissible dimensions."""
+
+
+class MergeError(OrthomergeError):
+    """A merge that is not defined: shapes that differ, weights that do not match, a bad option."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name`, or None where nothing is close."""
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown_name(
+    kind: str,
+    name: str,
+    valid: Iterable[str],
+    *,
+    where: str = "",
+    error: type[OrthomergeError] = UnknownNameError,
+) -> OrthomergeError:
+    """The error for an unknown `name`: it lists the valid ones and names the nearest."""
+    names = list(valid)
+    close = nearest(name, names)
+    hint = f"did you mean '{close}'? " if close else ""
+    place = f" in {where}" if where else ""
+    return error(f"unknown {kind} '{name}'{place}: {hint}valid: {', '.join(names) or '(none)'}.")

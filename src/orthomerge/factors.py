@@ -1,0 +1,108 @@
+"""A LoRA update kept as its two factors, and the algebra that never forms the dense update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.errors import AdapterError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraFactors:
+    """One layer's update `ΔW = scaling · B A` (Hu et al. 2021, arXiv 2106.09685).
+
+    `A: [rank, d_in]`, `B: [d_out, rank]`; `scaling` is alpha/rank, or alpha/sqrt(rank) for rsLoRA.
+
+    Raises:
+        AdapterError: the two factors do not share a rank.
+    """
+
+    A: Float[Tensor, "rank d_in"]
+    B: Float[Tensor, "d_out rank"]
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise AdapterError(
+                f"A {list(self.A.shape)} and B {list(self.B.shape)} do not share a rank: "
+                "A must be [rank, d_in] and B [d_out, rank]."
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the dense update, (d_out, d_in)."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def delta(self) -> Float[Tensor, "d_out d_in"]:
+        """The dense update, `scaling · B A`. O(d_out · rank · d_in)."""
+        return self.scaling * (self.B @ self.A)
+
+    def to(self, *args, **kwargs) -> LoraFactors:
+        """Both factors moved or cast as by `Tensor.to`."""
+        return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scaling)
+
+
+def weighted_sum(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
+    """The exact `Σ w_i ΔW_i` as one pair of factors of rank Σ r_i: rows stacked, columns stacked.
+
+    Weights and scalings go into B, so the result has scaling 1. O(Σ r_i (d_in + d_out)).
+    """
+    A = torch.cat([f.A for f in factors], dim=0)
+    B = torch.cat([f.B * (w * f.scaling) for f, w in zip(factors, weights, strict=True)], dim=1)
+    return LoraFactors(A, B, 1.0)
+
+
+def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
+    """The best approximation of rank at most `rank` (Eckart-Young), without the dense update.
+
+    Thin QR of both factors, then an SVD of a matrix of the factors' own rank, in float64:
+    O((d_in + d_out) R² + R³). The singular values are shared evenly between A and B.
+    """
+    dtype = factors.A.dtype
+    Qb, Rb = torch.linalg.qr(factors.B.double())
+    Qa, Ra = torch.linalg.qr(factors.A.double().T)
+    U, s, Vh = torch.linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
+    root = s[:rank].sqrt()
+    B = (Qb @ U[:, :rank]) * root
+    A = root[:, None] * (Vh[:rank] @ Qa.T)
+    return LoraFactors(A.to(dtype), B.to(dtype), 1.0)
+
+
+def from_dense(delta: Float[Tensor, "d_out d_in"], rank: int | None = None) -> LoraFactors:
+    """Factors of a dense update, best of rank `rank` (all singular directions when None).
+
+    O(d_out · d_in · min(d_out, d_in)), in float64.
+    """
+    U, s, Vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    k = len(s) if rank is None else min(rank, len(s))
+    root = s[:k].sqrt()
+    return LoraFactors(
+        (root[:, None] * Vh[:k]).to(delta.dtype), (U[:, :k] * root).to(delta.dtype), 1.0
+    )
+
+
+def inner(a: LoraFactors, b: LoraFactors) -> float:
+    """Frobenius inner product `⟨ΔW_a, ΔW_b⟩` from r×r products, in float64."""
+    left = b.B.double().T @ a.B.double()
+    right = a.A.double() @ b.A.double().T
+    return float(a.scaling * b.scaling * (left * right.T).sum())
+
+
+def energy(factors: LoraFactors, second_moment: Float[Tensor, "d_in d_in"]) -> float:
+    """Output energy of the update on features with second moment S: `tr(ΔW S ΔWᵀ)`, in float64.
+
+    Only `A S Aᵀ` and `Bᵀ B`, both rank×rank, are formed. O(rank · d_in² + rank² · d_out).
+    """
+    A, B = factors.A.double(), factors.B.double()
+    inner_energy = A @ second_moment.double() @ A.T
+    return float(factors.scaling**2 * (inner_energy * (B.T @ B)).sum())

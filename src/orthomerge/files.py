@@ -1,0 +1,64 @@
+"""Writing without halves, and hashes: every file is written to a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orthomerge.errors import OrthomergeError
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """A temporary path beside `target` that replaces it on success and vanishes on failure.
+
+    The caller may make a file or a folder at the yielded path. A folder replaces an older folder
+    of the same name.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as problem:
+        raise OrthomergeError(
+            f"cannot write '{target}': {problem.strerror or problem}; choose another output path."
+        ) from problem
+    try:
+        path = holder / target.name
+        yield path
+        if path.is_dir() and target.is_dir():
+            old = holder / f"{target.name}.old"
+            os.replace(target, old)
+        os.replace(path, target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write `text` to `target` at once or not at all."""
+    with atomic_path(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, at once or not at all."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value: equal values give equal hashes whatever the key order."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
