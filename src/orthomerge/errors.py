@@ -1,4 +1,4 @@
-"""The few errors a user can meet. Each message is one sentence that names the thing and the way out."""
+"""The few errors a user can meet: each message is one sentence naming the thing and the way out."""
 
 from __future__ import annotations
 

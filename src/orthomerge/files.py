@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,8 +34,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and target.is_dir():
             old = holder / f"{target.name}.old"
-            os.replace(target, old)
-        os.replace(path, target)
+            target.replace(old)
+        path.replace(target)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

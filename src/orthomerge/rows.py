@@ -1,0 +1,101 @@
+"""The result row: one evaluation, one JSON line, enough to redraw every table and figure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from orthomerge.errors import OrthomergeError
+
+SINGLE = "single"
+"""The `method` of a row that scores a task's own adapter alone; its `weight` is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One score of one task under one adapter, merged or not.
+
+    Fields: `arm` is the recipe's name for a way to start and train (start, granularity, constraint
+    and learning rate together); `weight` multiplies every update of a merge; `split` is "test", or
+    "selection" for the rows a learning rate is chosen on; `metric`/`value` the task's main score,
+    `metrics` all of them; `n` the number of rows scored; `majority` what a constant answer scores
+    on the same rows; `key` the hash of everything the score depends on.
+    """
+
+    task: str
+    arm: str
+    start: str
+    solver: str | None
+    granularity: str | None
+    constraint: str
+    learning_rate: float
+    method: str
+    weight: float | None
+    metric: str
+    value: float
+    seed: int
+    n: int
+    split: str
+    key: str
+    options: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    majority: float | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> str:
+        """The row as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def read_rows(path: str | Path) -> list[ResultRow]:
+    """Every row of a `results.jsonl`, the later of two rows with one key winning.
+
+    A last line cut short by a kill is left out: its evaluation is simply done again.
+
+    Raises:
+        OrthomergeError: the file does not exist, or a line that is not the last is not a row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise OrthomergeError(f"no result rows at '{path}': run a recipe with this output first.")
+    known = {f.name for f in fields(ResultRow)}
+    rows: dict[str, ResultRow] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            row = ResultRow(**{k: v for k, v in values.items() if k in known})
+        except (ValueError, TypeError, AttributeError) as problem:
+            if number == len(lines):
+                break
+            raise OrthomergeError(
+                f"line {number} of '{path}' is not a result row: remove it and run again."
+            ) from problem
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> None:
+    """Add rows to a `results.jsonl` and have them on disk before returning.
+
+    A last line left half-written by a kill is ended first, so that no new row is lost with it.
+    """
+    path = Path(path)
+    text = "".join(row.to_json() + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                content = path.read_bytes()
+                stream.truncate(content.rfind(b"\n") + 1)
+        stream.write(text.encode("utf-8"))
+        stream.flush()
+        os.fsync(stream.fileno())
