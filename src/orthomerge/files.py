@@ -61,3 +61,9 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in pieces."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def derive_seed(seed: int, *names: str) -> int:
+    """A seed of its own for each list of names: 31 bits of SHA-256, so that numpy takes it too."""
+    text = "\0".join([str(seed), *names]).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1

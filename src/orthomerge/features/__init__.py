@@ -1,0 +1,37 @@
+"""Second moments of layer inputs: streaming collection and the file that carries them."""
+
+from orthomerge.features.collect import (
+    GRANULARITIES,
+    FeatureCollector,
+    collect_statistics,
+    linear_layers,
+    target_layers,
+    trunk,
+)
+from orthomerge.features.second_moment import SecondMoment
+from orthomerge.features.statistics import (
+    SUFFIX,
+    Statistics,
+    StatisticsMeta,
+    combined_moment,
+    describe_model,
+)
+from orthomerge.features.text import batches, read_texts, sample_texts
+
+__all__ = [
+    "GRANULARITIES",
+    "SUFFIX",
+    "FeatureCollector",
+    "SecondMoment",
+    "Statistics",
+    "StatisticsMeta",
+    "batches",
+    "collect_statistics",
+    "combined_moment",
+    "describe_model",
+    "linear_layers",
+    "read_texts",
+    "sample_texts",
+    "target_layers",
+    "trunk",
+]

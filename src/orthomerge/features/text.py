@@ -1,0 +1,89 @@
+"""From texts to batches: reading a sample, tokenising it, grouping by length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from orthomerge.errors import StatisticsError, unknown_name
+
+READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+def read_texts(
+    source: str | Path, *, text_column: str = "text", pair_column: str | None = None
+) -> list[tuple[str, str | None]]:
+    """Texts, or pairs of texts, from a JSONL, CSV, TSV or Parquet file or a hub data set id.
+
+    Raises:
+        StatisticsError: no such file or data set, no such column, or no rows.
+    """
+    import pandas
+
+    path = Path(source)
+    if path.suffix in READABLE:
+        if not path.is_file():
+            raise StatisticsError(f"no data file '{path}': check the path.")
+        try:
+            if path.suffix == ".parquet":
+                frame = pandas.read_parquet(path)
+            elif path.suffix in (".csv", ".tsv"):
+                frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+            else:
+                frame = pandas.read_json(path, lines=path.suffix == ".jsonl")
+        except (ValueError, OSError) as problem:
+            raise StatisticsError(
+                f"'{path}' cannot be read as {path.suffix[1:]} ({problem})."
+            ) from problem
+    else:
+        import datasets
+
+        try:
+            loaded = datasets.load_dataset(str(source), split="train")
+            frame = pandas.DataFrame(loaded.to_dict())
+        except Exception as problem:
+            reason = str(problem).strip().splitlines() or [type(problem).__name__]
+            raise StatisticsError(
+                f"no data '{source}': no file of that name ({', '.join(READABLE)}), and the hub "
+                f"said: {reason[0]}"
+            ) from problem
+    columns = [str(c) for c in frame.columns]
+    for column in filter(None, (text_column, pair_column)):
+        if column not in columns:
+            raise unknown_name("column", column, columns, where=f"'{source}'")
+    rows = frame.dropna(subset=[text_column])
+    texts = rows[text_column].astype(str).tolist()
+    pairs: list[str | None] = [None] * len(texts)
+    if pair_column:
+        pairs = rows[pair_column].astype(str).tolist()
+    found = [(t, p) for t, p in zip(texts, pairs, strict=True) if t.strip()]
+    if not found:
+        raise StatisticsError(f"'{source}' holds no text in column '{text_column}'.")
+    return found
+
+
+def sample_texts(
+    texts: Sequence[tuple[str, str | None]], samples: int, seed: int
+) -> list[tuple[str, str | None]]:
+    """A seeded sample without replacement, all of them when there are fewer."""
+    order = random.Random(seed).sample(range(len(texts)), min(samples, len(texts)))
+    return [texts[i] for i in order]
+
+
+def batches(
+    texts: Sequence[tuple[str, str | None]],
+    tokenizer: Any,
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+) -> Iterator[dict[str, Any]]:
+    """Padded batches of model inputs, texts of like length together."""
+    encoded = [
+        tokenizer(text, pair, truncation=True, max_length=max_length) for text, pair in texts
+    ]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        piece = [encoded[i] for i in order[start : start + batch_size]]
+        yield dict(tokenizer.pad(piece, return_tensors="pt"))
