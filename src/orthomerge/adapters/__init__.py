@@ -15,8 +15,10 @@ from orthomerge.adapters.initialise import (
     check_statistics,
     freeze_A,
     initialize_osrm_weights,
+    load_trainable,
     lora_layers,
     new_lora,
+    save_start,
     unit_rows,
 )
 from orthomerge.adapters.merge import merge_adapters, save_merged
@@ -32,12 +34,14 @@ __all__ = [
     "freeze_A",
     "head_of",
     "initialize_osrm_weights",
+    "load_trainable",
     "lora_layers",
     "merge_adapters",
     "new_lora",
     "read_adapter",
     "require_same_base",
     "save_merged",
+    "save_start",
     "unit_rows",
     "write_adapter",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from orthomerge.adapters.config import OsrmConfig
+from orthomerge.adapters.files import WEIGHTS
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.features import (
     Statistics,
@@ -19,7 +22,7 @@ from orthomerge.features import (
     target_layers,
     trunk,
 )
-from orthomerge.files import derive_seed
+from orthomerge.files import atomic_path, derive_seed
 from orthomerge.subspace import Subspace, get_solver
 
 ADAPTER = "default"
@@ -109,7 +112,8 @@ def initialize_osrm_weights(
     config = config or OsrmConfig()
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
-    for index, item in enumerate([*others, *([own] if own else [])]):
+    everyone = [*others, own] if own is not None else list(others)
+    for index, item in enumerate(everyone):
         check_statistics(peft_model, item, f"statistics {index + 1}")
         item.require_match(others[0], mine=f"statistics {index + 1}", theirs="statistics 1")
         if item.meta.granularity != config.granularity:
@@ -130,7 +134,7 @@ def initialize_osrm_weights(
             solved[key] = solver(
                 combined_moment(others, name, config.weights),
                 A.shape[0],
-                own=own.second_moment(name) if own else None,
+                own=own.second_moment(name) if own is not None else None,
                 seed=derive_seed(config.seed, owner),
                 **config.options,
             )
@@ -156,6 +160,26 @@ def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
     """Hold every `A` where it is; `B` and the head go on training."""
     for layer in lora_layers(peft_model, adapter_name).values():
         layer.lora_A[adapter_name].weight.requires_grad_(False)
+
+
+def save_start(peft_model: PeftModel, folder: str | Path) -> Path:
+    """Write a start as a PEFT folder of factors alone: the head is the trainer's to make.
+
+    It loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with any
+    number of labels.
+    """
+    state = get_peft_model_state_dict(peft_model)
+    factors = {k: v.contiguous() for k, v in state.items() if ".lora_" in k}
+    with atomic_path(folder) as path:
+        path.mkdir()
+        save_file(factors, path / WEIGHTS, metadata={"format": "pt"})
+        peft_model.peft_config[ADAPTER].save_pretrained(str(path))
+    return Path(folder)
+
+
+def load_trainable(model: Any, folder: str | Path) -> PeftModel:
+    """A base model with the adapter of `folder` on it, ready to train."""
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
 
 def captured(chosen: Mapping[str, Subspace]) -> dict[str, dict[str, float | None]]:

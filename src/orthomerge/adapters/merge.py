@@ -78,6 +78,7 @@ def save_merged(
     rank: int | None = None,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write a merged adapter: PEFT folder, model card, `merge.json`, and each task's head.
 
@@ -86,7 +87,7 @@ def save_merged(
     """
     layers = {name: as_factors(update, rank) for name, update in merged.layers.items()}
     method = get_method(merged.method)
-    names = _distinct_names(adapters)
+    names = list(names) if names is not None else _distinct_names(adapters)
     record = {
         "method": merged.method,
         "paper": method.paper,

@@ -1,0 +1,64 @@
+"""What a run reports while it works; the command line draws it, tests and scripts ignore it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from orthomerge.rows import ResultRow
+
+
+class Reporter(Protocol):
+    """Told of every stage, every step in it, and every row."""
+
+    def total(self, units: int) -> None:
+        """The size of the whole run, in units of one evaluation."""
+        ...
+
+    def advance(self, units: int) -> None:
+        """Units done."""
+        ...
+
+    def stage(self, description: str) -> None:
+        """A piece of work begins."""
+        ...
+
+    def step(self, done: int, of: int) -> None:
+        """Where the piece stands."""
+        ...
+
+    def row(self, row: ResultRow) -> None:
+        """A result."""
+        ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def total(self, units: int) -> None:
+        """Ignored."""
+
+    def advance(self, units: int) -> None:
+        """Ignored."""
+
+    def stage(self, description: str) -> None:
+        """Ignored."""
+
+    def step(self, done: int, of: int) -> None:
+        """Ignored."""
+
+    def row(self, row: ResultRow) -> None:
+        """Ignored."""
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's wall time to `seconds[stage]`."""
+    import time
+
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

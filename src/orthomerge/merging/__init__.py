@@ -1,0 +1,49 @@
+"""Merge LoRA adapters from their factors: a registry of pure functions, one idea a file."""
+
+from orthomerge.merging.merge import MergedUpdate, layer_seed, merge_layers
+from orthomerge.merging.registry import MergeMethod, get_method, list_methods, register
+
+# Registration happens on import; the order here is the order of `list_methods`.
+# isort: off
+from orthomerge.merging.linear import linear
+from orthomerge.merging.task_arithmetic import task_arithmetic
+from orthomerge.merging.svd import svd
+from orthomerge.merging.ties import ties
+from orthomerge.merging.dare import dare_linear, dare_ties
+from orthomerge.merging.magnitude_prune import magnitude_prune
+from orthomerge.merging.breadcrumbs import breadcrumbs
+from orthomerge.merging.della import della
+from orthomerge.merging.sce import sce
+from orthomerge.merging.slerp import slerp
+from orthomerge.merging.model_stock import model_stock
+from orthomerge.merging.tsv_m import tsv_m
+from orthomerge.merging.iso_c import iso_c
+from orthomerge.merging.knots_ties import knots_ties
+from orthomerge.merging.core_space import core_space
+# isort: on
+
+__all__ = [
+    "MergeMethod",
+    "MergedUpdate",
+    "breadcrumbs",
+    "core_space",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "get_method",
+    "iso_c",
+    "knots_ties",
+    "layer_seed",
+    "linear",
+    "list_methods",
+    "magnitude_prune",
+    "merge_layers",
+    "model_stock",
+    "register",
+    "sce",
+    "slerp",
+    "svd",
+    "task_arithmetic",
+    "ties",
+    "tsv_m",
+]

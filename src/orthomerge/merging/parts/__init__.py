@@ -1,0 +1,1 @@
+"""Shared parts of the methods: option checks, sparsifiers, consensus, the space of a merge."""

@@ -1,0 +1,65 @@
+"""Singular bases of updates kept in factors: the dense update is never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.factors import LoraFactors
+
+
+def numerical_rank(values: Float[Tensor, " k"], size: int, dtype: torch.dtype) -> int:
+    """How many singular values exceed `σ_max · size · eps(dtype)`; dtype is the data's own."""
+    if not len(values):
+        return 0
+    return int((values > values[0] * size * torch.finfo(dtype).eps).sum())
+
+
+def thin_svd(
+    factors: LoraFactors,
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "k d_in"]]:
+    """`ΔW = U diag(s) Vh` with the null directions left out, in float64.
+
+    Thin QR of both factors, then an SVD of their rank: O((d_in + d_out) r² + r³).
+    """
+    Qb, Rb = torch.linalg.qr(factors.B.double())
+    Qa, Ra = torch.linalg.qr(factors.A.double().T)
+    U, s, Vh = torch.linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
+    k = numerical_rank(s, max(factors.shape), factors.A.dtype)
+    return Qb @ U[:, :k], s[:k], Vh[:k] @ Qa.T
+
+
+def column_basis(matrix: Float[Tensor, "d r"]) -> Float[Tensor, "d k"]:
+    """The left singular vectors of the non-zero singular values, in float64. O(d r²)."""
+    U, s, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return U[:, : numerical_rank(s, max(matrix.shape), matrix.dtype)]
+
+
+def polar(matrix: Float[Tensor, "d k"], dtype: torch.dtype) -> Float[Tensor, "d k"]:
+    """The nearest matrix with orthonormal columns, `P Qᵀ` of `P S Qᵀ` (orthogonal Procrustes).
+
+    Directions with no singular value (columns given twice) are left out, not completed at random.
+    O(d k²).
+    """
+    P, s, Qh = torch.linalg.svd(matrix, full_matrices=False)
+    k = numerical_rank(s, max(matrix.shape), dtype)
+    return P[:, :k] @ Qh[:k]
+
+
+def nonzero(
+    factors: Sequence[LoraFactors], weights: Sequence[float]
+) -> tuple[list[LoraFactors], list[float]]:
+    """The adapters whose update here is not zero for want of an A or a B, with their weights."""
+    pairs = [
+        (f, w) for f, w in zip(factors, weights, strict=True) if bool(f.A.any()) and bool(f.B.any())
+    ]
+    return [f for f, _ in pairs], [w for _, w in pairs]
+
+
+def zero_like(factors: LoraFactors) -> LoraFactors:
+    """The zero update of the same shape, of rank 1."""
+    d_out, d_in = factors.shape
+    return LoraFactors(factors.A.new_zeros(1, d_in), factors.B.new_zeros(d_out, 1))

@@ -1,0 +1,76 @@
+"""Sparsifiers: which entries of one update survive."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def trim(update: Float[Tensor, " ..."], density: float) -> Float[Tensor, " ..."]:
+    """Keep the ⌊density · n⌋ entries of largest magnitude, zero the others. O(n log n).
+
+    The trim step of TIES (Yadav et al. 2023, arXiv 2306.01708).
+    """
+    if density >= 1:
+        return update
+    flat = update.abs().flatten()
+    kept = torch.topk(flat, int(density * flat.numel())).indices
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[kept] = True
+    return torch.where(mask.view_as(update), update, torch.zeros_like(update))
+
+
+def random_drop(
+    update: Float[Tensor, " ..."], density: float, generator: torch.Generator | None
+) -> Float[Tensor, " ..."]:
+    """Keep each entry with probability `density`, rescaled by 1/density: unbiased. O(n).
+
+    Drop-and-rescale of DARE (Yu et al. 2023, arXiv 2311.03099; its drop rate is 1 - density). The
+    mask is drawn in float32 on the generator's device (CPU for None), whatever the update's.
+    """
+    if density >= 1:
+        return update
+    keep = bernoulli(torch.full(update.shape, density, dtype=torch.float32), generator)
+    return update * keep.to(update) / density
+
+
+def bernoulli(
+    probability: Float[Tensor, " ..."], generator: torch.Generator | None
+) -> Float[Tensor, " ..."]:
+    """A 0/1 draw for each probability, made on the generator's device (CPU for None)."""
+    device = torch.device("cpu") if generator is None else generator.device
+    return torch.bernoulli(probability.to(device), generator=generator)
+
+
+def band(update: Float[Tensor, " ..."], density: float, gamma: float) -> Float[Tensor, " ..."]:
+    """Drop the ⌊gamma · n⌋ largest magnitudes, keep the next ⌊density · n⌋. O(n log n).
+
+    The mask of Model Breadcrumbs (Davari & Belilovsky 2023, arXiv 2312.06795).
+    """
+    flat = update.abs().flatten()
+    order = flat.argsort(descending=True, stable=True)
+    top = int(gamma * len(flat))
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[order[top : top + int(density * len(flat))]] = True
+    return torch.where(mask.view_as(update), update, torch.zeros_like(update))
+
+
+def magprune(
+    update: Float[Tensor, "rows columns"],
+    density: float,
+    epsilon: float,
+    generator: torch.Generator | None,
+) -> Float[Tensor, "rows columns"]:
+    """Keep an entry with a probability that grows with its magnitude, rescaled by its inverse.
+
+    In each row the keep probability runs linearly by rank of magnitude from density - ε/2 to
+    density + ε/2: unbiased. The MAGPRUNE step of DELLA (Deep et al. 2024, arXiv 2406.11617).
+    O(n log n).
+    """
+    if density >= 1:
+        return update
+    ranks = update.abs().argsort(dim=1, stable=True).argsort(dim=1).float()
+    steps = max(update.shape[1] - 1, 1)
+    keep = density + epsilon * (ranks / steps - 0.5)
+    return update * bernoulli(keep, generator).to(update) / keep.to(update)

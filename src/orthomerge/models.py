@@ -1,0 +1,110 @@
+"""Loading base models and tokenizers: quietly, safetensors only, heads drawn under a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from orthomerge.errors import AssetError
+from orthomerge.files import fingerprint
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers without its load reports and bars, for the length of a block."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _said_plainly(model_id: str) -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError) as problem:
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
+
+
+def load_trunk(path: str, *, revision: str | None = None) -> Any:
+    """The model without a head, for statistics.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path):
+        return AutoModel.from_pretrained(path, revision=revision, use_safetensors=True)
+
+
+def load_classifier(
+    path: str,
+    *,
+    num_labels: int,
+    regression: bool = False,
+    seed: int = 0,
+    revision: str | None = None,
+) -> Any:
+    """The model with a sequence-classification head whose new weights are drawn under `seed`.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            revision=revision,
+            use_safetensors=True,
+            num_labels=num_labels,
+            problem_type="regression" if regression else "single_label_classification",
+        )
+    model.config.name_or_path = path
+    return model
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """The tokenizer; a missing padding token becomes the end token, as decoders need.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of vocabulary and special tokens: equal hashes cut texts alike."""
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    return fingerprint({"vocabulary": tokenizer.get_vocab(), "special": special})
+
+
+def load_config(path: str) -> Any:
+    """The model's configuration alone.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path):
+        return AutoConfig.from_pretrained(path)
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[tuple[str, str | None]], max_length: int
+) -> list[dict[str, Any]]:
+    """Token ids of texts or pairs, cut to `max_length`, not yet padded."""
+    return [dict(tokenizer(t, p, truncation=True, max_length=max_length)) for t, p in texts]

@@ -1,0 +1,113 @@
+"""One task trained by the Transformers Trainer, from a start folder to an adapter folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+from orthomerge.adapters import freeze_A, load_trainable
+from orthomerge.errors import OrthomergeError
+from orthomerge.files import atomic_path, write_json
+from orthomerge.models import encode, quiet
+from orthomerge.tasks import Row
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The paper's defaults, sized for a small encoder (AdamW, linear schedule, 6 % warm-up)."""
+
+    epochs: float = 3.0
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.06
+    max_length: int = 48
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._report(state.global_step, state.max_steps)
+
+
+def train_adapter(
+    model: Any,
+    start: str | Path,
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    regression: bool,
+    settings: TrainingSettings,
+    constraint: str = "init",
+    seed: int = 0,
+    output: str | Path,
+    record: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
+
+    `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A where the start put it. The order of the rows is drawn under
+    `seed`; batches are grouped by length. `record` is kept beside the weights as `training.json`,
+    together with the losses.
+
+    Raises:
+        OrthomergeError: the loss is not finite (the learning rate is too high).
+    """
+    peft_model = load_trainable(model, start)
+    if constraint == "freeze":
+        freeze_A(peft_model)
+    encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
+    for features, row in zip(encoded, rows, strict=True):
+        features["labels"] = float(row.label) if regression else int(row.label)
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            # A value below one is a share of all steps.
+            warmup_steps=settings.warmup,
+            lr_scheduler_type="linear",
+            optim="adamw_torch",
+            train_sampling_strategy="group_by_length",
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(
+            model=peft_model,
+            args=arguments,
+            train_dataset=encoded,  # pyright: ignore[reportArgumentType]  (a list is a dataset)
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[_Progress(progress)] if progress else None,
+        )
+        _silence_printing(trainer)
+        trainer.train()
+    losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    if any(loss != loss or abs(loss) == float("inf") for _, loss in losses):
+        raise OrthomergeError(
+            f"training from '{start}' gave a loss that is not finite: lower the learning rate "
+            f"({settings.learning_rate:g})."
+        )
+    peft_model.peft_config["default"].inference_mode = True
+    with atomic_path(output) as folder:
+        peft_model.save_pretrained(str(folder))
+        write_json(folder / "training.json", {**(record or {}), "losses": losses})
+    return Path(output)
+
+
+def _silence_printing(trainer: Trainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
