@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
-from orthomerge.errors import AssetError
+from orthomerge.errors import AssetError, unknown_name
 from orthomerge.files import fingerprint
 
 
@@ -93,14 +99,22 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return fingerprint({"vocabulary": tokenizer.get_vocab(), "special": special})
 
 
-def load_config(path: str) -> Any:
-    """The model's configuration alone.
+_AUTO = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
+
+
+def load_for(path: str, task_type: str, *, num_labels: int = 2, seed: int = 0) -> Any:
+    """The model with the head that PEFT's `task_type` is for, so that layers have its names.
 
     Raises:
         AssetError: nothing loadable at `path`.
+        UnknownNameError: a task type that cannot be started here.
     """
+    if task_type == "SEQ_CLS":
+        return load_classifier(path, num_labels=num_labels, regression=num_labels == 1, seed=seed)
+    if task_type not in _AUTO:
+        raise unknown_name("task type", task_type, ["SEQ_CLS", *_AUTO])
     with _said_plainly(path):
-        return AutoConfig.from_pretrained(path)
+        return _AUTO[task_type].from_pretrained(path, use_safetensors=True)
 
 
 def encode(

@@ -53,9 +53,9 @@ def train_adapter(
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
-    `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A where the start put it. The order of the rows is drawn under
-    `seed`; batches are grouped by length. `record` is kept beside the weights as `training.json`,
-    together with the losses.
+    `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A
+    where the start put it. The order of the rows is drawn under `seed`; batches are grouped by
+    length. `record` is kept beside the weights as `training.json`, together with the losses.
 
     Raises:
         OrthomergeError: the loss is not finite (the learning rate is too high).

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
@@ -203,6 +202,18 @@ def _ends_suffice(layers: Mapping[str, Any]) -> bool:
     return len(layers) == len(ends) * len(blocks)
 
 
-def head_of(adapter: Adapter) -> dict[str, Tensor]:
-    """The head's weights by their name in the model; empty where the adapter has none."""
-    return {k: v.to(torch.float32) for k, v in adapter.modules.items()}
+def read_head(path: str | Path) -> dict[str, Tensor]:
+    """A task's head, from a `heads/<task>.safetensors` or from the task's own adapter folder.
+
+    Raises:
+        AdapterError: neither of the two, or a file that is not safetensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_adapter(path).modules
+    if path.suffix != HEAD or not path.is_file():
+        raise AdapterError(f"no head at '{path}': name an adapter folder or a {HEAD} file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise AdapterError(f"'{path}' cannot be read as a head: {problem}.") from problem

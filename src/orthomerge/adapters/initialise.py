@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import nn
 
 from orthomerge.adapters.config import OsrmConfig
-from orthomerge.adapters.files import WEIGHTS
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.features import (
     Statistics,
@@ -163,17 +161,14 @@ def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
 
 
 def save_start(peft_model: PeftModel, folder: str | Path) -> Path:
-    """Write a start as a PEFT folder of factors alone: the head is the trainer's to make.
+    """Write a start as an ordinary PEFT folder, the fresh head of a classifier with it.
 
-    It loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with any
-    number of labels.
+    PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
+    loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
+    many labels.
     """
-    state = get_peft_model_state_dict(peft_model)
-    factors = {k: v.contiguous() for k, v in state.items() if ".lora_" in k}
     with atomic_path(folder) as path:
-        path.mkdir()
-        save_file(factors, path / WEIGHTS, metadata={"format": "pt"})
-        peft_model.peft_config[ADAPTER].save_pretrained(str(path))
+        peft_model.save_pretrained(str(path))
     return Path(folder)
 
 

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from orthomerge.assets import resolve_model
 
 from orthomerge.adapters import (
     OsrmConfig,
@@ -29,6 +29,7 @@ from orthomerge.adapters import (
     save_start,
     unit_rows,
 )
+from orthomerge.assets import resolve_model
 from orthomerge.errors import OrthomergeError, RecipeError, SubspaceError
 from orthomerge.evaluation import Evaluator, Update, score
 from orthomerge.experiment.progress import Reporter, Silent, timed
@@ -130,6 +131,7 @@ class Run:
             "start": arm.start,
             "options": arm.options,
             "seed": seed if arm.seed_policy == "shared" else [seed, task],
+            "head": [seed, task, *self._head(task)],
         }
         if arm.solver:
             depends["others"] = [
@@ -326,7 +328,7 @@ class Run:
         arm, about = self.recipe.arms[name], self._tasks[task]
         truth = [r.label for r in rows]
         metrics = score(about.kind, predictions, truth, labels)
-        constant = score(about.kind, majority(self.data[task].train, rows), truth, labels)
+        constant = score(about.kind, np.full(len(rows), majority(self.data[task].train, about.kind)), truth, labels)
         row = ResultRow(
             task=task,
             arm=name,
@@ -497,7 +499,8 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout as problem:
             raise OrthomergeError(
-                f"another run is at work in '{self.output}': wait for it or choose another --output."
+                f"another run is at work in '{self.output}': wait for it, or choose another "
+                "--output."
             ) from problem
         try:
             if (self.output / ROWS).is_file():

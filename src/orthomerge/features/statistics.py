@@ -138,6 +138,18 @@ class Statistics:
             ) from problem
         return cls(moments=moments, layers=layers, meta=meta)
 
+    def require_model(self, sha256: str, model_id: str, *, name: str) -> None:
+        """Refuse statistics of another model's weights.
+
+        Raises:
+            StatisticsError: the hash of the weights differs.
+        """
+        if self.meta.model_sha256 not in (None, sha256):
+            raise StatisticsError(
+                f"{name} was collected on '{self.meta.model_id}', whose weights are not those of "
+                f"'{model_id}': collect it on this model."
+            )
+
     def require_match(self, other: Statistics, *, mine: str, theirs: str) -> None:
         """Refuse to use two statistics together that do not describe the same layers.
 

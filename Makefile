@@ -1,0 +1,40 @@
+# One verb a wish; each makes what it needs. PYTHON picks the interpreter of the environment.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-all lint types imports check setup clean
+
+demo: $(STAMP)            ## the main job on real input, ends with a table and a page
+	$(BIN)/orthomerge demo --output runs/demo
+
+test: $(STAMP)            ## the test suite
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)        ## the test suite with the slow tests
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)            ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)           ## types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(STAMP)         ## imports go one way
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+setup: $(STAMP)
+
+# torch comes first and pinned, so that nothing else chooses a build for it.
+$(STAMP): pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,76 @@
+"""Progress for a person at a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from orthomerge.rows import ResultRow
+
+
+class RunProgress:
+    """Two bars, the run's and the current piece's; without a terminal a line a stage."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._live = console.is_terminal and not quiet
+        self._plain = not console.is_terminal and not quiet
+        self._last_line = ""
+        self._progress = Progress(
+            TextColumn("{task.description}", table_column=None),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._run = self._progress.add_task("[bold]whole run", total=None)
+        self._piece = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> RunProgress:
+        """Begin drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def total(self, units: int) -> None:
+        """The size of the run."""
+        self._progress.update(self._run, total=units)
+
+    def advance(self, units: int) -> None:
+        """Units done."""
+        self._progress.advance(self._run, units)
+
+    def stage(self, description: str) -> None:
+        """A piece of work begins."""
+        self._progress.reset(self._piece, description=description, total=None)
+        if self._plain and description != self._last_line:
+            self._console.print(description, highlight=False)
+            self._last_line = description
+
+    def step(self, done: int, of: int) -> None:
+        """Where the piece stands."""
+        self._progress.update(self._piece, completed=done, total=of)
+
+    def row(self, row: ResultRow) -> None:
+        """A result; the table at the end shows them all."""

@@ -1,0 +1,1 @@
+"""Recipes that come along; `orthomerge run demo.yaml` finds them by name."""

@@ -1,0 +1,60 @@
+"""Tasks: eight that need no model hub, GLUE's eight, and the user's own files."""
+
+from __future__ import annotations
+
+from orthomerge.errors import unknown_name
+from orthomerge.tasks import (
+    acceptability,
+    glue,
+    headline,
+    next_sentence,
+    party,
+    pleasantness,
+    role,
+    same_movie,
+    sentiment,
+    similarity,
+    subjectivity,
+    synonyms,
+    topic,
+)
+from orthomerge.tasks.from_file import SUFFIXES, from_file
+from orthomerge.tasks.task import Row, Task, TaskData, majority
+
+__all__ = ["Row", "Task", "TaskData", "from_file", "get_task", "list_tasks", "majority"]
+
+_TASKS: tuple[Task, ...] = (
+    acceptability.TASK,
+    headline.TASK,
+    next_sentence.TASK,
+    party.TASK,
+    pleasantness.TASK,
+    role.TASK,
+    same_movie.TASK,
+    sentiment.TASK,
+    similarity.TASK,
+    subjectivity.TASK,
+    synonyms.TASK,
+    topic.TASK,
+    *glue.TASKS,
+)
+
+
+def list_tasks() -> list[Task]:
+    """Every named task: the ones that need no hub, then GLUE's."""
+    return list(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, or the task of the table at the path `name`.
+
+    Raises:
+        UnknownNameError: no task of that name; the message lists the names and the nearest.
+        TaskError: a path to a table that cannot be read as a task.
+    """
+    if name.endswith(SUFFIXES):
+        return from_file(name)
+    for task in _TASKS:
+        if task.name == name:
+            return task
+    raise unknown_name("task", name, [task.name for task in _TASKS])

@@ -1,0 +1,114 @@
+"""A task from a user's own table: CSV, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orthomerge.errors import TaskError
+from orthomerge.files import file_sha256
+from orthomerge.tasks.corpora import Pools, draw
+from orthomerge.tasks.task import Row, Task
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+TEST_SHARE = 0.3
+
+
+def from_file(
+    path: str | Path,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    label_column: str = "label",
+    name: str | None = None,
+) -> Task:
+    """The task of a table: words, whole numbers and truth values are classes, fractions a value.
+
+    Whole numbers are classes if there are at most 20 different ones. The classes are in sorted
+    order. 30 % of the rows are the test pool, by a fixed draw; rows with one text stay on one
+    side, and of rows with equal texts (and pairs) the first is kept. A column called "pair"
+    is the second text if `pair_column` is not given.
+
+    Raises:
+        TaskError: the file cannot be read as its suffix says, lacks a column, or has empty cells.
+    """
+    path = Path(path).expanduser()
+    table = _read(path)
+    if pair_column is None and "pair" in table.columns:
+        pair_column = "pair"
+    for column in (text_column, label_column, *([pair_column] if pair_column else [])):
+        if column not in table.columns:
+            raise TaskError(
+                f"'{path}' has no column '{column}': it has {', '.join(map(str, table.columns))}."
+            )
+        empty = int(table[column].isna().sum())
+        if empty:
+            raise TaskError(f"'{path}' has {empty} empty cells in column '{column}': fill them.")
+    texts = [str(t) for t in table[text_column]]
+    pairs = [str(t) for t in table[pair_column]] if pair_column else [None] * len(texts)
+    values, labels = _labels(table[label_column].tolist(), path, label_column)
+    rows = [Row(*row) for row in zip(texts, pairs, values, strict=True)]
+    return Task(
+        name=name or str(path),
+        title=name or path.stem,
+        kind="classification" if labels else "regression",
+        labels=labels,
+        metric="accuracy" if labels else "pearson_spearman",
+        source=str(path),
+        licence="the user's own",
+        made=f"Rows of a file (SHA-256 {file_sha256(path)[:12]}…), 30 % of them for the test.",
+        pair=pair_column is not None,
+        pools=partial(_split, tuple(rows)),
+    )
+
+
+def _read(path: Path) -> Any:
+    import pandas as pd
+
+    if path.suffix not in SUFFIXES:
+        raise TaskError(f"'{path}' is no table: its name must end in {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        raise TaskError(f"there is no file '{path}' to make a task of.")
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        return pd.read_parquet(path)
+    except (ValueError, OSError, UnicodeError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
+        raise TaskError(f"'{path}' cannot be read as {path.suffix}: {reason}.") from problem
+
+
+def _labels(
+    raw: list[Any], path: Path, column: str
+) -> tuple[list[int] | list[float], tuple[str, ...]]:
+    """The labels as class indices with their names, or as floats with no names."""
+    if not raw:
+        raise TaskError(f"'{path}' has no rows.")
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in raw)
+    if numeric:
+        if not all(math.isfinite(v) for v in raw):
+            raise TaskError(f"column '{column}' of '{path}' has values that are not finite.")
+        whole = all(isinstance(v, int) for v in raw)
+        if not whole or len(set(raw)) > 20:
+            return [float(v) for v in raw], ()
+    classes = sorted(set(raw)) if numeric else sorted({str(v) for v in raw})
+    index = {value: i for i, value in enumerate(classes)}
+    return [index[v if numeric else str(v)] for v in raw], tuple(str(c) for c in classes)
+
+
+def _split(rows: tuple[Row, ...]) -> Pools:
+    pools: Pools = {"train": [], "test": []}
+    seen: set[tuple[str, str | None]] = set()
+    for row in rows:
+        if (row.text, row.pair) in seen:
+            continue
+        seen.add((row.text, row.pair))
+        test = draw("from_file", row.text).random() < TEST_SHARE
+        pools["test" if test else "train"].append(row)
+    return pools

@@ -1,0 +1,70 @@
+"""Tiny models and texts that every test can share; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+)
+
+WORDS = (
+    "the a film plot good bad fun dull slow bright dark story love war king queen city night day "
+    "house river runs sings falls wins loses and or not very quite never always old new red blue"
+).split()
+
+
+def tiny_bert(labels: int = 2, seed: int = 0, layers: int = 2) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=5 + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        num_labels=labels,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    """A model folder as a user would have it: config, safetensors, tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_bert().bert.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for _ in range(count):
+        length = int(torch.randint(3, 12, (1,), generator=generator))
+        picks = torch.randint(len(WORDS), (length,), generator=generator).tolist()
+        texts.append(" ".join(WORDS[i] for i in picks))
+    return texts
+
+
+def write_task(path: Path, count: int = 120, seed: int = 0, regression: bool = False) -> Path:
+    """A task file whose label can be read off the text: does it hold an even number of words?"""
+    rows = []
+    for text in make_texts(count, seed):
+        label = float(len(text.split())) + 0.5 if regression else "ab"[text < "h"]
+        rows.append({"text": text, "label": label})
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return path
