@@ -1,8 +1,8 @@
-"""Acceptability: has a sentence its words in order?
+"""Acceptability: are the words of a sentence in order?
 
-Plot sentences of films; in one half of them two words next to each other are exchanged, once for
-every ten words. Each sentence is used once, as it is or changed. Split by movie. Licence of the
-package that carries them: Apache-2.0.
+Plot sentences of films; in one half of them the words between the first and the last are shuffled.
+Each sentence is used once, as it is or shuffled. Split by movie. Licence of the package that
+carries them: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -22,28 +22,27 @@ from orthomerge.tasks.corpora import (
 from orthomerge.tasks.task import Row, Task
 
 
-def exchanged(sentence: str) -> str:
-    """The sentence with two of its words exchanged, neither the first nor the last."""
-    words = sentence.split()
+def shuffled(sentence: str) -> str:
+    """The sentence with the words between its first and its last in a drawn other order."""
+    first, *inner, last = sentence.split()
+    mixed = list(inner)
     rng = draw("acceptability", sentence)
-    while " ".join(words).lower() == sentence.lower():
-        i, j = rng.sample(range(1, len(words) - 1), 2)
-        words[i], words[j] = words[j], words[i]
-    return " ".join(words)
+    for _ in range(10):  # equal words may hide a shuffle
+        rng.shuffle(mixed)
+        if mixed != inner:
+            break
+    return " ".join([first, *mixed, last])
 
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
-    """Sentences of 6 to 20 words: two words exchanged (0) or as they are (1)."""
+    """Sentences of 6 to 16 words: shuffled (0) or as they are (1)."""
     rows = []
     for item in movie_texts():
-        if item.kind != "plot":
-            continue
-        for sentence in sentences(item.text, 6, 20):
+        for sentence in sentences(item.text, 6, 16) if item.kind == "plot" else ():
             intact = draw("acceptability", "intact", sentence).random() < 0.5
-            rows.append(
-                (item.group, Row(sentence if intact else exchanged(sentence), None, int(intact)))
-            )
+            text = sentence if intact else shuffled(sentence)
+            rows.append((item.group, Row(text, None, int(intact))))
     return balanced(by_split(rows), "acceptability")
 
 
@@ -51,11 +50,11 @@ TASK = Task(
     name="acceptability",
     title="Words in order",
     kind="classification",
-    labels=("exchanged", "intact"),
+    labels=("shuffled", "intact"),
     metric="matthews",
     source=SOURCE + "rotten_tomatoes_corpus_full.csv.bz2",
     licence=LICENCE,
-    made="Plot sentences, two words of every second one exchanged, split by movie.",
+    made="Plot sentences, the inner words of every second one shuffled, split by movie.",
     pair=False,
     pools=pools,
 )

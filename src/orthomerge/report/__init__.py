@@ -1,0 +1,32 @@
+"""Tables, figures and one self-contained page from result rows alone; no model is loaded."""
+
+from orthomerge.report.figures import task_figure, weight_figure
+from orthomerge.report.page import build_report
+from orthomerge.report.tables import (
+    Arm,
+    Cell,
+    Column,
+    Score,
+    Selection,
+    Summary,
+    csv_table,
+    markdown_table,
+    summarize,
+)
+from orthomerge.report.text import summary_table
+
+__all__ = [
+    "Arm",
+    "Cell",
+    "Column",
+    "Score",
+    "Selection",
+    "Summary",
+    "build_report",
+    "csv_table",
+    "markdown_table",
+    "summarize",
+    "summary_table",
+    "task_figure",
+    "weight_figure",
+]

@@ -1,0 +1,74 @@
+"""The headline table for the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from orthomerge.report.tables import PLAIN, Arm, Column, Summary, percent, summarize
+from orthomerge.rows import SINGLE, ResultRow
+
+# Up to this many arms stand beside each other; more stand below each other, in narrow columns.
+ARMS_ABREAST = 5
+
+
+def summary_table(rows: Iterable[ResultRow]) -> Table:
+    """Mean score × 100 over tasks for every arm and merge, the best of each merge bold."""
+    summary = summarize(rows)
+    tasks, seeds = len(summary.tasks), summary.seeds
+    table = Table(
+        title=f"Mean score × 100 over {tasks} task{'' if tasks == 1 else 's'}",
+        caption=_caption(summary),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    best = {c: summary.best(c) for c in summary.columns}
+
+    def shown(arm: Arm, column: Column, *, narrow: bool) -> Text:
+        score = summary.cell(arm, column).score
+        if score is None:
+            return Text("–", style="dim")
+        style = "bold green" if arm.name in best[column] else ""
+        text = Text(percent(score.mean), style=style)
+        if score.spread is not None:
+            text.append(f"{chr(10) if narrow else ' '}±{percent(score.spread)}", style="dim")
+        return text
+
+    if len(summary.arms) <= ARMS_ABREAST:
+        table.add_column("merge", no_wrap=False, overflow="fold")
+        for arm in summary.arms:
+            table.add_column(Text(arm.name), justify="right", overflow="fold")
+        group = None
+        for column in summary.columns:
+            kind = column.method if column.method in (SINGLE, PLAIN) else "other"
+            if group not in (None, kind):
+                table.add_section()
+            group = kind
+            cells = [shown(arm, column, narrow=False) for arm in summary.arms]
+            table.add_row(Text(column.label), *cells)
+        return table
+    table.padding = (0, 1, 0, 0)
+    table.add_column("arm", overflow="fold", min_width=12)
+    for column in summary.columns:
+        name = re.sub(r"_(?=.)|, | (?=[×(])", lambda sign: f"{sign[0].strip()}\n", column.label)
+        table.add_column(Text(name), justify="right", overflow="fold", min_width=5, max_width=7)
+    for arm in summary.arms:
+        table.add_row(Text(arm.name), *(shown(arm, c, narrow=seeds > 1) for c in summary.columns))
+    return table
+
+
+def _caption(summary: Summary) -> Text:
+    seeds = summary.seeds
+    text = "± is the standard deviation over seeds." if seeds > 1 else "One seed: no spread."
+    if summary.floor is not None:
+        text += f" A constant answer scores {percent(summary.floor)}."
+    if summary.notices:
+        text += f" {summary.notices[0]}"
+        if len(summary.notices) > 1:
+            text += f" (and {len(summary.notices) - 1} more notices on the page)"
+    return Text(text if seeds else "Nothing is scored on every task yet.", style="dim")
