@@ -94,7 +94,7 @@
     const layout = figure.layout;
     const names = figure.data.filter((t) => t.showlegend !== false).map((t) => t.name.length);
     const small = width < 640;
-    const entry = 48 + 7 * Math.max(6, ...names);
+    const entry = small ? 42 + 6 * Math.max(6, ...names) : 48 + 7 * Math.max(6, ...names);
     const lines = Math.ceil(names.length / Math.max(1, Math.floor((width - 40) / entry)));
     const plot = small ? 300 : 380, below = layout.xaxis2 ? 58 : 36;
     layout.margin = { l: small ? 44 : 58, r: 10, t: 34, b: below + 20 * lines };

@@ -112,7 +112,7 @@ def _render(
         single=SINGLE,
         sum=PLAIN,
         notices=notices,
-        figures={key: figure.layout.meta for key, figure in figures.items()},
+        figures={key: figure["layout"]["meta"] for key, figure in figures.items()},
         shade=lambda value: _shade(value, shares),
         swatch=_swatch,
         bests={c: summary.best(c) for c in summary.columns},

@@ -391,50 +391,54 @@ def markdown_table(rows: Iterable[ResultRow]) -> str:
 
 
 def headline(summary: Summary) -> list[str]:
-    """What the numbers say, in one to three plain sentences; arm names stand in backquotes."""
-    count = len(summary.tasks)
+    """What the numbers say, in one to three plain sentences; names stand in backquotes.
+
+    It sets the arm with the best merge against PEFT's own start, or else against the next best.
+    """
+    tasks = len(summary.tasks)
     column = summary.plain
     if column is None:
-        scored = [(a, s) for a in summary.arms if (s := summary.cell(a, summary.single).score)]
-        if not scored:
-            return ["No arm has been scored on every task yet."]
-        arm, score = max(scored, key=lambda pair: pair[1].mean)
-        return [
-            f"No merge scored yet. Alone, the adapters of `{arm.name}` score {score} on average."
+        alone = [
+            (s.mean, a, s) for a in summary.arms if (s := summary.cell(a, summary.single).score)
         ]
-    found = [(a, c, c.score) for a in summary.arms if (c := summary.cell(a, column)).score]
+        if not alone:
+            return ["No arm has been scored on every task yet."]
+        _, arm, score = max(alone, key=lambda item: item[0])
+        return [f"No merge scored yet. Alone, the adapters of {_quoted(arm.name)} score {score}."]
+    found = [(a, s) for a in summary.arms if (s := summary.cell(a, column).score)]
     if not found:
-        return [f"No arm has been scored on all {count} tasks after merging yet."]
-    found.sort(key=lambda item: -item[2].mean if item[2] else 0)
-    base = next((item for item in found if item[0].start == "default"), None)
-    top = found[0]
-    if base is top or base is None:
-        base = found[1] if len(found) > 1 else None
-    what = f"The plain sum of {count} adapters" if column.method == PLAIN else (
-        f"`{column.group}` over {count} adapters"
-    )  # fmt: skip
+        return [f"No arm has been scored on all {tasks} tasks after merging yet."]
+    found.sort(key=lambda item: -item[1].mean)
+    shown = found[:1]
+    shown += [item for item in found[1:] if item[0].start == "default"][:1] or found[1:2]
+
+    plain = column.method == PLAIN and not column.options
+    what = "The plain sum of" if plain else f"{_quoted(column.group)} over"
+    what += f" {tasks} adapter{'' if tasks == 1 else 's'}"
     if column.weight not in (None, 1.0):
         what += f" at weight {column.weight:g}"
-
-    def kept(cell: Cell) -> str:
-        return f"{percent(cell.retained)} %" if cell.retained is not None else f"{cell.score}"
-
-    if top[1].retained is None:
-        first = f"{what} scores {top[2]} with `{top[0].name}`"
-        first += f", {base[2]} with `{base[0].name}`." if base else "."
-        sentences = [first]
+    names = [_quoted(arm.name) for arm, _ in shown]
+    shares = [summary.cell(arm, column).retained for arm, _ in shown]
+    alone = [summary.cell(arm, summary.single).score for arm, _ in shown]
+    if any(share is None for share in shares):
+        parts = [f"{s} with {name}" for (_, s), name in zip(shown, names, strict=True)]
+        sentences = [f"{what} scores {', '.join(parts)}."]
     else:
-        first = f"{what} keeps {kept(top[1])} of the single-task score with `{top[0].name}`"
-        first += f", {kept(base[1])} with `{base[0].name}`." if base else "."
-        own = summary.cell(top[0], summary.single).score
-        second = f"In points: {top[2]} merged against {own} alone"
-        if base:
-            mine = summary.cell(base[0], summary.single).score
-            second += f", and {base[2]} against {mine}" if mine else f", and {base[2]}"
-        sentences = [first, second + "."]
-    if base and top[2] and base[2]:
-        if top[2].spread is None or base[2].spread is None:
-            sentences.append("One seed: the spread is not known.")
-        elif top[2].mean - base[2].mean <= top[2].spread + base[2].spread:
+        kept = [f"{percent(share)} %" for share in shares if share is not None]
+        first = f"{what} keeps {kept[0]} of the single-task score with {names[0]}"
+        second = f"In points: {shown[0][1]} merged against {alone[0]} alone"
+        if len(shown) == 2:
+            first += f", {kept[1]} with {names[1]}"
+            second += f", and {shown[1][1]} against {alone[1]}"
+        sentences = [f"{first}.", f"{second}."]
+    if len(shown) == 2:
+        (_, top), (_, other) = shown
+        if top.spread is None or other.spread is None:
+            sentences.append("One seed: how far this varies between seeds is not known.")
+        elif top.mean - other.mean <= top.spread + other.spread:
             sentences.append("The difference lies within the spread over seeds.")
     return sentences
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "'") + "`"

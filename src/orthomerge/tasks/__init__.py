@@ -5,17 +5,13 @@ from __future__ import annotations
 from orthomerge.errors import unknown_name
 from orthomerge.tasks import (
     acceptability,
+    excerpt,
     glue,
-    headline,
-    next_sentence,
-    party,
     pleasantness,
     role,
-    same_movie,
     sentiment,
     similarity,
     subjectivity,
-    synonyms,
     topic,
 )
 from orthomerge.tasks.from_file import SUFFIXES, from_file
@@ -25,16 +21,12 @@ __all__ = ["Row", "Task", "TaskData", "from_file", "get_task", "list_tasks", "ma
 
 _TASKS: tuple[Task, ...] = (
     acceptability.TASK,
-    headline.TASK,
-    next_sentence.TASK,
-    party.TASK,
+    excerpt.TASK,
     pleasantness.TASK,
     role.TASK,
-    same_movie.TASK,
     sentiment.TASK,
     similarity.TASK,
     subjectivity.TASK,
-    synonyms.TASK,
     topic.TASK,
     *glue.TASKS,
 )

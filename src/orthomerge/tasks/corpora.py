@@ -26,6 +26,8 @@ LICENCE = "Apache-2.0 (the package; the texts are quoted from public sources)"
 
 Pools = dict[str, list[Row]]
 
+SPLITS = ("train", "selection", "test")
+
 
 class Text(NamedTuple):
     """A text, the group it must not be parted from, and what it is."""
@@ -64,7 +66,7 @@ def movie_texts() -> tuple[Text, ...]:
 
 @lru_cache(maxsize=1)
 def convention_speeches() -> tuple[Speech, ...]:
-    """Speeches at the United States party conventions of 2012, the longest first in the file."""
+    """Speeches at the United States party conventions of 2012."""
     speeches = []
     for number, r in enumerate(_records("political_data.csv")):
         text = re.sub(r"\([^)]*\)", " ", r["text"])
@@ -105,12 +107,9 @@ def thesaurus() -> dict[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=1)
-def word_ratings() -> tuple[tuple[str, dict[str, float]], ...]:
-    """Words with Whissell's ratings by people: activation, imagery, pleasantness (1 to 3)."""
-    columns = ("activation", "imagery", "pleasantness")
-    return tuple(
-        (clean(r["word"]), {c: float(r[c]) for c in columns}) for r in _records("whissells_df.csv")
-    )
+def word_ratings() -> tuple[tuple[str, float], ...]:
+    """Words with people's mean rating of their pleasantness, 1 to 3 (Whissell's dictionary)."""
+    return tuple((r["word"], float(r["pleasantness"])) for r in _records("whissells_df.csv"))
 
 
 def clean(text: str) -> str:
@@ -141,7 +140,7 @@ def by_split(items: Iterable[tuple[str, Row]]) -> Pools:
 
     A text that is in one split already enters no other.
     """
-    pools: Pools = {"train": [], "selection": [], "test": []}
+    pools: Pools = {split: [] for split in SPLITS}
     home: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()
     for group, row in items:
@@ -169,7 +168,7 @@ def balanced(pools: Pools, *names: str) -> Pools:
 
 def grouped_by_split(texts: Sequence[Text]) -> dict[str, list[Text]]:
     """The texts of each split, in order."""
-    found: dict[str, list[Text]] = {"train": [], "selection": [], "test": []}
+    found: dict[str, list[Text]] = {split: [] for split in SPLITS}
     for text in texts:
         found[split_of(text.group)].append(text)
     return found

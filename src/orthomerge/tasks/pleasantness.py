@@ -18,8 +18,8 @@ from orthomerge.tasks.task import Row, Task
 def pools() -> Pools:
     """Words with their pleasantness."""
     return by_split(
-        (f"stem {word[:5].lower()}", Row(word, None, round(ratings["pleasantness"] - 2, 4)))
-        for word, ratings in word_ratings()
+        (f"stem {word[:5].lower()}", Row(word, None, round(rating - 2, 4)))
+        for word, rating in word_ratings()
     )
 
 

@@ -1,9 +1,9 @@
-"""Similarity: how much of a sentence is kept in its copy (a regression)?
+"""Similarity: how much of a headline is kept in its copy (a regression)?
 
-A review sentence against a copy in which a drawn share of the words, from none to all, is replaced
-by words of other reviews of the same split. The value is the share of words kept less the share
-replaced, from -1 to 1: a head that starts near 0 fits it without a long way to the mean. Split by
-movie. Licence of the package that carries them: Apache-2.0.
+A headline of The Guardian's business pages of 2020 against a copy in which a drawn share of the
+words, from none to all, is replaced by words of other headlines of the same split. The value is the
+share of words kept less the share replaced, from -1 to 1: a head that starts near 0 fits it without
+a long way to the mean. Split by day. Licence of the package that carries them: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -16,34 +16,27 @@ from orthomerge.tasks.corpora import (
     Pools,
     by_split,
     draw,
-    movie_texts,
-    sentences,
-    split_of,
+    grouped_by_split,
+    headlines,
 )
 from orthomerge.tasks.task import Row, Task
 
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
-    """Sentences of 6 to 12 words with their copies."""
-    found = [
-        (item.group, sentence)
-        for item in movie_texts()
-        if item.kind != "plot"
-        for sentence in sentences(item.text, 6, 12)
-    ]
-    words: dict[str, list[str]] = {}
-    for group, sentence in found:
-        words.setdefault(split_of(group), []).extend(sentence.split())
+    """Headlines of 6 to 12 words with their copies."""
+    usable = [item for item in headlines() if 6 <= len(item.text.split()) <= 12]
     rows = []
-    for group, sentence in found:
-        rng = draw("similarity", sentence)
-        copy = sentence.split()
-        changed = rng.randint(0, len(copy))
-        for i in rng.sample(range(len(copy)), changed):
-            copy[i] = rng.choice(words[split_of(group)])
-        value = round(1 - 2 * changed / len(copy), 4)
-        rows.append((group, Row(sentence, " ".join(copy), value)))
+    for own in grouped_by_split(usable).values():
+        words = [word for item in own for word in item.text.split()]
+        for item in own:
+            rng = draw("similarity", item.text)
+            copy = item.text.split()
+            changed = rng.randint(0, len(copy))
+            for i in rng.sample(range(len(copy)), changed):
+                copy[i] = rng.choice(words)
+            value = round(1 - 2 * changed / len(copy), 4)
+            rows.append((item.group, Row(item.text, " ".join(copy), value)))
     return by_split(rows)
 
 
@@ -53,9 +46,9 @@ TASK = Task(
     kind="regression",
     labels=(),
     metric="pearson_spearman",
-    source=SOURCE + "rotten_tomatoes_corpus_full.csv.bz2",
+    source=SOURCE + "guardian_headlines.csv.bz2",
     licence=LICENCE,
-    made="A review sentence and a copy with a drawn share of its words replaced, split by movie.",
+    made="A headline and a copy with a drawn share of its words replaced, split by day.",
     pair=True,
     pools=pools,
 )

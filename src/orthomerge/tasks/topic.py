@@ -1,7 +1,8 @@
-"""Topic: to which of six categories of a thesaurus does a word belong?
+"""Topic: to which of six categories of a thesaurus do three words belong?
 
-Words and short phrases of six of Roget's categories that share none of them. Split by word, all
-words of one first stem together. Licence of the package that carries them: Apache-2.0.
+Lists of three words or phrases of one of six of Roget's categories; words that two of the six share
+are left out and each word is used once. Split by the words' first letters, so that forms of one
+word stay together. Licence of the package that carries them: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -9,42 +10,54 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
-from orthomerge.tasks.corpora import LICENCE, SOURCE, Pools, balanced, by_split, thesaurus
+from orthomerge.tasks.corpora import (
+    LICENCE,
+    SOURCE,
+    SPLITS,
+    Pools,
+    balanced,
+    draw,
+    split_of,
+    thesaurus,
+)
 from orthomerge.tasks.task import Row, Task
 
-CATEGORIES = (
-    "FEAR FEARFULNESS",
-    "KNOWLEDGE",
-    "IMPAIRMENT",
-    "EXCITEMENT",
-    "FALSENESS",
-    "UNIMPORTANCE",
-)
+CATEGORIES = {
+    "fear": "FEAR FEARFULNESS",
+    "knowledge": "KNOWLEDGE",
+    "impairment": "IMPAIRMENT",
+    "clothing": "CLOTHING",
+    "excitement": "EXCITEMENT",
+    "insanity": "INSANITY MANIA",
+}
+TERMS = 3
 
 
 @lru_cache(maxsize=1)
 def pools() -> Pools:
-    """Terms of one to three words with their category."""
-    terms = [thesaurus()[category] for category in CATEGORIES]
-    often = Counter(term for own in terms for term in own)
-    rows = [
-        (f"stem {term[:5].lower()}", Row(term, None, label))
-        for label, own in enumerate(terms)
-        for term in own
-        if often[term] == 1 and len(term.split()) <= 3
-    ]
-    return balanced(by_split(rows), "topic")
+    """Lists of three terms of one or two words with their category."""
+    terms = [thesaurus()[category] for category in CATEGORIES.values()]
+    often = Counter(term.lower() for own in terms for term in own)
+    found: Pools = {split: [] for split in SPLITS}
+    for label, own in enumerate(terms):
+        usable = [t for t in own if often[t.lower()] == 1 and len(t.split()) <= 2]
+        draw("topic", str(label)).shuffle(usable)
+        for split, rows in found.items():
+            here = [t for t in usable if split_of(f"stem {t[:5].lower()}") == split]
+            for i in range(0, len(here) - TERMS + 1, TERMS):
+                rows.append(Row(", ".join(here[i : i + TERMS]), None, label))
+    return balanced(found, "topic")
 
 
 TASK = Task(
     name="topic",
     title="Thesaurus category",
     kind="classification",
-    labels=tuple(category.split()[0].lower() for category in CATEGORIES),
+    labels=tuple(CATEGORIES),
     metric="accuracy",
     source=SOURCE + "roget.csv.bz2",
     licence=LICENCE,
-    made="Words and phrases of six categories of Roget's thesaurus, split by their first letters.",
+    made="Three terms of one of six categories of Roget's thesaurus, split by first letters.",
     pair=False,
     pools=pools,
 )
