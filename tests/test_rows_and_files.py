@@ -77,7 +77,12 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_fingerprints_ignore_key_order_and_seeds_are_their_own():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    seeds = {derive_seed(0, "a"), derive_seed(1, "a"), derive_seed(0, "b"), derive_seed(0, "a", "b")}
+    seeds = {
+        derive_seed(0, "a"),
+        derive_seed(1, "a"),
+        derive_seed(0, "b"),
+        derive_seed(0, "a", "b"),
+    }
     assert len(seeds) == 4
     assert all(0 <= s < 2**31 for s in seeds)
 

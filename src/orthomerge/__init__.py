@@ -1,0 +1,89 @@
+"""Make LoRA adapters mergeable: orthogonal starts before training, exact merging after it.
+
+The names below are the whole public API. They are imported when first used, so that importing
+orthomerge does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthomerge.adapters import (
+        Adapter,
+        OsrmConfig,
+        freeze_A,
+        initialize_osrm_weights,
+        merge_adapters,
+        read_adapter,
+    )
+    from orthomerge.diagnostics import Interference, interference
+    from orthomerge.errors import OrthomergeError
+    from orthomerge.experiment import Recipe, Run, load_recipe
+    from orthomerge.factors import LoraFactors
+    from orthomerge.features import SecondMoment, Statistics, collect_statistics
+    from orthomerge.merging import MergedUpdate, list_methods, merge_layers
+    from orthomerge.rows import ResultRow, read_rows
+    from orthomerge.subspace import Subspace, get_solver, list_solvers
+    from orthomerge.tasks import Task, get_task, list_tasks
+
+_HOMES = {
+    "adapters": (
+        "Adapter", "OsrmConfig", "freeze_A", "initialize_osrm_weights", "merge_adapters",
+        "read_adapter",
+    ),
+    "diagnostics": ("Interference", "interference"),
+    "errors": ("OrthomergeError",),
+    "experiment": ("Recipe", "Run", "load_recipe"),
+    "factors": ("LoraFactors",),
+    "features": ("SecondMoment", "Statistics", "collect_statistics"),
+    "merging": ("MergedUpdate", "list_methods", "merge_layers"),
+    "rows": ("ResultRow", "read_rows"),
+    "subspace": ("Subspace", "get_solver", "list_solvers"),
+    "tasks": ("Task", "get_task", "list_tasks"),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "Interference",
+    "LoraFactors",
+    "MergedUpdate",
+    "OrthomergeError",
+    "OsrmConfig",
+    "Recipe",
+    "ResultRow",
+    "Run",
+    "SecondMoment",
+    "Statistics",
+    "Subspace",
+    "Task",
+    "collect_statistics",
+    "freeze_A",
+    "get_solver",
+    "get_task",
+    "initialize_osrm_weights",
+    "interference",
+    "list_methods",
+    "list_solvers",
+    "list_tasks",
+    "load_recipe",
+    "merge_adapters",
+    "merge_layers",
+    "read_adapter",
+    "read_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("orthomerge")
+    if name not in _HOME:
+        raise AttributeError(f"module 'orthomerge' has no attribute '{name}'")
+    return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

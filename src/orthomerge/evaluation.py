@@ -69,18 +69,20 @@ def score(
     if kind == "regression":
         if np.ptp(predictions) == 0 or np.ptp(truth) == 0:
             return {"pearson": 0.0, "spearman": 0.0, "pearson_spearman": 0.0}
-        pearson = float(pearsonr(predictions, truth)[0])
-        spearman = float(spearmanr(predictions, truth)[0])
+        # SciPy's result types are not visible to the type checker.
+        correlations: list[Any] = [pearsonr(predictions, truth), spearmanr(predictions, truth)]
+        pearson, spearman = (float(c.statistic) for c in correlations)
         return {
             "pearson": pearson,
             "spearman": spearman,
             "pearson_spearman": (pearson + spearman) / 2,
         }
     average = "binary" if num_labels == 2 else "macro"
+    zero: Any = 0.0  # a class never predicted scores 0
     return {
         "accuracy": float(accuracy_score(truth, predictions)),
         "matthews": float(matthews_corrcoef(truth, predictions)),
-        "f1": float(f1_score(truth, predictions, average=average, zero_division=0)),
+        "f1": float(f1_score(truth, predictions, average=average, zero_division=zero)),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -61,6 +62,11 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in pieces."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name made safe as one part of a path: nothing that leaves the folder or hides in it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "unnamed"
 
 
 def derive_seed(seed: int, *names: str) -> int:

@@ -64,7 +64,7 @@ def read_rows(path: str | Path) -> list[ResultRow]:
         raise OrthomergeError(f"no result rows at '{path}': run a recipe with this output first.")
     known = {f.name for f in fields(ResultRow)}
     rows: dict[str, ResultRow] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -72,7 +72,7 @@ def read_rows(path: str | Path) -> list[ResultRow]:
             values = json.loads(line)
             row = ResultRow(**{k: v for k, v in values.items() if k in known})
         except (ValueError, TypeError, AttributeError) as problem:
-            if number == len(lines):
+            if number >= len(lines) - 1:
                 break
             raise OrthomergeError(
                 f"line {number} of '{path}' is not a result row: remove it and run again."

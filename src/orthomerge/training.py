@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from orthomerge.adapters import freeze_A, load_trainable
@@ -63,6 +64,8 @@ def train_adapter(
     peft_model = load_trainable(model, start)
     if constraint == "freeze":
         freeze_A(peft_model)
+    if regression:
+        _start_at_the_mean(peft_model, [float(r.label) for r in rows])
     encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
     for features, row in zip(encoded, rows, strict=True):
         features["labels"] = float(row.label) if regression else int(row.label)
@@ -105,6 +108,22 @@ def train_adapter(
         peft_model.save_pretrained(str(folder))
         write_json(folder / "training.json", {**(record or {}), "losses": losses})
     return Path(output)
+
+
+def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:
+    """Set a fresh regression head's bias to the labels' mean where that is far from zero.
+
+    A few dozen steps of AdamW cannot carry the bias from 0 to, say, the 2.7 of STS-B, and the head
+    would spend its training on the way. Labels centred within a deviation are left as they are.
+    """
+    mean = sum(labels) / len(labels)
+    deviation = (sum((v - mean) ** 2 for v in labels) / len(labels)) ** 0.5
+    if abs(mean) <= deviation:
+        return
+    for name, module in model.named_modules():
+        last = isinstance(module, nn.Linear) and module.out_features == 1
+        if last and ".modules_to_save." in name and module.bias is not None:
+            nn.init.constant_(module.bias, mean)
 
 
 def _silence_printing(trainer: Trainer) -> None:

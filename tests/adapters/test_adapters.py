@@ -78,7 +78,8 @@ def random_adapter(folder, seed, *, rank=4, model_name="base", **config):
 
 def peft_deltas(model):
     return {
-        name: layer.get_delta_weight("default").detach() for name, layer in lora_layers(model).items()
+        name: layer.get_delta_weight("default").detach()
+        for name, layer in lora_layers(model).items()
     }
 
 
@@ -138,7 +139,8 @@ def test_statistics_that_do_not_belong_are_refused(statistics, tiny_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"use_rslora": True}, {"rank_pattern": {"query": 2}, "alpha_pattern": {"value": 3}}]
+    "config",
+    [{}, {"use_rslora": True}, {"rank_pattern": {"query": 2}, "alpha_pattern": {"value": 3}}],
 )
 def test_an_adapter_is_read_with_its_true_scaling(tmp_path, config):
     model = random_adapter(tmp_path / "a", 1, **config)
@@ -172,7 +174,9 @@ def test_a_merged_folder_loads_in_peft_as_the_sum_it_says(tmp_path, method, rank
     assert [a["weight"] for a in record["adapters"]] == [1, 0.5, -0.25]
     assert all(len(a["sha256"]) == 64 for a in record["adapters"])
     head = load_file(tmp_path / "m" / "heads" / "b.safetensors")
-    assert torch.equal(head["classifier.weight"], read_adapter(tmp_path / "b").modules["classifier.weight"])
+    assert torch.equal(
+        head["classifier.weight"], read_adapter(tmp_path / "b").modules["classifier.weight"]
+    )
     assert "AutoModelForSequenceClassification" in (tmp_path / "m" / "README.md").read_text()
 
 

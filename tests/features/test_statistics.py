@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -31,10 +32,10 @@ def dense_reference(model, tokenizer, granularity):
     """Rows of every layer's input, one text at a time, so that there is no padding at all."""
     rows: dict[str, list[torch.Tensor]] = {}
     for text, _ in TEXTS:
-        seen = {}
+        seen: dict[str, torch.Tensor] = {}
         handles = [
             layer.register_forward_pre_hook(
-                lambda _m, args, name=name: seen.__setitem__(name, args[0][0].double())
+                lambda _m, args, name=name, seen=seen: seen.update({name: args[0][0].double()})
             )
             for name, layer in target_layers(model, TARGETS).items()
         ]
@@ -43,7 +44,8 @@ def dense_reference(model, tokenizer, granularity):
         for handle in handles:
             handle.remove()
         for name, h in seen.items():
-            rows.setdefault(name, []).append(h.mean(0, keepdim=True) if granularity == "sample" else h)
+            kept = h.mean(0, keepdim=True) if granularity == "sample" else h
+            rows.setdefault(name, []).append(kept)
     stacked = {n: torch.cat(r) for n, r in rows.items()}
     if granularity == "task_mean":
         stacked = {n: r.mean(0, keepdim=True) for n, r in stacked.items()}
@@ -133,7 +135,7 @@ def test_a_moment_does_not_depend_on_how_rows_were_split(cuts):
     h = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     edges = [0, *sorted(set(cuts)), 40]
     moment, total = SecondMoment(6), SecondMoment(6)
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         assert moment.update(h[a:b]) is moment
         total = total + SecondMoment(6).update(h[a:b])
     reference = h.double().T @ h.double() / 40

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors, from_dense
-from orthomerge.files import atomic_path, file_sha256, write_json
+from orthomerge.files import atomic_path, file_sha256, slug, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -188,7 +188,7 @@ def write_adapter(
         for name, head in (heads or {}).items():
             (folder / HEADS).mkdir(exist_ok=True)
             save_file(
-                {k: v.contiguous() for k, v in head.items()}, folder / HEADS / f"{name}{HEAD}"
+                {k: v.contiguous() for k, v in head.items()}, folder / HEADS / f"{slug(name)}{HEAD}"
             )
         if readme is not None:
             (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -1,6 +1,6 @@
 """The command line: a file a verb; each parses, calls the library and prints."""
 
-from orthomerge.cli import init, merge, report, run, stats, train
+from orthomerge.cli import diagnose, init, merge, report, run, stats, train
 from orthomerge.cli._app import app, main
 
-__all__ = ["app", "init", "main", "merge", "report", "run", "stats", "train"]
+__all__ = ["app", "diagnose", "init", "main", "merge", "report", "run", "stats", "train"]

@@ -19,9 +19,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or one that comes along.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or one that comes along.")],
     output: Output = None,
     json: AsJson = False,
     quiet: Quiet = False,

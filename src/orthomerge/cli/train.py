@@ -113,12 +113,13 @@ def evaluate(
     from orthomerge.adapters import HEADS, read_adapter, read_head
     from orthomerge.assets import resolve_model
     from orthomerge.evaluation import Evaluator, score
+    from orthomerge.files import slug
     from orthomerge.models import load_tokenizer
     from orthomerge.tasks import get_task, majority
 
     about = get_task(task)
     read = read_adapter(adapter)
-    kept = adapter / HEADS / f"{about.name}.safetensors"
+    kept = adapter / HEADS / f"{slug(about.name)}.safetensors"
     weights = read_head(head) if head else read_head(kept) if kept.is_file() else read.modules
     found = resolve_model(base or read.base_model or "")
     regression = about.kind == "regression"

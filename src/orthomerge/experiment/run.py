@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from orthomerge.adapters import (
+    Adapter,
     OsrmConfig,
     initialize_osrm_weights,
     new_lora,
@@ -42,7 +43,7 @@ from orthomerge.features import (
     sample_texts,
     target_layers,
 )
-from orthomerge.files import derive_seed, fingerprint, write_json, write_text
+from orthomerge.files import derive_seed, fingerprint, slug, write_json, write_text
 from orthomerge.merging import merge_layers
 from orthomerge.models import load_classifier, load_tokenizer, load_trunk, tokenizer_hash
 from orthomerge.rows import SINGLE, ResultRow, append_rows, read_rows
@@ -50,6 +51,7 @@ from orthomerge.tasks import Row, Task, TaskData, get_task, majority
 from orthomerge.training import TrainingSettings, train_adapter
 
 ROWS, RUN, RECIPE = "results.jsonl", "run.json", "recipe.yaml"
+OTHER_ROWS = "results-of-other-recipes.jsonl"
 # Raised when a piece would come out differently from the same inputs.
 PIECES = 1
 # How many evaluations one training takes about as long as; only the progress bar rests on it.
@@ -74,8 +76,10 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._text = text
         self._command = command
-        self._tasks = {name: get_task(name) for name in recipe.tasks}
+        self._tasks = _distinct([get_task(name) for name in recipe.tasks])
         self._rows: dict[str, ResultRow] = {}
+        self._wanted: set[str] = set()
+        self._counted: set[str] = set()
         self._stats: dict[str, Statistics] = {}
 
     # What everything depends on -----------------------------------------------------------------
@@ -135,7 +139,7 @@ class Run:
         }
         if arm.solver:
             depends["others"] = [
-                self.stats_key(t, arm.granularity) for t in self.recipe.tasks if t != task
+                self.stats_key(t, arm.granularity) for t in self._tasks if t != task
             ]
             depends["own"] = self.stats_key(task, arm.granularity)
         return fingerprint(depends)
@@ -178,7 +182,7 @@ class Run:
         key = self.stats_key(task, granularity)
         if key in self._stats:
             return self._stats[key]
-        path = self.output / "stats" / f"{task.replace('/', '-')}-{granularity}-{key[:12]}{SUFFIX}"
+        path = self.output / "stats" / f"{slug(task)}-{granularity}-{key[:12]}{SUFFIX}"
         if not path.is_file():
             part = self.recipe.statistics
             self.reporter.stage(f"statistics of {task} ({granularity})")
@@ -220,7 +224,7 @@ class Run:
         draw = derive_seed(seed) if arm.seed_policy == "shared" else derive_seed(seed, task)
         own = self.statistics(task, arm.granularity) if arm.solver else None
         others = (
-            [self.statistics(t, arm.granularity) for t in self.recipe.tasks if t != task]
+            [self.statistics(t, arm.granularity) for t in self._tasks if t != task]
             if arm.solver
             else []
         )
@@ -295,11 +299,17 @@ class Run:
                 record={"arm": name, "task": task, "seed": seed, "rate": rate, "key": key},
                 progress=self.reporter.step,
             )
-        self.reporter.advance(TRAINING_UNITS)
+        self._count(key)
         return path
 
+    def _count(self, adapter_key: str) -> None:
+        """Tell the progress of an adapter that is there, once, whether trained now or not needed."""
+        if adapter_key not in self._counted:
+            self._counted.add(adapter_key)
+            self.reporter.advance(TRAINING_UNITS)
+
     def _piece(self, kind: str, group: str, task: str, seed: int, key: str) -> Path:
-        folder = f"{task.replace('/', '-')}-{key[:12]}"
+        folder = f"{slug(task)}-{key[:12]}"
         return self.output / kind / group / f"seed{seed}" / folder
 
     # Rows ---------------------------------------------------------------------------------------
@@ -328,7 +338,8 @@ class Run:
         arm, about = self.recipe.arms[name], self._tasks[task]
         truth = [r.label for r in rows]
         metrics = score(about.kind, predictions, truth, labels)
-        constant = score(about.kind, np.full(len(rows), majority(self.data[task].train, about.kind)), truth, labels)
+        answer = majority(self.data[task].train, about.kind)
+        constant = score(about.kind, np.full(len(rows), answer), truth, labels)
         row = ResultRow(
             task=task,
             arm=name,
@@ -345,7 +356,7 @@ class Run:
             n=len(rows),
             split=split,
             key=key,
-            options=dict(merge.options) if merge else {},
+            options=_options(merge),
             metrics=metrics,
             majority=constant[about.metric],
             seconds=round(clock["eval"], 3),
@@ -363,8 +374,10 @@ class Run:
         """Every task under its own adapter alone."""
         arm = self.recipe.arms[name]
         found = []
-        for task in self.recipe.tasks:
-            key = self.row_key(task, split, [self.adapter_key(arm, task, seed, rate)], None, 1.0)
+        for task in self._tasks:
+            adapter_key = self.adapter_key(arm, task, seed, rate)
+            key = self.row_key(task, split, [adapter_key], None, 1.0)
+            self._wanted.add(key)
             row = self._rows.get(key)
             if row is None:
                 adapter = read_adapter(self.adapter(name, task, seed, rate))
@@ -373,6 +386,9 @@ class Run:
                     name, task, seed, rate, key=key, split=split,
                     update=adapter.layers, head=adapter.modules,
                 )  # fmt: skip
+            else:
+                self.reporter.advance(1)
+            self._count(adapter_key)
             found.append(row)
         return found
 
@@ -394,19 +410,20 @@ class Run:
     def merges(self, name: str, seed: int, rate: float) -> None:
         """Every merge of the arm's adapters, scored on every task."""
         arm = self.recipe.arms[name]
-        keys = [self.adapter_key(arm, t, seed, rate) for t in self.recipe.tasks]
-        adapters = None
+        keys = [self.adapter_key(arm, t, seed, rate) for t in self._tasks]
+        adapters: dict[str, Adapter] | None = None
         for merge in self.recipe.merges:
             for weight in merge.weights:
                 wanted = {t: self.row_key(t, "test", keys, merge, weight) for t in self._tasks}
-                missing = [t for t in self.recipe.tasks if wanted[t] not in self._rows]
+                self._wanted.update(wanted.values())
+                missing = [t for t in self._tasks if wanted[t] not in self._rows]
+                self.reporter.advance(len(wanted) - len(missing))
                 saved = self._merged_path(name, seed, merge, weight, keys)
                 if not missing and (not self.recipe.save_merged or saved.is_dir()):
                     continue
                 if adapters is None:
                     adapters = {
-                        t: read_adapter(self.adapter(name, t, seed, rate))
-                        for t in self.recipe.tasks
+                        t: read_adapter(self.adapter(name, t, seed, rate)) for t in self._tasks
                     }
                 self.reporter.stage(f"merge {name} · {merge.method} · weight {weight:g}")
                 with timed(self.seconds, "merge"):
@@ -470,7 +487,7 @@ class Run:
 
     def expected_rows(self) -> int:
         """The number of rows of the finished run."""
-        tasks = len(self.recipe.tasks)
+        tasks = len(self._tasks)
         merges = sum(len(m.weights) for m in self.recipe.merges)
         total = 0
         for name in self.recipe.arms:
@@ -480,7 +497,7 @@ class Run:
         return total
 
     def _expected_trainings(self) -> int:
-        tasks = len(self.recipe.tasks)
+        tasks = len(self._tasks)
         return sum(
             tasks * (len(self.recipe.learning_rates_of(name)) - 1 + len(self.recipe.seeds_of(name)))
             for name in self.recipe.arms
@@ -503,14 +520,13 @@ class Run:
                 "--output."
             ) from problem
         try:
-            if (self.output / ROWS).is_file():
-                self._rows = {r.key: r for r in read_rows(self.output / ROWS)}
-            known = len(self._rows)
+            for name in (OTHER_ROWS, ROWS):
+                if (self.output / name).is_file():
+                    self._rows |= {r.key: r for r in read_rows(self.output / name)}
             if self._text:
                 write_text(self.output / RECIPE, self._text)
             began = datetime.now(UTC).isoformat(timespec="seconds")
             self.reporter.total(self.expected_rows() + TRAINING_UNITS * self._expected_trainings())
-            self.reporter.advance(known)
             try:
                 for name in self.recipe.arms:
                     rate = self.learning_rate(name)
@@ -519,9 +535,22 @@ class Run:
                         self.merges(name, seed, rate)
             finally:
                 self._write_record(began)
+            self._set_others_aside()
         finally:
             lock.release()
-        return list(self._rows.values())
+        return [r for k, r in self._rows.items() if k in self._wanted]
+
+    def _set_others_aside(self) -> None:
+        """Move rows of an earlier form of the recipe out of the results, into a file of their own.
+
+        They are looked into again when the recipe is changed back.
+        """
+        others = [r for k, r in self._rows.items() if k not in self._wanted]
+        if not others:
+            return
+        mine = [r for k, r in self._rows.items() if k in self._wanted]
+        for name, rows in ((OTHER_ROWS, others), (ROWS, mine)):
+            write_text(self.output / name, "".join(r.to_json() + "\n" for r in rows))
 
     def _write_record(self, began: str) -> None:
         import json
@@ -564,3 +593,24 @@ class Run:
             "source": task.source,
             "made": task.made,
         }
+
+
+def _options(merge: Merge | None) -> dict[str, Any]:
+    """What tells two merges of one method and weight apart, for the row."""
+    if merge is None:
+        return {}
+    return dict(merge.options) | ({"rank": merge.rank} if merge.rank else {})
+
+
+def _distinct(tasks: Sequence[Task]) -> dict[str, Task]:
+    """The tasks by name.
+
+    Raises:
+        RecipeError: two of one name, as two files of one name in different folders.
+    """
+    named = {task.name: task for task in tasks}
+    if len(named) < len(tasks):
+        names = [task.name for task in tasks]
+        twice = next(n for n in names if names.count(n) > 1)
+        raise RecipeError(f"two tasks are called '{twice}': rename one of the files.")
+    return named

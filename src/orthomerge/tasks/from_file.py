@@ -52,7 +52,7 @@ def from_file(
     values, labels = _labels(table[label_column].tolist(), path, label_column)
     rows = [Row(*row) for row in zip(texts, pairs, values, strict=True)]
     return Task(
-        name=name or str(path),
+        name=name or path.stem,
         title=name or path.stem,
         kind="classification" if labels else "regression",
         labels=labels,
@@ -76,7 +76,7 @@ def _read(path: Path) -> Any:
         if path.suffix == ".csv":
             return pd.read_csv(path, keep_default_na=False, na_values=[""])
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         return pd.read_parquet(path)
     except (ValueError, OSError, UnicodeError) as problem:

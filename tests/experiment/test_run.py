@@ -1,0 +1,195 @@
+"""The whole path on a tiny model: what is made, what is made again, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from conftest import write_task
+from filelock import FileLock
+
+from orthomerge.adapters import read_adapter
+from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
+from orthomerge.experiment import Run, parse_recipe
+from orthomerge.experiment.progress import Silent
+from orthomerge.rows import SINGLE, read_rows
+
+
+class Counting(Silent):
+    def __init__(self):
+        self.trained, self.rows, self.units, self.size = [], [], 0, 0
+
+    def total(self, units):
+        self.size = units
+
+    def advance(self, units):
+        self.units += units
+
+    def stage(self, description):
+        if description.startswith("train"):
+            self.trained.append(description)
+
+    def row(self, row):
+        self.rows.append(row)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    tasks = [
+        str(write_task(folder / "one.jsonl", seed=1)),
+        str(write_task(folder / "two.jsonl", seed=2)),
+        str(write_task(folder / "length.jsonl", seed=3, regression=True)),
+    ]
+    return {
+        "name": "tiny",
+        "base": str(tiny_base),
+        "tasks": tasks,
+        "seeds": [0, 1],
+        "data": {"train": 24, "selection": 12, "test": 16, "max_length": 16},
+        "adapter": {"rank": 4, "alpha": 8},
+        "statistics": {"samples": 6},
+        "training": {"epochs": 1, "batch_size": 8, "learning_rate": [1e-3, 5e-3]},
+        "arms": {
+            "default": {"start": "default", "seeds": [0]},
+            "osrm-frozen": {"start": "min_eigen", "constraint": "freeze"},
+        },
+        "merges": [
+            {"method": "task_arithmetic", "weights": [0.5, 1.0]},
+            {"method": "ties", "options": {"density": 0.5}},
+        ],
+        "save_merged": True,
+    }
+
+
+def execute(values, output):
+    reporter = Counting()
+    run = Run(parse_recipe(values), output, reporter=reporter)
+    return run.execute(), reporter
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "tiny"
+    rows, reporter = execute(recipe, output)
+    return output, rows, reporter
+
+
+def test_every_row_is_there_with_what_it_depends_on(recipe, finished):
+    output, rows, reporter = finished
+    # (2 rates on the selection split + singles and 3 merges a seed) x 3 tasks x seeds
+    assert len(rows) == 3 * (2 + 4) + 3 * (2 + 4 * 2)
+    assert reporter.units == reporter.size
+    assert len(reporter.trained) == 3 * 2 + 3 * (2 + 1)
+    assert rows == read_rows(output / "results.jsonl")
+    assert len({r.key for r in rows}) == len(rows)
+    for row in rows:
+        assert row.n == (12 if row.split == "selection" else 16)
+        assert row.metrics[row.metric] == row.value
+        assert (row.weight is None) == (row.method == SINGLE)
+        assert row.majority is not None
+    for arm in ("default", "osrm-frozen"):
+        scores = {}
+        for row in rows:
+            if row.arm == arm and row.split == "selection":
+                scores.setdefault(row.learning_rate, []).append(row.value)
+        best = max(scores, key=lambda rate: sum(scores[rate]))
+        used = {r.learning_rate for r in rows if r.arm == arm and r.split == "test"}
+        assert used == {best}
+
+
+def test_a_frozen_A_is_the_start_and_a_trained_one_is_not(finished):
+    output, _rows, _ = finished
+    for adapter in sorted((output / "adapters" / "osrm-frozen" / "seed0").iterdir()):
+        task = adapter.name.rsplit("-", 1)[0]
+        starts = (output / "starts" / "min_eigen" / "seed0").iterdir()
+        start = next(s for s in starts if s.name.startswith(task))
+        for name, trained in read_adapter(adapter).layers.items():
+            begun = read_adapter(start).layers[name]
+            assert trained.A.equal(begun.A)
+            assert trained.B.any()
+            assert not begun.B.any()
+
+
+def test_a_finished_run_does_nothing_again(recipe, finished):
+    output, rows, _ = finished
+    again, reporter = execute(recipe, output)
+    assert again == rows
+    assert reporter.units == reporter.size
+    assert reporter.trained == []
+    assert reporter.rows == []
+
+
+def test_rows_alone_are_enough_to_go_on(recipe, finished, tmp_path):
+    output, rows, _ = finished
+    kept = {**recipe, "save_merged": False}
+    (tmp_path / "r").mkdir()
+    lines = (output / "results.jsonl").read_text().splitlines(keepends=True)
+    lost = next(i for i, r in enumerate(rows) if r.method == "ties" and r.arm == "default")
+    (tmp_path / "r" / "results.jsonl").write_text("".join(lines[:lost] + lines[lost + 1 :]))
+    again, reporter = execute(kept, tmp_path / "r")
+    assert [r.key for r in reporter.rows] == [rows[lost].key]
+    assert reporter.rows[0].value == rows[lost].value
+    assert len(reporter.trained) == 3
+    assert {r.key for r in again} == {r.key for r in rows}
+
+
+def test_changed_data_is_noticed_whatever_the_name(recipe, finished, tmp_path):
+    output, rows, _ = finished
+    shutil.copytree(output, tmp_path / "r")
+    changed = {**recipe, "data": {**recipe["data"], "seed": 7}}
+    again, reporter = execute(changed, tmp_path / "r")
+    assert len(reporter.rows) == len(rows)
+    assert {r.key for r in again}.isdisjoint(r.key for r in rows)
+    assert read_rows(tmp_path / "r" / "results.jsonl") == again
+    back, reporter = execute(recipe, tmp_path / "r")
+    assert {r.key for r in back} == {r.key for r in rows}
+    assert reporter.trained == reporter.rows == []
+
+
+def test_merged_folders_and_the_record_are_kept(finished):
+    output, _, _ = finished
+    merged = sorted((output / "merged" / "osrm-frozen" / "seed1").iterdir())
+    assert len(merged) == 3
+    record = json.loads((merged[0] / "merge.json").read_text())
+    assert len(record["adapters"]) == 3
+    assert len(list((merged[0] / "heads").iterdir())) == 3
+    about = json.loads((output / "run.json").read_text())
+    assert about["base"]["source"] == "path"
+    assert set(about["seconds"]) == {"stats", "init", "train", "merge", "eval"}
+
+
+def test_two_runs_in_one_folder_are_told(recipe, tmp_path):
+    (tmp_path / "r").mkdir()
+    with (
+        FileLock(tmp_path / "r" / ".lock"),
+        pytest.raises(OrthomergeError, match="another run is at work"),
+    ):
+        execute(recipe, tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        ({"adapter": {"targets": ["q_proj"]}}, UnknownNameError, r"linear layers are .*query"),
+        ({"adapter": {"rank": 64}}, SubspaceError, "rank 64 is larger than layer"),
+        ({"data": {"train": 5000}}, TaskError, "train rows"),
+        ({"base": "no/such-model"}, OrthomergeError, "no model 'no/such-model'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    recipe, tmp_path, monkeypatch, change, error, word
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(error, match=word):
+        execute({**recipe, **change}, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_task_with_one_label_is_refused(recipe, tmp_path):
+    path = tmp_path / "flat.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"a film {i}", "label": "x"}) for i in range(99)))
+    with pytest.raises(TaskError, match="label"):
+        execute({**recipe, "tasks": [str(path), recipe["tasks"][0]]}, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
