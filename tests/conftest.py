@@ -13,45 +13,11 @@ from transformers import (
     BertTokenizerFast,
 )
 
-WORDS = [
-    "the",
-    "a",
-    "film",
-    "plot",
-    "good",
-    "bad",
-    "fun",
-    "dull",
-    "slow",
-    "bright",
-    "dark",
-    "story",
-    "love",
-    "war",
-    "king",
-    "queen",
-    "city",
-    "night",
-    "day",
-    "house",
-    "river",
-    "runs",
-    "sings",
-    "falls",
-    "wins",
-    "loses",
-    "and",
-    "or",
-    "not",
-    "very",
-    "quite",
-    "never",
-    "always",
-    "old",
-    "new",
-    "red",
-    "blue",
-]
+_VOCABULARY = """
+the a film plot good bad fun dull slow bright dark story love war king queen city night day house
+river runs sings falls wins loses and or not very quite never always old new red blue
+"""
+WORDS = _VOCABULARY.split()
 
 
 def tiny_bert(labels: int = 2, seed: int = 0, layers: int = 2) -> BertForSequenceClassification:

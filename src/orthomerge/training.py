@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from orthomerge.adapters import freeze_A, load_trainable
@@ -82,6 +83,7 @@ def train_adapter(
             optim="adamw_torch",
             train_sampling_strategy="group_by_length",
             logging_steps=10,
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -96,9 +98,9 @@ def train_adapter(
             callbacks=[_Progress(progress)] if progress else None,
         )
         _silence_printing(trainer)
-        trainer.train()
+        mean_loss = trainer.train().training_loss
     losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
-    if any(loss != loss or abs(loss) == float("inf") for _, loss in losses):
+    if not math.isfinite(mean_loss):
         raise OrthomergeError(
             f"training from '{start}' gave a loss that is not finite: lower the learning rate "
             f"({settings.learning_rate:g})."
@@ -122,7 +124,7 @@ def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:
         return
     for name, module in model.named_modules():
         last = isinstance(module, nn.Linear) and module.out_features == 1
-        if last and ".modules_to_save." in name and module.bias is not None:
+        if last and ".modules_to_save." in name and isinstance(module.bias, Tensor):
             nn.init.constant_(module.bias, mean)
 
 

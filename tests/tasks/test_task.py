@@ -61,7 +61,6 @@ def test_a_smaller_sample_begins_a_larger_one(pools):
         (THREE, (10, 1, 41), "has 40 test rows, not 41"),
         (TWO, (70, 20, 10), "has 60 train rows, not 70"),
         (THREE, (-1, 1, 10), "not -1"),
-        (THREE, (0, 1, 10), "there are no rows"),
         ({**THREE, "train": rows(0, 60)[::2]}, (10, 1, 10), "train rows .* carry one label"),
         ({**THREE, "test": rows(80, 120)[::2]}, (10, 1, 10), "test rows .* carry one label"),
     ],

@@ -62,7 +62,7 @@ def train(
                 f"the head of '{start}' has {tensor.shape[0]} outputs, task '{about.name}' needs "
                 f"{labels}: make the start with --labels {labels}."
             )
-    data = about.data(train=rows, selection=1, test=2, seed=seed)
+    data = about.data(train=rows, seed=seed)
     tokenizer = load_tokenizer(found.path_or_id)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(f"training {about.name}", total=None)
@@ -124,7 +124,7 @@ def evaluate(
     found = resolve_model(base or read.base_model or "")
     regression = about.kind == "regression"
     labels = 1 if regression else len(about.labels)
-    data = about.data(train=2, selection=1, test=rows, seed=seed)
+    data = about.data(test=rows, seed=seed)
     evaluator = Evaluator(found.path_or_id, load_tokenizer(found.path_or_id), max_length=max_length)
     predictions = evaluator.predict(
         data.test, read.layers, weights, num_labels=labels, regression=regression

@@ -303,7 +303,7 @@ class Run:
         return path
 
     def _count(self, adapter_key: str) -> None:
-        """Tell the progress of an adapter that is there, once, whether trained now or not needed."""
+        """Tell the progress of an adapter once, whether it was trained now or not needed."""
         if adapter_key not in self._counted:
             self._counted.add(adapter_key)
             self.reporter.advance(TRAINING_UNITS)

@@ -53,7 +53,7 @@ class Task:
     pair: bool
     pools: Callable[[], Mapping[str, list[Row]]]
 
-    def data(self, *, train: int, selection: int, test: int, seed: int = 0) -> TaskData:
+    def data(self, *, train: int = 0, selection: int = 0, test: int = 0, seed: int = 0) -> TaskData:
         """A sample of every split, drawn under `seed`; a smaller sample begins a larger one.
 
         Raises:
@@ -77,11 +77,10 @@ class Task:
                 )
             parts[split] = shuffled[split][:count]
         for split in ("train", "test"):
-            if len({row.label for row in parts[split]}) < 2:
+            if wanted[split] and len({row.label for row in parts[split]}) < 2:
                 raise TaskError(
-                    f"the {split} rows of task '{self.name}' carry "
-                    f"{'one label' if parts[split] else 'no label: there are no rows'}: "
-                    "ask for more rows or name another label column."
+                    f"the {split} rows of task '{self.name}' carry one label: ask for more rows or "
+                    "name another label column."
                 )
         return TaskData(**parts, fingerprint=fingerprint(parts))
 

@@ -1,0 +1,166 @@
+"""The commands as a user types them: a table of arguments, output and exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import make_texts, write_task
+from typer.testing import CliRunner
+
+from orthomerge.cli import app
+from orthomerge.errors import OrthomergeError
+from orthomerge.features import Statistics
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def files(tiny_base, tmp_path_factory):
+    """Statistics, a start and two trained adapters, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        texts = folder / f"{name}.jsonl"
+        texts.write_text("\n".join(json.dumps({"text": t}) for t in make_texts(8, seed)))
+        call(
+            "stats", tiny_base, "--data", texts, "--samples", 6, "--granularity", "sample",
+            "--output", folder / f"{name}.stats.safetensors",
+        )  # fmt: skip
+    for name, others in (("a", "bc"), ("b", "ac")):
+        named = [x for o in others for x in ("--others", folder / f"{o}.stats.safetensors")]
+        call(
+            "init", tiny_base, *named, "--own", folder / f"{name}.stats.safetensors",
+            "--rank", 4, "--alpha", 8, "--output", folder / f"start-{name}",
+        )  # fmt: skip
+        write_task(folder / f"task-{name}.csv.jsonl", seed=ord(name))
+        call(
+            "train", folder / f"start-{name}", "--task", folder / f"task-{name}.csv.jsonl",
+            "--constraint", "freeze", "--rows", 24, "--epochs", 1, "--output", folder / name,
+        )  # fmt: skip
+    return folder
+
+
+def test_the_steps_meet_in_files(files):
+    stats = Statistics.load(files / "a.stats.safetensors")
+    assert stats.meta.samples == 6
+    assert stats.meta.granularity == "sample"
+    out = call("merge", files / "a", files / "b", "--method", "ties", "--option", "density=0.5",
+               "--weights", "1,0.5", "--rank", 6, "--output", files / "m", "--json")  # fmt: skip
+    assert json.loads(out)["rank"] == 6
+    record = json.loads((files / "m" / "merge.json").read_text())
+    assert [a["weight"] for a in record["adapters"]] == [1.0, 0.5]
+    assert record["options"] == {"density": 0.5}
+    task = files / "task-a.csv.jsonl"
+    scores = [
+        json.loads(call("eval", adapter, "--task", task, "--head", files / "a", "--rows", 20,
+                        "--json"))["metrics"]["accuracy"]
+        for adapter in (files / "a", files / "m")
+    ]  # fmt: skip
+    assert all(0 <= s <= 1 for s in scores)
+    found = json.loads(
+        call("diagnose", files / "a", files / "b", "--stats", files / "a.stats.safetensors",
+             "--stats", files / "b.stats.safetensors", "--json")
+    )  # fmt: skip
+    matrix = found["interference"]
+    assert matrix[0][0] == pytest.approx(1)
+    # A starts orthogonal to the other task's sampled inputs and is held there.
+    assert max(matrix[0][1], matrix[1][0]) < 1e-3
+
+
+def test_methods_and_tasks_say_where_they_come_from():
+    methods = json.loads(call("methods", "--json"))
+    assert {"linear", "task_arithmetic", "ties", "dare_ties", "svd"} <= {m["name"] for m in methods}
+    assert all(m["paper"] and m["summary"] for m in methods)
+    tasks = json.loads(call("tasks", "--json"))
+    assert len([t for t in tasks if "/" not in t["name"]]) == 8
+    assert all(t["licence"] and t["made"] for t in tasks if "/" not in t["name"])
+    assert "ties" in call("methods")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], ["no recipe 'nowhere.yaml'", "demo.yaml"]),
+        (["merge", "{f}/a", "{f}/b", "--method", "tis", "--output", "{f}/x"], ["'ties'"]),
+        (["merge", "{f}/a", "{f}/b", "--option", "density", "--output", "{f}/x"], ["key=value"]),
+        (
+            ["merge", "{f}/a", "{f}/b", "--method", "ties", "--option", "densty=1",
+             "--output", "{f}/x"],
+            ["densty", "did you mean 'density'"],
+        ),
+        (["merge", "{f}/a", "{f}/b", "--weights", "1,x", "--output", "{f}/x"], ["'1,x'"]),
+        (["merge", "{f}/a", "{f}/b", "--weights", "1,2,3", "--output", "{f}/x"], ["3", "2"]),
+        (["merge", "{f}/a", "{f}/none", "--output", "{f}/x"], ["no adapter at"]),
+        (
+            ["stats", "{m}", "--data", "{f}/a.jsonl", "--targets", "q_proj", "--output", "{f}/x"],
+            ["q_proj", "linear layers are"],
+        ),
+        (
+            ["stats", "{m}", "--data", "{f}/a.jsonl", "--text-column", "txt", "--output", "{f}/x"],
+            ["'txt'", "did you mean 'text'"],
+        ),
+        (
+            ["init", "{m}", "--others", "{f}/b.stats.safetensors", "--rank", "33",
+             "--output", "{f}/x"],
+            ["rank 33", "32 inputs"],
+        ),
+        (
+            ["init", "{m}", "--others", "{f}/b.stats.safetensors", "--rank", "30", "--solver",
+             "null_space", "--output", "{f}/x"],
+            ["larger than the admissible subspace", "26 of 32"],
+        ),
+        (
+            ["init", "{m}", "--others", "{f}/b.stats.safetensors", "--solver", "min_eign",
+             "--output", "{f}/x"],
+            ["did you mean 'min_eigen'"],
+        ),
+        (
+            ["train", "{f}/start-a", "--task", "sentimnt", "--output", "{f}/x"],
+            ["did you mean 'sentiment'"],
+        ),
+        (
+            ["diagnose", "{f}/a", "{f}/b", "--stats", "{f}/a.stats.safetensors"],
+            ["2 adapters and 1 statistics"],
+        ),
+        (["report", "{f}"], ["no result rows"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_and_writes_nothing(files, tiny_base, arguments, words):
+    filled = [a.format(f=files, m=tiny_base) for a in arguments]
+    with pytest.raises(OrthomergeError) as caught:
+        call(*filled)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not (files / "x").exists()
+
+
+def test_the_users_mistake_ends_with_status_2_and_no_traceback():
+    command = [sys.executable, "-m", "orthomerge", "run", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: no recipe 'nowhere.yaml'")
+
+
+def test_importing_the_package_does_not_load_torch():
+    code = "import sys, orthomerge; assert 'torch' not in sys.modules; orthomerge.interference"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_exists():
+    import orthomerge
+
+    for name in orthomerge.__all__:
+        assert getattr(orthomerge, name) is not None
+    with pytest.raises(AttributeError):
+        orthomerge.nothing  # noqa: B018
