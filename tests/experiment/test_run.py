@@ -58,6 +58,7 @@ def recipe(tiny_base, tmp_path_factory):
         "merges": [
             {"method": "task_arithmetic", "weights": [0.5, 1.0]},
             {"method": "ties", "options": {"density": 0.5}},
+            {"method": "svd", "options": {"rank": 3}},
         ],
         "save_merged": True,
     }
@@ -78,8 +79,8 @@ def finished(recipe, tmp_path_factory):
 
 def test_every_row_is_there_with_what_it_depends_on(recipe, finished):
     output, rows, reporter = finished
-    # (2 rates on the selection split + singles and 3 merges a seed) x 3 tasks x seeds
-    assert len(rows) == 3 * (2 + 4) + 3 * (2 + 4 * 2)
+    # (2 rates on the selection split + singles and 4 merges a seed) x 3 tasks x seeds
+    assert len(rows) == 3 * (2 + 5) + 3 * (2 + 5 * 2)
     assert reporter.units == reporter.size
     assert len(reporter.trained) == 3 * 2 + 3 * (2 + 1)
     assert rows == read_rows(output / "results.jsonl")
@@ -151,7 +152,7 @@ def test_changed_data_is_noticed_whatever_the_name(recipe, finished, tmp_path):
 def test_merged_folders_and_the_record_are_kept(finished):
     output, _, _ = finished
     merged = sorted((output / "merged" / "osrm-frozen" / "seed1").iterdir())
-    assert len(merged) == 3
+    assert len(merged) == 4
     record = json.loads((merged[0] / "merge.json").read_text())
     assert len(record["adapters"]) == 3
     assert len(list((merged[0] / "heads").iterdir())) == 3

@@ -114,6 +114,11 @@ class Merge(_Part):
     options: dict[str, Any] = Field(default_factory=dict)
     rank: int | None = Field(default=None, gt=0)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the merge is called with: the options, and the rank where one is asked for."""
+        return dict(self.options) | ({"rank": self.rank} if self.rank else {})
+
     @model_validator(mode="after")
     def _names(self) -> Merge:
         valid = get_method(self.method).options

@@ -356,7 +356,7 @@ class Run:
             n=len(rows),
             split=split,
             key=key,
-            options=_options(merge),
+            options=merge.arguments if merge else {},
             metrics=metrics,
             majority=constant[about.metric],
             seconds=round(clock["eval"], 3),
@@ -432,8 +432,7 @@ class Run:
                         method=merge.method,
                         weights=weight,
                         seed=seed,
-                        rank=merge.rank,
-                        **merge.options,
+                        **merge.arguments,
                     )
                     if self.recipe.save_merged and not saved.is_dir():
                         save_merged(
@@ -442,8 +441,8 @@ class Run:
                             list(adapters.values()),
                             [weight] * len(adapters),
                             seed=seed,
-                            rank=merge.rank,
-                            options=dict(merge.options),
+                            rank=merge.arguments.get("rank"),
+                            options=merge.arguments,
                             names=list(adapters),
                         )
                 for task in missing:
@@ -593,13 +592,6 @@ class Run:
             "source": task.source,
             "made": task.made,
         }
-
-
-def _options(merge: Merge | None) -> dict[str, Any]:
-    """What tells two merges of one method and weight apart, for the row."""
-    if merge is None:
-        return {}
-    return dict(merge.options) | ({"rank": merge.rank} if merge.rank else {})
 
 
 def _distinct(tasks: Sequence[Task]) -> dict[str, Task]:
