@@ -10,7 +10,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -26,12 +25,11 @@ class RunProgress:
         self._plain = not console.is_terminal and not quiet
         self._last_line = ""
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=None),
-            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not self._live,

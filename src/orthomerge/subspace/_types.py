@@ -41,9 +41,7 @@ def describe(
     return Subspace(basis, energies, float(energies.sum()), own_energy, admissible)
 
 
-def check_moment(
-    other: Float[Tensor, "d_in d_in"], rank: int, own: Float[Tensor, "d_in d_in"] | None
-) -> None:
+def check_moment(other: Tensor, rank: int, own: Tensor | None) -> None:
     """Refuse what no solver can work on.
 
     Raises:
