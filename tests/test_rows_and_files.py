@@ -69,6 +69,14 @@ def test_a_folder_replaces_an_older_one_whole(tmp_path):
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]
 
 
+def test_files_can_be_read_by_others_as_the_umask_says(tmp_path):
+    with atomic_path(tmp_path / "f") as path:
+        path.touch(mode=0o600)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "f").stat().st_mode == plain.stat().st_mode
+
+
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OrthomergeError, match="cannot write"):

@@ -73,13 +73,16 @@ class ResolvedModel(NamedTuple):
     """Where a model was found.
 
     `path_or_id` is a folder that Transformers can load; `revision` is the package's version or the
-    hub's commit, None for a local folder; `sha256` identifies weights and configuration.
+    hub's commit, None for a local folder; `sha256` identifies weights and configuration; `name` is
+    what an adapter calls its base: the hub's id where there is one, so that no path of this machine
+    travels with it.
     """
 
     path_or_id: str
     source: Literal["path", "package", "hub"]
     revision: str | None
     sha256: str
+    name: str
 
 
 def cache_folder() -> Path:
@@ -99,7 +102,7 @@ def resolve_model(model_id: str) -> ResolvedModel:
     """
     folder = Path(model_id).expanduser()
     if folder.is_dir():
-        return ResolvedModel(str(folder), "path", None, _model_sha256(folder))
+        return ResolvedModel(str(folder), "path", None, _model_sha256(folder), str(folder))
     if folder.is_absolute() or model_id.startswith((".", "~")):
         raise AssetError(f"no model '{model_id}': there is no folder of that name.")
     record = next((p for p in PACKAGED if model_id in p.ids), None)
@@ -107,7 +110,10 @@ def resolve_model(model_id: str) -> ResolvedModel:
     if record:
         try:
             found = _packaged_model(record)
-            return ResolvedModel(str(found), "package", record.version, _model_sha256(found))
+            hub_id = next((i for i in record.ids if "/" in i), model_id)
+            return ResolvedModel(
+                str(found), "package", record.version, _model_sha256(found), hub_id
+            )
         except AssetError as problem:
             if "/" not in model_id:  # a short name of ours: the hub does not know it
                 raise
@@ -289,7 +295,7 @@ def _from_hub(model_id: str, package_reason: str) -> ResolvedModel:
             f"no model '{model_id}': no folder of that name, {package_reason}, and the hub said: "
             f"{reason}."
         ) from problem
-    return ResolvedModel(str(folder), "hub", folder.name, _model_sha256(folder))
+    return ResolvedModel(str(folder), "hub", folder.name, _model_sha256(folder), model_id)
 
 
 def _model_sha256(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -33,12 +34,22 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     try:
         path = holder / target.name
         yield path
+        _open_to_umask(path)
         if path.is_dir() and target.is_dir():
             old = holder / f"{target.name}.old"
             target.replace(old)
         path.replace(target)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _open_to_umask(path: Path) -> None:
+    """Give files the mode any other program would: some writers leave them to their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for item in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if item.is_file() and not item.is_symlink():
+            item.chmod(0o666 & ~umask)
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -44,14 +44,14 @@ def _said_plainly(model_id: str) -> Iterator[None]:
         raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
 
 
-def load_trunk(path: str, *, revision: str | None = None) -> Any:
+def load_trunk(path: str) -> Any:
     """The model without a head, for statistics.
 
     Raises:
         AssetError: nothing loadable at `path`.
     """
     with _said_plainly(path):
-        return AutoModel.from_pretrained(path, revision=revision, use_safetensors=True)
+        return AutoModel.from_pretrained(path, use_safetensors=True)
 
 
 def load_classifier(
@@ -60,9 +60,11 @@ def load_classifier(
     num_labels: int,
     regression: bool = False,
     seed: int = 0,
-    revision: str | None = None,
+    name: str | None = None,
 ) -> Any:
     """The model with a sequence-classification head whose new weights are drawn under `seed`.
+
+    `name` is what adapters made on it call their base; by default the path itself.
 
     Raises:
         AssetError: nothing loadable at `path`.
@@ -71,23 +73,22 @@ def load_classifier(
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             path,
-            revision=revision,
             use_safetensors=True,
             num_labels=num_labels,
             problem_type="regression" if regression else "single_label_classification",
         )
-    model.config.name_or_path = path
+    model.config.name_or_path = name or path
     return model
 
 
-def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+def load_tokenizer(path: str) -> Any:
     """The tokenizer; a missing padding token becomes the end token, as decoders need.
 
     Raises:
         AssetError: nothing loadable at `path`.
     """
     with _said_plainly(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -102,7 +103,14 @@ def tokenizer_hash(tokenizer: Any) -> str:
 _AUTO = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
 
 
-def load_for(path: str, task_type: str, *, num_labels: int = 2, seed: int = 0) -> Any:
+def load_for(
+    path: str,
+    task_type: str,
+    *,
+    num_labels: int = 2,
+    seed: int = 0,
+    name: str | None = None,
+) -> Any:
     """The model with the head that PEFT's `task_type` is for, so that layers have its names.
 
     Raises:
@@ -110,11 +118,15 @@ def load_for(path: str, task_type: str, *, num_labels: int = 2, seed: int = 0) -
         UnknownNameError: a task type that cannot be started here.
     """
     if task_type == "SEQ_CLS":
-        return load_classifier(path, num_labels=num_labels, regression=num_labels == 1, seed=seed)
+        return load_classifier(
+            path, num_labels=num_labels, regression=num_labels == 1, seed=seed, name=name
+        )
     if task_type not in _AUTO:
         raise unknown_name("task type", task_type, ["SEQ_CLS", *_AUTO])
     with _said_plainly(path):
-        return _AUTO[task_type].from_pretrained(path, use_safetensors=True)
+        model = _AUTO[task_type].from_pretrained(path, use_safetensors=True)
+    model.config.name_or_path = name or path
+    return model
 
 
 def encode(

@@ -107,7 +107,7 @@ def train_adapter(
         )
     peft_model.peft_config["default"].inference_mode = True
     with atomic_path(output) as folder:
-        peft_model.save_pretrained(str(folder))
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         write_json(folder / "training.json", {**(record or {}), "losses": losses})
     return Path(output)
 

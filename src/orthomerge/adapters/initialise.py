@@ -168,7 +168,8 @@ def save_start(peft_model: PeftModel, folder: str | Path) -> Path:
     many labels.
     """
     with atomic_path(folder) as path:
-        peft_model.save_pretrained(str(path))
+        # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
+        peft_model.save_pretrained(str(path), save_embedding_layers=False)
     return Path(folder)
 
 

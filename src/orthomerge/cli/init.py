@@ -62,7 +62,7 @@ def init(
     for path, item in named:
         item.require_model(found.sha256, model, name=f"'{path}'")
         item.require_match(read[0], mine=f"'{path}'", theirs=f"'{others[0]}'")
-    base = load_for(found.path_or_id, task_type, num_labels=labels, seed=seed)
+    base = load_for(found.path_or_id, task_type, num_labels=labels, seed=seed, name=found.name)
     wrapped = new_lora(
         base,
         targets=read[0].meta.target_modules,

@@ -66,7 +66,7 @@ def stats(
             batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
             names,
             granularity=granularity,
-            model_id=model,
+            model_id=found.name,
             model_sha256=found.sha256,
             tokenizer_hash=tokenizer_hash(tokenizer),
             progress=lambda size: progress.advance(bar, size),

@@ -67,7 +67,9 @@ def train(
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(f"training {about.name}", total=None)
         train_adapter(
-            load_classifier(found.path_or_id, num_labels=labels, regression=regression),
+            load_classifier(
+                found.path_or_id, num_labels=labels, regression=regression, name=found.name
+            ),
             start,
             data.train,
             tokenizer,

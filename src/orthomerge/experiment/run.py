@@ -201,7 +201,7 @@ class Run:
                     batches(sample, self.tokenizer, max_length=self.recipe.data.max_length),
                     self.recipe.adapter.targets,
                     granularity=granularity,
-                    model_id=self.base.path_or_id,
+                    model_id=self.base.name,
                     model_sha256=self.base.sha256,
                     tokenizer_hash=tokenizer_hash(self.tokenizer),
                     progress=count,
@@ -262,6 +262,7 @@ class Run:
             num_labels=labels,
             regression=regression,
             seed=derive_seed(seed, task, "head"),
+            name=self.base.name,
         )
 
     def _head(self, task: str) -> tuple[int, bool]:
