@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from orthomerge.adapters import freeze_A, load_trainable
 from orthomerge.errors import OrthomergeError
@@ -97,7 +103,7 @@ def train_adapter(
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[_Progress(progress)] if progress else None,
         )
-        _silence_printing(trainer)
+        trainer.remove_callback(PrinterCallback)
         mean_loss = trainer.train().training_loss
     losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
     if not math.isfinite(mean_loss):
@@ -126,9 +132,3 @@ def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:
         last = isinstance(module, nn.Linear) and module.out_features == 1
         if last and ".modules_to_save." in name and isinstance(module.bias, Tensor):
             nn.init.constant_(module.bias, mean)
-
-
-def _silence_printing(trainer: Trainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -86,6 +85,3 @@ def parse_numbers(text: str | None, what: str) -> list[float] | None:
 def split_names(text: str) -> list[str]:
     """Names with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-Verb = Callable[..., None]

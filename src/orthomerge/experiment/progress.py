@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -55,8 +56,6 @@ class Silent:
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the block's wall time to `seconds[stage]`."""
-    import time
-
     began = time.perf_counter()
     try:
         yield

@@ -7,6 +7,7 @@ a run that was stopped, or whose rows alone were kept, goes on with what is miss
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -481,9 +482,7 @@ class Run:
                     f"rank {rank} is larger than layer '{name}' {list(weight.shape)}: choose a "
                     f"rank up to {min(weight.shape)}."
                 )
-        for task, data in self.data.items():
-            if not data.train:
-                raise RecipeError(f"task '{task}' has no training row.")
+        _ = self.data  # drawing the rows refuses tasks that cannot be trained on
 
     def expected_rows(self) -> int:
         """The number of rows of the finished run."""
@@ -553,8 +552,6 @@ class Run:
             write_text(self.output / name, "".join(r.to_json() + "\n" for r in rows))
 
     def _write_record(self, began: str) -> None:
-        import json
-
         path = self.output / RUN
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         seconds = dict(before.get("seconds", {}))
