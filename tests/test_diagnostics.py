@@ -7,7 +7,8 @@ from orthomerge.adapters import Adapter
 from orthomerge.diagnostics import interference
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import SecondMoment, Statistics, StatisticsMeta
+from orthomerge.features import Statistics, StatisticsMeta
+from orthomerge.moments import SecondMoment
 
 
 def made(seed):

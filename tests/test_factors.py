@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors, energy, from_dense, inner, truncate, weighted_sum
+from orthomerge.moments import SecondMoment
 
 
 def factors(rank=3, d_out=7, d_in=9, seed=0, scaling=2.0):
@@ -46,7 +47,9 @@ def test_inner_and_energy_equal_their_dense_forms():
     assert inner(a, b) == pytest.approx(float((a.delta() * b.delta()).sum()))
     h = torch.randn(20, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     S = h.T @ h / 20
-    assert energy(a, S) == pytest.approx(float((h @ a.delta().T).square().sum() / 20))
+    assert energy(a, SecondMoment.from_matrix(S, 20)) == pytest.approx(
+        float((h @ a.delta().T).square().sum() / 20)
+    )
 
 
 def test_factors_that_do_not_pair_are_refused():

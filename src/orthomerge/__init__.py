@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orthomerge.adapters import (
         Adapter,
         OsrmConfig,
+        Projection,
         freeze_A,
         initialize_osrm_weights,
         merge_adapters,
@@ -23,23 +24,25 @@ if TYPE_CHECKING:
     from orthomerge.errors import OrthomergeError
     from orthomerge.experiment import Recipe, Run, load_recipe
     from orthomerge.factors import LoraFactors
-    from orthomerge.features import SecondMoment, Statistics, collect_statistics
+    from orthomerge.features import Statistics, collect_statistics, merge_statistics
     from orthomerge.merging import MergedUpdate, list_methods, merge_layers
+    from orthomerge.moments import Moment, Representation, RowMoment, SecondMoment, SketchMoment
     from orthomerge.rows import ResultRow, read_rows
     from orthomerge.subspace import Subspace, get_solver, list_solvers
     from orthomerge.tasks import Task, get_task, list_tasks
 
 _HOMES = {
     "adapters": (
-        "Adapter", "OsrmConfig", "freeze_A", "initialize_osrm_weights", "merge_adapters",
-        "read_adapter",
+        "Adapter", "OsrmConfig", "Projection", "freeze_A", "initialize_osrm_weights",
+        "merge_adapters", "read_adapter",
     ),
     "diagnostics": ("Interference", "interference"),
     "errors": ("OrthomergeError",),
     "experiment": ("Recipe", "Run", "load_recipe"),
     "factors": ("LoraFactors",),
-    "features": ("SecondMoment", "Statistics", "collect_statistics"),
+    "features": ("Statistics", "collect_statistics", "merge_statistics"),
     "merging": ("MergedUpdate", "list_methods", "merge_layers"),
+    "moments": ("Moment", "Representation", "RowMoment", "SecondMoment", "SketchMoment"),
     "rows": ("ResultRow", "read_rows"),
     "subspace": ("Subspace", "get_solver", "list_solvers"),
     "tasks": ("Task", "get_task", "list_tasks"),
@@ -51,12 +54,17 @@ __all__ = [
     "Interference",
     "LoraFactors",
     "MergedUpdate",
+    "Moment",
     "OrthomergeError",
     "OsrmConfig",
+    "Projection",
     "Recipe",
+    "Representation",
     "ResultRow",
+    "RowMoment",
     "Run",
     "SecondMoment",
+    "SketchMoment",
     "Statistics",
     "Subspace",
     "Task",
@@ -72,6 +80,7 @@ __all__ = [
     "load_recipe",
     "merge_adapters",
     "merge_layers",
+    "merge_statistics",
     "read_adapter",
     "read_rows",
 ]

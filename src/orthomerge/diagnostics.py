@@ -59,7 +59,7 @@ def interference(
     for layer in names:
         energies = torch.zeros(size, size, dtype=torch.float64)
         for j, item in enumerate(stats):
-            moment = item.second_moment(_in_trunk(layer, item))
+            moment = item.moment(_in_trunk(layer, item))
             for i, adapter in enumerate(read):
                 if layer in adapter.layers:
                     energies[i, j] = max(energy(adapter.layers[layer], moment), 0.0)

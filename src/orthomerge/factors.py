@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import AdapterError
+from orthomerge.moments import Moment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,11 +99,11 @@ def inner(a: LoraFactors, b: LoraFactors) -> float:
     return float(a.scaling * b.scaling * (left * right.T).sum())
 
 
-def energy(factors: LoraFactors, second_moment: Float[Tensor, "d_in d_in"]) -> float:
+def energy(factors: LoraFactors, moment: Moment) -> float:
     """Output energy of the update on features with second moment S: `tr(ΔW S ΔWᵀ)`, in float64.
 
     Only `A S Aᵀ` and `Bᵀ B`, both rank×rank, are formed. O(rank · d_in² + rank² · d_out).
     """
-    A, B = factors.A.double(), factors.B.double()
-    inner_energy = A @ second_moment.double() @ A.T
+    B = factors.B.double()
+    inner_energy = moment.quadratic(factors.A)
     return float(factors.scaling**2 * (inner_energy * (B.T @ B)).sum())

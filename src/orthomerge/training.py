@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from orthomerge.adapters import freeze_A, load_trainable
+from orthomerge.adapters import Projection, freeze_A, load_trainable, read_kept_out
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import atomic_path, write_json
 from orthomerge.models import encode, quiet
@@ -35,6 +35,21 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup: float = 0.06
     max_length: int = 48
+
+
+class ProjectionCallback(TrainerCallback):
+    """Keeps every `A` out of its directions after each optimizer step of a Trainer."""
+
+    def __init__(self, projection: Projection) -> None:
+        self._projection = projection
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """The start itself obeys."""
+        self._projection.apply()
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Project what the step moved."""
+        self._projection.apply()
 
 
 class _Progress(TrainerCallback):
@@ -62,15 +77,20 @@ def train_adapter(
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
     `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A
-    where the start put it. The order of the rows is drawn under `seed`; batches are grouped by
-    length. `record` is kept beside the weights as `training.json`, together with the losses.
+    where the start put it, "project" keeps it out of the directions that the start carries. The
+    order of the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside
+    the weights as `training.json`, together with the losses.
 
     Raises:
         OrthomergeError: the loss is not finite (the learning rate is too high).
+        AdapterError: the constraint "project" and a start that carries no directions.
     """
     peft_model = load_trainable(model, start)
+    callbacks: list[TrainerCallback] = [_Progress(progress)] if progress else []
     if constraint == "freeze":
         freeze_A(peft_model)
+    elif constraint == "project":
+        callbacks.append(ProjectionCallback(Projection(peft_model, read_kept_out(start))))
     if regression:
         _start_at_the_mean(peft_model, [float(r.label) for r in rows])
     encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
@@ -101,7 +121,7 @@ def train_adapter(
             args=arguments,
             train_dataset=encoded,  # pyright: ignore[reportArgumentType]  (a list is a dataset)
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[_Progress(progress)] if progress else None,
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
         mean_loss = trainer.train().training_loss

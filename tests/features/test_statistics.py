@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 
 from orthomerge.errors import StatisticsError, UnknownNameError
 from orthomerge.features import (
-    SecondMoment,
     Statistics,
     batches,
     collect_statistics,
@@ -23,6 +22,7 @@ from orthomerge.features import (
     sample_texts,
     target_layers,
 )
+from orthomerge.moments import SecondMoment
 
 TEXTS = [(t, None) for t in make_texts(23)]
 TARGETS = ["query", "key", "value"]
@@ -149,7 +149,7 @@ def test_combined_moments_are_weighted_means(tiny_tokenizer):
     b = collect_statistics(tiny_bert(), batches(TEXTS[9:], tiny_tokenizer), ["query"])
     name = next(iter(a.layers))
     expected = 0.75 * a.second_moment(name) + 0.25 * b.second_moment(name)
-    torch.testing.assert_close(combined_moment([a, b], name, [3.0, 1.0]), expected)
+    torch.testing.assert_close(combined_moment([a, b], name, [3.0, 1.0]).matrix, expected)
 
 
 def test_an_unknown_target_names_the_models_linear_layers(tiny_tokenizer):

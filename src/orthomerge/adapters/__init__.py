@@ -1,6 +1,7 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
-from orthomerge.adapters.config import CONSTRAINTS, OsrmConfig
+from orthomerge.adapters.config import CONSTRAINTS, SHARE, OsrmConfig
+from orthomerge.adapters.constrain import Projection, freeze_A, lora_layers, read_kept_out
 from orthomerge.adapters.files import (
     HEADS,
     Adapter,
@@ -13,11 +14,11 @@ from orthomerge.adapters.files import (
 from orthomerge.adapters.initialise import (
     captured,
     check_statistics,
-    freeze_A,
     initialize_osrm_weights,
     load_trainable,
-    lora_layers,
+    loud_directions,
     new_lora,
+    plan_ranks,
     save_start,
     unit_rows,
 )
@@ -26,8 +27,10 @@ from orthomerge.adapters.merge import merge_adapters, save_merged
 __all__ = [
     "CONSTRAINTS",
     "HEADS",
+    "SHARE",
     "Adapter",
     "OsrmConfig",
+    "Projection",
     "as_factors",
     "captured",
     "check_statistics",
@@ -35,10 +38,13 @@ __all__ = [
     "initialize_osrm_weights",
     "load_trainable",
     "lora_layers",
+    "loud_directions",
     "merge_adapters",
     "new_lora",
+    "plan_ranks",
     "read_adapter",
     "read_head",
+    "read_kept_out",
     "require_same_base",
     "save_merged",
     "save_start",

@@ -8,7 +8,9 @@ from typing import Any
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.subspace import get_solver
 
-CONSTRAINTS = ("init", "freeze")
+CONSTRAINTS = ("init", "freeze", "project")
+SHARE = 0.9
+"""The share of the others' energy that `project` keeps A out of, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -16,22 +18,27 @@ class OsrmConfig:
     """How to choose `A` and what training may do with it.
 
     `solver` names a function of `orthomerge.subspace`, `options` go to it; `granularity` is the
-    one the statistics must have; `constraint` is "init" (the paper: only the start) or "freeze"
-    (`A` is held); `weights` are the others' weights in `S_other`, equal when None.
+    one the statistics must have; `constraint` is "init" (the paper: only the start), "freeze" (`A`
+    is held) or "project" (`A` trains, but never into the directions that hold `share` of the
+    others' energy); `weights` are the others' weights in `S_other`, equal when None.
 
     Raises:
         UnknownNameError: no such solver.
-        RecipeError: no such constraint.
+        SubspaceError: an option the solver does not have.
+        RecipeError: no such constraint, or a share outside (0, 1).
     """
 
     solver: str = "min_eigen"
     granularity: str = "token"
     constraint: str = "init"
+    share: float = SHARE
     seed: int = 0
     weights: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        get_solver(self.solver)
+        get_solver(self.solver).check_options(self.options)
         if self.constraint not in CONSTRAINTS:
             raise unknown_name("constraint", self.constraint, CONSTRAINTS, error=RecipeError)
+        if not 0 < self.share < 1:
+            raise RecipeError(f"share {self.share} is not between 0 and 1: {SHARE} is the default.")

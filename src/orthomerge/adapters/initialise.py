@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from orthomerge.adapters.config import OsrmConfig
-from orthomerge.errors import AdapterError, StatisticsError
-from orthomerge.features import (
-    Statistics,
-    combined_moment,
-    describe_model,
-    target_layers,
-    trunk,
-)
+from orthomerge.adapters.constrain import ADAPTER, lora_layers, write_kept_out
+from orthomerge.adapters.files import Adapter
+from orthomerge.errors import StatisticsError, SubspaceError
+from orthomerge.features import Statistics, describe_model, target_layers
 from orthomerge.files import atomic_path, derive_seed
-from orthomerge.subspace import Subspace, get_solver
-
-ADAPTER = "default"
-
-
-def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
-    """The LoRA layers of a PEFT model, by their name in the trunk.
-
-    Raises:
-        AdapterError: the model has no LoRA layer.
-    """
-    found = {
-        name: module
-        for name, module in trunk(model).named_modules()
-        if isinstance(module, LoraLayer) and adapter in module.lora_A
-    }
-    if not found:
-        raise AdapterError(
-            "the model has no LoRA layer: wrap it with peft.get_peft_model(model, LoraConfig(...))."
-        )
-    return found
+from orthomerge.moments import Moment, combine
+from orthomerge.subspace import (
+    Solver,
+    Subspace,
+    allocate_ranks,
+    describe,
+    dominant_directions,
+    get_solver,
+    orthonormal_rows,
+    project_rows_out,
+    quiet_directions,
+    solve_jointly,
+)
 
 
 def new_lora(
@@ -54,18 +41,27 @@ def new_lora(
     rslora: bool = False,
     task_type: str | None = None,
     seed: int = 0,
+    ranks: Mapping[str, int] | None = None,
 ) -> PeftModel:
     """A PEFT model with fresh LoRA layers by PEFT's own start, drawn under `seed`.
+
+    `ranks` gives single layers (named below the head) a rank of their own; their alpha follows, so
+    that the scaling is the same everywhere.
 
     Raises:
         UnknownNameError: a target matches no layer; the message names the linear layers.
     """
     target_layers(model, targets)
+    odd = {layer: r for layer, r in (ranks or {}).items() if r != rank}
+    power = 0.5 if rslora else 1.0
+    alphas = {layer: alpha * (r / rank) ** power for layer, r in odd.items()}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes fractions too)
         lora_dropout=dropout,
         use_rslora=rslora,
+        rank_pattern=odd,
+        alpha_pattern=alphas,
         target_modules=list(targets),
         task_type=task_type,
     )
@@ -96,23 +92,50 @@ def initialize_osrm_weights(
     own: Statistics | None = None,
     config: OsrmConfig | None = None,
     *,
+    existing: Sequence[Adapter] = (),
     adapter_name: str = ADAPTER,
 ) -> dict[str, Subspace]:
     """Set every `A` into the subspace where the other tasks' inputs have least energy, `B` to 0.
 
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
-    model changes, so any PEFT trainer goes on from here. Returns what was chosen, by layer.
+    model changes, so any PEFT trainer goes on from here; with the constraint "project" the returned
+    directions are what `Projection` keeps `A` out of. Returns what was chosen, by layer.
+
+    `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
+    of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
+    order that depends on the statistics alone, so that every team comes to the same choice.
 
     Raises:
         StatisticsError: no others, statistics of another model, granularity or target set.
-        SubspaceError: the rank is larger than the admissible subspace.
+        SubspaceError: the rank is larger than the admissible subspace, or a solver that does not
+            look at other adapters was given some.
     """
     config = config or OsrmConfig()
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
-    everyone = [*others, own] if own is not None else list(others)
-    for index, item in enumerate(everyone):
-        check_statistics(peft_model, item, f"statistics {index + 1}")
+    _check_all(peft_model, others, own, config)
+    solver = get_solver(config.solver)
+    if solver.needs_own and own is None:
+        raise SubspaceError(
+            f"the solver '{solver.name}' needs the task's own statistics: pass own=, or --own."
+        )
+    chosen: dict[str, Subspace] = {}
+    solved: dict[tuple[str, int], Subspace] = {}
+    for name, layer in lora_layers(peft_model, adapter_name).items():
+        rank = layer.lora_A[adapter_name].weight.shape[0]
+        key = (others[0].layers.get(name, name), rank)
+        if key not in solved:
+            solved[key] = _solve(solver, name, key[0], rank, others, own, config, existing)
+        chosen[name] = solved[key]
+        _set(layer, adapter_name, chosen[name].basis)
+    return chosen
+
+
+def _check_all(
+    model: nn.Module, others: Sequence[Statistics], own: Statistics | None, config: OsrmConfig
+) -> None:
+    for index, item in enumerate([*others, own] if own is not None else others):
+        check_statistics(model, item, f"statistics {index + 1}")
         item.require_match(others[0], mine=f"statistics {index + 1}", theirs="statistics 1")
         if item.meta.granularity != config.granularity:
             raise StatisticsError(
@@ -120,25 +143,119 @@ def initialize_osrm_weights(
                 f"asks for '{config.granularity}': collect them with --granularity "
                 f"{config.granularity}."
             )
-    solver = get_solver(config.solver)
-    chosen: dict[str, Subspace] = {}
-    layers = lora_layers(peft_model, adapter_name)
-    solved: dict[tuple[str, int], Subspace] = {}
-    for name, layer in layers.items():
-        A = layer.lora_A[adapter_name].weight
-        owner = others[0].layers.get(name, name)
-        key = (owner, A.shape[0])
-        if key not in solved:
-            solved[key] = solver(
-                combined_moment(others, name, config.weights),
-                A.shape[0],
-                own=own.second_moment(name) if own is not None else None,
-                seed=derive_seed(config.seed, owner),
+
+
+def _solve(
+    solver: Solver,
+    layer: str,
+    owner: str,
+    rank: int,
+    others: Sequence[Statistics],
+    own: Statistics | None,
+    config: OsrmConfig,
+    existing: Sequence[Adapter],
+) -> Subspace:
+    """One distinct input's rows."""
+    moments = [item.moment(layer) for item in others]
+    mine = own.moment(layer) if own is not None else None
+    seed = derive_seed(config.seed, owner)
+    try:
+        if solver.joint and not existing and mine is not None:
+            found = _solve_all(moments, mine, rank, seed, config)
+        else:
+            found = solver(
+                combine(moments, config.weights),
+                rank,
+                own=mine,
+                seed=seed,
+                taken=_rows_of(existing, layer) if existing else None,
                 **config.options,
             )
-        chosen[name] = solved[key]
-        _set(layer, adapter_name, chosen[name].basis)
-    return chosen
+    except SubspaceError as problem:
+        raise SubspaceError(f"layer '{layer}': {problem}") from problem
+    if config.constraint == "project":
+        other = combine(moments, config.weights)
+        quiet = project_rows_out(found.basis, _kept_out(other, rank, config.share))
+        found = describe(orthonormal_rows(quiet), other, mine, found.admissible, found.cost.how)
+    return found
+
+
+def _solve_all(
+    moments: Sequence[Moment], mine: Moment, rank: int, seed: int, config: OsrmConfig
+) -> Subspace:
+    """All tasks at once, in the order of their energies, and the own one's rows of it."""
+    weights = [1.0] * len(moments) if config.weights is None else list(config.weights)
+    everyone = sorted(
+        [(mine.trace, mine.count, True, mine, sum(weights) / len(weights))]
+        + [(m.trace, m.count, False, m, w) for m, w in zip(moments, weights, strict=True)],
+        key=lambda item: item[:2],
+    )
+    found = solve_jointly(
+        [m for *_, m, _ in everyone],
+        [rank] * len(everyone),
+        seeds=[seed] * len(everyone),
+        weights=[w for *_, w in everyone],
+        **config.options,
+    )
+    return found[next(i for i, item in enumerate(everyone) if item[2])]
+
+
+def _rows_of(adapters: Sequence[Adapter], layer: str) -> torch.Tensor | None:
+    """The rows of all adapters' `A` at a layer, which adapters name below their head model."""
+    rows = [
+        factors.A
+        for adapter in adapters
+        for name, factors in adapter.layers.items()
+        if name == layer or name.endswith(f".{layer}")
+    ]
+    return torch.cat([r.double() for r in rows]) if rows else None
+
+
+def _kept_out(other: Moment, rank: int, share: float) -> torch.Tensor:
+    return dominant_directions(other, share=share, most=other.dim - rank)
+
+
+def loud_directions(
+    others: Sequence[Statistics], layers: Iterable[str], config: OsrmConfig, rank: int
+) -> dict[str, torch.Tensor]:
+    """By layer, orthonormal rows that hold `config.share` of the others' energy: [k, d_in].
+
+    Layers that read one input share one tensor. At least `rank` dimensions are left free.
+    """
+    found: dict[str, torch.Tensor] = {}
+    by_owner: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        owner = others[0].layers.get(layer, layer)
+        if owner not in by_owner:
+            other = combine([item.moment(layer) for item in others], config.weights)
+            by_owner[owner] = _kept_out(other, rank, config.share)
+        found[layer] = by_owner[owner]
+    return found
+
+
+def plan_ranks(
+    others: Sequence[Statistics], rank: int, energy: float, weights: Sequence[float] | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Ranks by layer where the others leave room, and the room: quiet directions by layer.
+
+    A direction is quiet when the others' energy along it is at most `energy` times their mean.
+    What crowded layers give up goes to those with room (`subspace.allocate_ranks`); the ranks go
+    into PEFT's `rank_pattern` (`new_lora(ranks=...)`).
+
+    Raises:
+        StatisticsError: no others.
+        SubspaceError: an energy that is not positive.
+    """
+    if not others:
+        raise StatisticsError("ranks by room need statistics of at least one other task.")
+    room: dict[str, int] = {}
+    by_owner: dict[str, int] = {}
+    for layer, owner in others[0].layers.items():
+        if owner not in by_owner:
+            moment = combine([item.moment(layer) for item in others], weights)
+            by_owner[owner] = quiet_directions(moment, energy)
+        room[layer] = by_owner[owner]
+    return allocate_ranks(room, rank), room
 
 
 def unit_rows(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
@@ -154,22 +271,23 @@ def _set(layer: Any, adapter: str, rows: torch.Tensor) -> None:
         layer.lora_B[adapter].weight.zero_()
 
 
-def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
-    """Hold every `A` where it is; `B` and the head go on training."""
-    for layer in lora_layers(peft_model, adapter_name).values():
-        layer.lora_A[adapter_name].weight.requires_grad_(False)
-
-
-def save_start(peft_model: PeftModel, folder: str | Path) -> Path:
+def save_start(
+    peft_model: PeftModel,
+    folder: str | Path,
+    kept_out: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Write a start as an ordinary PEFT folder, the fresh head of a classifier with it.
 
     PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
-    many labels.
+    many labels. `kept_out` are the directions a projected `A` stays out of (`loud_directions`);
+    they lie beside the weights, where `read_kept_out` finds them.
     """
     with atomic_path(folder) as path:
         # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
+        if kept_out:
+            write_kept_out(path, kept_out)
     return Path(folder)
 
 

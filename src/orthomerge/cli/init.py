@@ -43,7 +43,7 @@ def init(
     from orthomerge.adapters import save_start as save
     from orthomerge.assets import resolve_model
     from orthomerge.errors import SubspaceError
-    from orthomerge.features import Statistics, combined_moment
+    from orthomerge.features import Statistics
     from orthomerge.models import load_for
 
     read = [Statistics.load(p) for p in others]
@@ -77,8 +77,8 @@ def init(
     if json:
         print_json({"path": str(output), "captured": energies})
         return
-    total = sum(float(combined_moment(read, n).trace()) for n in energies)
-    seen = sum(e["other"] or 0.0 for e in energies.values()) / total if total else 0.0
+    total = sum(s.total_other for s in chosen.values())
+    seen = sum(s.captured_other for s in chosen.values()) / total if total else 0.0
     width = next(iter(read[0].moments.values())).dim
     out.print(
         f"{output}: {len(energies)} layers, rank {rank}, start '{solver}'; it sees {seen:.1e} of "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orthomerge.adapters import CONSTRAINTS
+from orthomerge.adapters import CONSTRAINTS, SHARE
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 from orthomerge.features import GRANULARITIES
 from orthomerge.merging import get_method
@@ -72,12 +72,18 @@ class Arm(_Part):
     """One way to start and train: a line in the figure.
 
     `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1) or a solver;
-    `seed_policy` says whether tasks draw from one seed or each from its own.
+    `share` is what the constraint "project" keeps A out of; `quiet` gives layers ranks by their
+    room (directions with at most that part of the others' mean energy); `samples` overrides the
+    recipe's number of samples behind the statistics; `seed_policy` says whether tasks draw from one
+    seed or each from its own.
     """
 
     start: str
     granularity: str = "token"
     constraint: str = "init"
+    share: float = Field(default=SHARE, gt=0, lt=1)
+    quiet: float | None = Field(default=None, gt=0)
+    samples: int | None = Field(default=None, gt=0)
     seed_policy: Literal["per_task", "shared"] = "per_task"
     learning_rate: float | list[float] | None = None
     seeds: list[int] | None = None
@@ -97,6 +103,11 @@ class Arm(_Part):
             raise unknown_name("constraint", self.constraint, CONSTRAINTS, error=RecipeError)
         if self.granularity not in GRANULARITIES:
             raise unknown_name("granularity", self.granularity, GRANULARITIES, error=RecipeError)
+        if self.solver is None and (self.constraint == "project" or self.quiet):
+            raise RecipeError(
+                f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
+                "name a solver."
+            )
         valid = get_solver(self.start).options if self.solver else {}
         for option in self.options:
             if option not in valid:

@@ -25,7 +25,10 @@ from orthomerge.adapters import (
     Adapter,
     OsrmConfig,
     initialize_osrm_weights,
+    lora_layers,
+    loud_directions,
     new_lora,
+    plan_ranks,
     read_adapter,
     save_merged,
     save_start,
@@ -113,14 +116,15 @@ class Run:
 
     # Keys: hashes of inputs, never of outputs, so that rows can be told to be there -------------
 
-    def stats_key(self, task: str, granularity: str) -> str:
+    def stats_key(self, task: str, granularity: str, samples: int | None = None) -> str:
         """Hash of all that a task's statistics depend on."""
+        part = self.recipe.statistics.model_dump() | ({"samples": samples} if samples else {})
         return fingerprint(
             {
                 "piece": ["statistics", PIECES],
                 "base": self.base.sha256,
                 "data": self.data[task].fingerprint,
-                "statistics": self.recipe.statistics.model_dump(),
+                "statistics": part,
                 "max_length": self.recipe.data.max_length,
                 "targets": sorted(self.recipe.adapter.targets),
                 "granularity": granularity,
@@ -140,9 +144,13 @@ class Run:
         }
         if arm.solver:
             depends["others"] = [
-                self.stats_key(t, arm.granularity) for t in self._tasks if t != task
+                self.stats_key(t, arm.granularity, arm.samples) for t in self._tasks if t != task
             ]
-            depends["own"] = self.stats_key(task, arm.granularity)
+            depends["own"] = self.stats_key(task, arm.granularity, arm.samples)
+        if arm.constraint == "project":
+            depends["kept out"] = arm.share
+        if arm.quiet:
+            depends["quiet"] = arm.quiet
         return fingerprint(depends)
 
     def adapter_key(self, arm: Arm, task: str, seed: int, rate: float) -> str:
@@ -178,9 +186,9 @@ class Run:
 
     # Pieces, each made only when something missing asks for it ----------------------------------
 
-    def statistics(self, task: str, granularity: str) -> Statistics:
+    def statistics(self, task: str, granularity: str, samples: int | None = None) -> Statistics:
         """A task's statistics, from its file or collected now."""
-        key = self.stats_key(task, granularity)
+        key = self.stats_key(task, granularity, samples)
         if key in self._stats:
             return self._stats[key]
         path = self.output / "stats" / f"{slug(task)}-{granularity}-{key[:12]}{SUFFIX}"
@@ -189,7 +197,8 @@ class Run:
             self.reporter.stage(f"statistics of {task} ({granularity})")
             with timed(self.seconds, "stats"):
                 texts = [(r.text, r.pair) for r in self.data[task].train]
-                sample = sample_texts(texts, part.samples, derive_seed(part.seed, task))
+                seed = derive_seed(part.seed, task)
+                sample = sample_texts(texts, samples or part.samples, seed)
                 done = 0
 
                 def count(size: int) -> None:
@@ -202,6 +211,7 @@ class Run:
                     batches(sample, self.tokenizer, max_length=self.recipe.data.max_length),
                     self.recipe.adapter.targets,
                     granularity=granularity,
+                    task=task,
                     model_id=self.base.name,
                     model_sha256=self.base.sha256,
                     tokenizer_hash=tokenizer_hash(self.tokenizer),
@@ -223,12 +233,8 @@ class Run:
             return path
         shape = self.recipe.adapter
         draw = derive_seed(seed) if arm.seed_policy == "shared" else derive_seed(seed, task)
-        own = self.statistics(task, arm.granularity) if arm.solver else None
-        others = (
-            [self.statistics(t, arm.granularity) for t in self._tasks if t != task]
-            if arm.solver
-            else []
-        )
+        others, own, config = self._problem(arm, task, draw)
+        ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
         self.reporter.stage(f"start {name} of {task}")
         with timed(self.seconds, "init"):
             model = new_lora(
@@ -240,20 +246,34 @@ class Run:
                 rslora=shape.rslora,
                 task_type="SEQ_CLS",
                 seed=draw,
+                ranks=ranks,
             )
+            kept_out = None
             if arm.start == "default_unit":
                 unit_rows(model)
-            elif arm.solver:
-                config = OsrmConfig(
-                    solver=arm.solver,
-                    granularity=arm.granularity,
-                    constraint=arm.constraint,
-                    seed=draw,
-                    options=arm.options,
-                )
+            elif config is not None:
                 initialize_osrm_weights(model, others, own, config)
-            save_start(model, path)
+                if arm.constraint == "project":
+                    kept_out = loud_directions(others, lora_layers(model), config, shape.rank)
+            save_start(model, path, kept_out)
         return path
+
+    def _problem(
+        self, arm: Arm, task: str, seed: int
+    ) -> tuple[list[Statistics], Statistics | None, OsrmConfig | None]:
+        """Others' statistics, own ones and how to choose; nothing for PEFT's own starts."""
+        if arm.solver is None:
+            return [], None, None
+        config = OsrmConfig(
+            solver=arm.solver,
+            granularity=arm.granularity,
+            constraint=arm.constraint,
+            share=arm.share,
+            seed=seed,
+            options=arm.options,
+        )
+        found = {t: self.statistics(t, arm.granularity, arm.samples) for t in self._tasks}
+        return [s for t, s in found.items() if t != task], found[task], config
 
     def _classifier(self, task: str, seed: int) -> Any:
         """The base with the task's fresh head, the same for every arm of one seed."""

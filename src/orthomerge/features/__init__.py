@@ -8,13 +8,13 @@ from orthomerge.features.collect import (
     target_layers,
     trunk,
 )
-from orthomerge.features.second_moment import SecondMoment
 from orthomerge.features.statistics import (
     SUFFIX,
     Statistics,
     StatisticsMeta,
     combined_moment,
     describe_model,
+    merge_statistics,
 )
 from orthomerge.features.text import batches, read_texts, sample_texts
 
@@ -22,7 +22,6 @@ __all__ = [
     "GRANULARITIES",
     "SUFFIX",
     "FeatureCollector",
-    "SecondMoment",
     "Statistics",
     "StatisticsMeta",
     "batches",
@@ -30,6 +29,7 @@ __all__ = [
     "combined_moment",
     "describe_model",
     "linear_layers",
+    "merge_statistics",
     "read_texts",
     "sample_texts",
     "target_layers",

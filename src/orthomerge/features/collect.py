@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError, UnknownNameError, nearest, unknown_name
-from orthomerge.features.second_moment import SecondMoment
+from orthomerge.features.distributed import process_rank, reduce_to_first
 from orthomerge.features.statistics import Statistics, StatisticsMeta, describe_model
+from orthomerge.moments import MeanMoment, Moment, Representation, choose
 
 GRANULARITIES = ("token", "sample", "task_mean")
 
@@ -58,17 +59,19 @@ def target_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Modu
     return dict(sorted(chosen.items(), key=lambda item: order.index(item[0])))
 
 
-class _Reader:
-    """One distinct layer input: the layers that read it and the moment it feeds."""
+class _Input:
+    """One distinct layer input: the layers that read it, and the moment it feeds."""
 
-    def __init__(self, lead: str) -> None:
+    def __init__(self, lead: str, features: Tensor) -> None:
         self.lead = lead
         self.layers = [lead]
-        self.moment: SecondMoment | None = None
-        self.mean_sum: Tensor | None = None
-        self.mean_count = 0
+        self.width = features.shape[-1]
+        self.source = 0
+        self.moment: Moment | None = None
         self.samples = 0
+        # Held while layers of one forward pass may still read it, to see that it is the same one.
         self.current: Tensor | None = None
+        self.waiting = 0
 
 
 def _identity(features: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
@@ -76,110 +79,154 @@ def _identity(features: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
     return features.data_ptr(), features.shape, features.stride()
 
 
+def _outputs(layer: nn.Module) -> int:
+    base = getattr(layer, "base_layer", layer)
+    width = getattr(base, "out_features", None) or getattr(base, "nf", None)
+    return int(width) if width else 0
+
+
 class FeatureCollector:
     """Second moments of the inputs of `layers`, updated by running the model under `watch`.
 
-    Layers that read the very same tensor in a forward pass (q, k and v; gate and up) share one
-    moment; this is found by identity in the first batch and checked in every later one.
+    Layers that read the very same tensor in a forward pass (q, k and v; gate and up; every k and v
+    of a cross-attention) share one moment. Which do is found under `discover`, on a sample small
+    enough to hold all its features, and checked in every pass.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], granularity: str = "token") -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        granularity: str = "token",
+        representation: Representation | None = None,
+    ) -> None:
         if granularity not in GRANULARITIES:
             raise unknown_name("granularity", granularity, GRANULARITIES, error=StatisticsError)
         self.granularity = granularity
+        self._representation = (representation or Representation()).check()
         self._layers = dict(layers)
-        self._readers: dict[str, _Reader] | None = None
-        self._first: dict[str, Tensor] = {}
+        self._inputs: dict[str, _Input] = {}
+        self._kinds: dict[str, str] = {}
         self._masks: list[Bool[Tensor, "batch length"]] = []
+        self._draw = 0
+
+    @property
+    def discovered(self) -> bool:
+        """Whether the distinct inputs are known."""
+        return bool(self._inputs)
 
     @contextmanager
-    def watch(self, masks: Sequence[Tensor | None]) -> Iterator[None]:
-        """Hooks on for one forward pass; `masks` mark real positions, 1 or True, padding 0.
+    def discover(self, masks: Sequence[Tensor | None]) -> Iterator[None]:
+        """Hooks on for one small forward pass that tells which layers read one tensor.
 
-        Hooks are gone and held activations dropped when the block ends, however it ends.
+        `masks` are those of that pass, of different lengths where there are two, so that what
+        reads the encoder can be told from what reads the decoder.
+
+        Raises:
+            StatisticsError: a layer that does not run, or runs twice.
         """
-        self._masks = [m.bool() for m in masks if m is not None]
-        handles = [
-            module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, module in self._layers.items()
-        ]
-        try:
+        held: dict[str, Tensor] = {}
+
+        def keep(name: str, features: Tensor) -> None:
+            if name in held:
+                raise StatisticsError(
+                    f"layer '{name}' ran twice in one forward pass: weights shared between "
+                    "depths are not supported; leave it out of the targets."
+                )
+            held[name] = features.detach()
+
+        with self._hooks(keep):
             yield
-            if self._readers is None:
-                self._discover()
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._first = {}
-            for reader in (self._readers or {}).values():
-                reader.current = None
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            features = args[0] if args else next(iter(kwargs.values()))
-            if self._readers is None:
-                if name in self._first:
-                    raise StatisticsError(
-                        f"layer '{name}' ran twice in one forward pass: weights shared between "
-                        "depths are not supported; leave it out of the targets."
-                    )
-                self._first[name] = features.detach()
-                return
-            reader = self._readers.get(name)
-            if reader is None:
-                raise StatisticsError(
-                    f"layer '{name}' ran in this batch but not in the first one: its statistics "
-                    "would be incomplete; leave it out of the targets."
-                )
-            if name == reader.lead:
-                reader.current = features
-                self._take(reader, features)
-            elif reader.current is None or _identity(reader.current) != _identity(features):
-                raise StatisticsError(
-                    f"layers '{reader.lead}' and '{name}' read one tensor in the first batch and "
-                    "different ones now: name them in separate runs."
-                )
-
-        return keep
-
-    def _discover(self) -> None:
-        by_tensor: dict[tuple, _Reader] = {}
-        readers: dict[str, _Reader] = {}
-        originals: dict[tuple, Tensor] = {}
-        for name, features in self._first.items():
-            key = _identity(features)
-            if key in by_tensor:
-                by_tensor[key].layers.append(name)
-            else:
-                by_tensor[key] = _Reader(name)
-                originals[key] = features
-            readers[name] = by_tensor[key]
-        missing = [n for n in self._layers if n not in readers]
+        missing = [n for n in self._layers if n not in held]
         if missing:
             raise StatisticsError(
                 f"layer '{missing[0]}' did not run on this data: leave it out of the targets."
             )
-        self._readers = readers
-        for key, reader in by_tensor.items():
-            self._take(reader, originals[key])
+        shapes = [m.shape for m in masks if m is not None]
+        known: dict[tuple, _Input] = {}
+        for name, features in held.items():
+            key = _identity(features)
+            if key in known:
+                known[key].layers.append(name)
+            else:
+                known[key] = _Input(name, features)
+                read = [i for i, shape in enumerate(shapes) if shape == features.shape[:-1]]
+                known[key].source = read[0] if read else 0
+            self._inputs[name] = known[key]
+        outputs = {
+            i.lead: (i.width, sum(_outputs(self._layers[n]) for n in i.layers))
+            for i in known.values()
+        }
+        self._kinds = choose(outputs, self._representation)
 
-    def _mask_for(self, reader: _Reader, features: Tensor) -> Tensor | None:
+    @contextmanager
+    def watch(self, masks: Sequence[Tensor | None], draw: int = 0) -> Iterator[None]:
+        """Hooks on for one forward pass; `masks` mark real positions, 1 or True, padding 0.
+
+        `draw` is the number of the batch, by which a representation that samples draws. Hooks are
+        gone and held activations dropped when the block ends, however it ends.
+        """
+        self._masks = [m.bool() for m in masks if m is not None]
+        self._draw = draw
+        try:
+            with self._hooks(self._keep):
+                yield
+        finally:
+            self._masks = []
+            for item in self._inputs.values():
+                item.current = None
+
+    @contextmanager
+    def _hooks(self, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+        def hook(name: str) -> Callable[..., None]:
+            def read(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                keep(name, args[0] if args else next(iter(kwargs.values())))
+
+            return read
+
+        handles = [
+            module.register_forward_pre_hook(hook(name), with_kwargs=True)
+            for name, module in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str, features: Tensor) -> None:
+        item = self._inputs[name]
+        if name == item.lead:
+            self._take(item, features)
+            item.waiting = len(item.layers) - 1
+            item.current = features if item.waiting else None
+            return
+        if item.current is None or _identity(item.current) != _identity(features):
+            raise StatisticsError(
+                f"layers '{item.lead}' and '{name}' read one tensor in the first batch and "
+                "different ones now: name them in separate runs."
+            )
+        item.waiting -= 1
+        if not item.waiting:
+            item.current = None
+
+    def _mask_for(self, item: _Input, features: Tensor) -> Tensor | None:
         if features.ndim < 3 or not self._masks:
             return None
-        fitting = [m for m in self._masks if m.shape == features.shape[:-1]]
-        if not fitting:
-            raise StatisticsError(
-                f"layer '{reader.lead}' reads {list(features.shape)}, which no attention mask "
-                f"fits ({[list(m.shape) for m in self._masks]}): padding could not be told apart."
-            )
-        # Encoder and decoder may be equally long; the decoder's mask is the later one.
-        in_decoder = "decoder" in reader.lead and "EncDecAttention" not in reader.lead
-        return fitting[-1] if in_decoder else fitting[0]
+        mask = self._masks[min(item.source, len(self._masks) - 1)]
+        if mask.shape != features.shape[:-1]:
+            fitting = [m for m in self._masks if m.shape == features.shape[:-1]]
+            if not fitting:
+                raise StatisticsError(
+                    f"layer '{item.lead}' reads {list(features.shape)}, which no attention mask "
+                    f"fits ({[list(m.shape) for m in self._masks]}): padding could not be told "
+                    "apart."
+                )
+            mask = fitting[0]
+        return mask.to(features.device)
 
-    def _take(self, reader: _Reader, features: Float[Tensor, "batch *length d_in"]) -> None:
-        width = features.shape[-1]
-        mask = self._mask_for(reader, features)
-        reader.samples += features.shape[0]
+    def _take(self, item: _Input, features: Float[Tensor, "batch *length d_in"]) -> None:
+        mask = self._mask_for(item, features)
+        item.samples += features.shape[0]
         if self.granularity == "sample" and features.ndim >= 3:
             wide = features.double()
             if mask is None:
@@ -188,35 +235,33 @@ class FeatureCollector:
                 weights = mask.to(wide)
                 rows = (wide * weights[..., None]).sum(dim=1) / weights.sum(dim=1)[:, None]
         else:
-            rows = features.reshape(-1, width) if mask is None else features[mask]
-        if self.granularity == "task_mean":
-            total = rows.double().sum(dim=0)
-            reader.mean_sum = total if reader.mean_sum is None else reader.mean_sum + total
-            reader.mean_count += rows.shape[0]
-            return
-        if reader.moment is None:
-            reader.moment = SecondMoment(width)
-        reader.moment.update(rows)
+            rows = features.reshape(-1, item.width) if mask is None else features[mask]
+        if item.moment is None:
+            item.moment = self._new(item)
+        try:
+            item.moment.update(rows, self._draw)
+        except StatisticsError as problem:
+            raise StatisticsError(f"layer '{item.lead}': {problem}") from problem
 
-    def result(self) -> tuple[dict[str, SecondMoment], dict[str, str], int]:
+    def _new(self, item: _Input) -> Moment:
+        if self.granularity == "task_mean":
+            return MeanMoment(item.width)
+        return self._representation.new(self._kinds[item.lead], item.width)
+
+    def result(self) -> tuple[dict[str, Moment], dict[str, str], int]:
         """The moments by lead layer, every layer's lead, and the number of samples seen.
 
         Raises:
-            StatisticsError: nothing was watched.
+            StatisticsError: nothing was discovered.
         """
-        if not self._readers:
+        if not self._inputs:
             raise StatisticsError("no sample was seen: the data is empty.")
-        moments: dict[str, SecondMoment] = {}
-        for reader in self._readers.values():
-            if reader.lead in moments:
-                continue
-            if reader.mean_sum is not None:
-                mean = reader.mean_sum / reader.mean_count
-                moments[reader.lead] = SecondMoment(len(mean)).update(mean[None, :])
-            elif reader.moment is not None:
-                moments[reader.lead] = reader.moment
-        owners = {layer: reader.lead for layer, reader in self._readers.items()}
-        return moments, owners, next(iter(self._readers.values())).samples
+        moments = {
+            i.lead: i.moment if i.moment is not None else self._new(i)
+            for i in self._inputs.values()
+        }
+        owners = {layer: item.lead for layer, item in self._inputs.items()}
+        return moments, owners, next(iter(self._inputs.values())).samples
 
 
 def collect_statistics(
@@ -225,6 +270,8 @@ def collect_statistics(
     target_modules: Sequence[str],
     *,
     granularity: str = "token",
+    representation: Representation | None = None,
+    task: str | None = None,
     model_id: str | None = None,
     model_sha256: str | None = None,
     tokenizer_hash: str | None = None,
@@ -236,44 +283,58 @@ def collect_statistics(
     switched off. Padding (`attention_mask` 0) is never counted. The result does not depend on
     batch size or padding side beyond the model's own rounding.
 
+    In a job of several processes (torch.distributed is initialised, as by `accelerate launch`)
+    process p of P runs batches p, p + P, ...; one reduction at the end gives process 0 the
+    statistics over all of them. The others get their own part.
+
     Args:
         model: any Transformers model, or a PEFT model on top of one.
         dataloader: batches of model inputs, with `attention_mask`; a `labels` entry is ignored.
+            Every process is given all batches.
         target_modules: names as in PEFT's `target_modules`.
         granularity: "token" (each real token a row), "sample" (each sequence's masked mean a row)
             or "task_mean" (one row, the mean over all real tokens).
+        representation: how moments are held; by default chosen by width and memory.
+        task: the name that errors give these features.
         model_id, model_sha256, tokenizer_hash: what to remember about the model.
         progress: called with the number of samples after each batch.
 
     Raises:
         UnknownNameError: a target matches no layer.
-        StatisticsError: no samples, NaN features, or a layer that does not run.
+        StatisticsError: no samples, NaN features (with layer, task and row count), or a layer that
+            does not run.
     """
     layers = target_layers(model, target_modules)
-    collector = FeatureCollector(layers, granularity)
+    collector = FeatureCollector(layers, granularity, representation)
     device = next(model.parameters()).device
     runner = trunk(model)
     was_training = model.training
-    seen = 0
+    rank, world = process_rank()
     model.eval()
     try:
         with _adapters_off(model), torch.no_grad():
-            for batch in dataloader:
-                inputs = {
-                    k: v.to(device) if isinstance(v, Tensor) else v
-                    for k, v in batch.items()
-                    if k != "labels"
-                }
-                masks = [inputs.get("attention_mask"), inputs.get("decoder_attention_mask")]
-                with collector.watch(masks):
+            for number, batch in enumerate(dataloader):
+                mine = number % world == rank
+                if not mine and collector.discovered:
+                    continue
+                inputs = _inputs_of(runner, batch, device)
+                if not collector.discovered:
+                    small, masks = _one_sample(inputs)
+                    with collector.discover(masks):
+                        runner(**small)
+                if not mine:
+                    continue
+                with collector.watch(_masks_of(inputs), draw=number):
                     runner(**inputs)
-                size = len(next(iter(inputs.values())))
-                seen += size
                 if progress is not None:
-                    progress(size)
+                    progress(len(next(iter(inputs.values()))))
+        moments, owners, samples = collector.result()
+        moments, samples = reduce_to_first(moments, samples)
+    except StatisticsError as problem:
+        name = f"task '{task}', " if task else ""
+        raise StatisticsError(f"{name}{problem}") from problem
     finally:
         model.train(was_training)
-    moments, owners, samples = collector.result()
     meta = StatisticsMeta(
         **describe_model(model, model_id),
         model_sha256=model_sha256,
@@ -294,3 +355,41 @@ def _adapters_off(model: nn.Module) -> Iterator[None]:
     else:
         with disable():
             yield
+
+
+def _inputs_of(runner: nn.Module, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch on the model's device; a T5 without decoder inputs reads its own text, shifted.
+
+    That is what `T5ForSequenceClassification` does, on which the paper trains.
+    """
+    inputs = {
+        k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
+    }
+    shift = getattr(runner, "_shift_right", None)
+    if shift is not None and "decoder_input_ids" not in inputs and "input_ids" in inputs:
+        inputs["decoder_input_ids"] = shift(inputs["input_ids"])
+        mask = inputs.get("attention_mask")
+        if mask is not None:  # the start token is real, the last text token drops out
+            start = torch.ones_like(mask[:, :1])
+            inputs["decoder_attention_mask"] = torch.cat([start, mask[:, :-1]], dim=1)
+    return inputs
+
+
+def _masks_of(inputs: Mapping[str, Any]) -> list[Tensor | None]:
+    return [inputs.get("attention_mask"), inputs.get("decoder_attention_mask")]
+
+
+def _one_sample(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Tensor | None]]:
+    """The first sample alone, its decoder part shorter than its encoder part by one position."""
+    size = len(next(iter(inputs.values())))
+    small = {
+        k: v[:1] if isinstance(v, Tensor) and v.ndim and len(v) == size else v
+        for k, v in inputs.items()
+    }
+    if "decoder_input_ids" in small and "input_ids" in small:
+        length = small["input_ids"].shape[1]
+        if small["decoder_input_ids"].shape[1] == length and length > 1:
+            for name in ("decoder_input_ids", "decoder_attention_mask"):
+                if name in small:
+                    small[name] = small[name][:, :-1]
+    return small, _masks_of(small)

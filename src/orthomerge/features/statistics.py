@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError
-from orthomerge.features.second_moment import SecondMoment
 from orthomerge.files import atomic_path, fingerprint
+from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".stats.safetensors"
 # What a config says about how it was loaded or labelled, not about what the model computes.
 _NOT_ARCHITECTURE = {
@@ -26,6 +28,9 @@ _NOT_ARCHITECTURE = {
     "num_labels", "problem_type", "transformers_version", "finetuning_task", "use_cache",
     "classifier_dropout", "return_dict", "output_attentions", "output_hidden_states",
 }  # fmt: skip
+_KINDS: dict[str, type[Moment]] = {
+    m.kind: m for m in (SecondMoment, RowMoment, SketchMoment, MeanMoment)
+}
 
 
 def describe_model(model: nn.Module, model_id: str | None = None) -> dict[str, Any]:
@@ -43,7 +48,10 @@ def describe_model(model: nn.Module, model_id: str | None = None) -> dict[str, A
 
 @dataclass(frozen=True)
 class StatisticsMeta:
-    """What the statistics belong to; enough to refuse a mismatch."""
+    """What the statistics belong to; enough to refuse a mismatch.
+
+    `directions` and `noise` are set where only part was published (`Statistics.published`).
+    """
 
     model_id: str
     config_hash: str
@@ -54,6 +62,8 @@ class StatisticsMeta:
     model_revision: str | None = None
     model_sha256: str | None = None
     tokenizer_hash: str | None = None
+    directions: int | None = None
+    noise: float | None = None
     format: int = FORMAT
     tool: str = field(default_factory=lambda: f"orthomerge {_version()}")
 
@@ -72,12 +82,12 @@ class Statistics:
     that key.
     """
 
-    moments: dict[str, SecondMoment]
+    moments: Mapping[str, Moment]
     layers: dict[str, str]
     meta: StatisticsMeta
 
-    def second_moment(self, layer: str) -> Float[Tensor, "d_in d_in"]:
-        """`S` at a layer's input, float64.
+    def moment(self, layer: str) -> Moment:
+        """The moment of a layer's input, in whatever representation it is held.
 
         Raises:
             StatisticsError: no statistics for that layer.
@@ -87,56 +97,100 @@ class Statistics:
                 f"no statistics for layer '{layer}': these cover "
                 f"{', '.join(self.meta.target_modules)} of '{self.meta.model_id}'."
             )
-        return self.moments[self.layers[layer]].matrix
+        return self.moments[self.layers[layer]]
+
+    def second_moment(self, layer: str) -> Float[Tensor, "d_in d_in"]:
+        """`S` at a layer's input, dense, float64.
+
+        Raises:
+            StatisticsError: no statistics for that layer.
+        """
+        return self.moment(layer).matrix
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """The statistics over both samples: what collecting over both at once would give.
+
+        Exact for full moments, means, and rows that were all kept; sketches keep their bound.
+
+        Raises:
+            StatisticsError: another model, tokenizer, target set or granularity.
+        """
+        other.require_match(self, mine="the second statistics", theirs="the first")
+        return self._with(other, self.meta.samples + other.meta.samples, lambda a, b: a + b)
+
+    def __sub__(self, other: Statistics) -> Statistics:
+        """The statistics without a sample that is in them: exact for full moments and means.
+
+        Raises:
+            StatisticsError: a mismatch, another representation, or more rows than there are.
+        """
+        other.require_match(self, mine="the second statistics", theirs="the first")
+        return self._with(other, self.meta.samples - other.meta.samples, lambda a, b: a - b)
+
+    def _with(self, other: Statistics, samples: int, join: Any) -> Statistics:
+        if self.layers != other.layers:
+            raise StatisticsError(
+                "the two statistics do not cover the same layers: collect them with one --targets."
+            )
+        moments = {lead: join(m, other.moments[lead]) for lead, m in self.moments.items()}
+        return Statistics(moments, self.layers, replace(self.meta, samples=samples))
 
     def save(self, path: str | Path) -> Path:
-        """Write one `.safetensors` file: no text, no rows, only moments, counts and metadata."""
+        """Write one `.safetensors` file: no text, no row as it was seen, only moments and metadata.
+
+        Every entry carries the SHA-256 of its tensors.
+        """
         path = Path(path)
-        tensors = {f"second_moment.{k}": m.matrix.contiguous() for k, m in self.moments.items()}
+        tensors: dict[str, Tensor] = {}
+        entries: dict[str, Any] = {}
+        for lead, moment in self.moments.items():
+            held, values = moment.state()
+            held = {name: t.detach().cpu().contiguous() for name, t in held.items()}
+            tensors |= {f"{lead}:{name}": t for name, t in held.items()}
+            entries[lead] = {"kind": moment.kind, **values, "sha256": _digest(held)}
         meta = {
             "orthomerge": json.dumps(asdict(self.meta)),
             "layers": json.dumps(self.layers),
-            "counts": json.dumps({k: m.count for k, m in self.moments.items()}),
+            "entries": json.dumps(entries),
         }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=meta)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read a statistics file.
+    def load(cls, path: str | Path, *, lazy: bool = False) -> Statistics:
+        """Read a statistics file; `lazy` reads each entry when it is asked for and keeps none.
 
         Raises:
-            StatisticsError: no such file, not a statistics file, or a newer format.
+            StatisticsError: no such file, not a statistics file, another format, or a file that
+                was cut or altered (an entry read lazily is checked when it is read).
         """
         path = Path(path)
         if not path.is_file():
             raise StatisticsError(f"no statistics file '{path}': make one with 'orthomerge stats'.")
-        try:
-            with safe_open(path, framework="pt") as stream:
-                header = stream.metadata() or {}
-                if "orthomerge" not in header:
-                    raise StatisticsError(
-                        f"'{path}' is not a statistics file: make one with 'orthomerge stats'."
-                    )
-                values = json.loads(header["orthomerge"])
-                if values.get("format", 0) > FORMAT:
-                    raise StatisticsError(
-                        f"'{path}' has format {values['format']}, this version reads up to "
-                        f"{FORMAT}: update orthomerge."
-                    )
-                meta = StatisticsMeta(**values)
-                layers = json.loads(header["layers"])
-                counts = json.loads(header["counts"])
-                moments = {
-                    key: SecondMoment.from_matrix(stream.get_tensor(f"second_moment.{key}"), count)
-                    for key, count in counts.items()
-                }
-        except (SafetensorError, ValueError, TypeError, KeyError) as problem:
-            raise StatisticsError(
-                f"'{path}' cannot be read as statistics ({problem}): collect it again."
-            ) from problem
-        return cls(moments=moments, layers=layers, meta=meta)
+        with _said_plainly(path), safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            if "orthomerge" not in header:
+                raise StatisticsError(
+                    f"'{path}' is not a statistics file: make one with 'orthomerge stats'."
+                )
+            values = json.loads(header["orthomerge"])
+            if values.get("format") != FORMAT:
+                raise StatisticsError(
+                    f"'{path}' has format {values.get('format')}, this version reads {FORMAT}: "
+                    "collect it again, or update orthomerge."
+                )
+            known = {f.name for f in fields(StatisticsMeta)}
+            meta = StatisticsMeta(**{k: v for k, v in values.items() if k in known})
+            layers = {str(k): str(v) for k, v in json.loads(header["layers"]).items()}
+            entries = json.loads(header["entries"])
+            if set(layers.values()) != set(entries) or not entries:
+                raise ValueError("its layers and its entries do not belong together")
+            for lead, entry in entries.items():
+                if entry["kind"] not in _KINDS:
+                    raise ValueError(f"entry '{lead}' is of an unknown kind '{entry['kind']}'")
+        moments = _Entries(path, entries)
+        return cls(moments if lazy else dict(moments.items()), layers, meta)
 
     def require_model(self, sha256: str, model_id: str, *, name: str) -> None:
         """Refuse statistics of another model's weights.
@@ -154,32 +208,95 @@ class Statistics:
         """Refuse to use two statistics together that do not describe the same layers.
 
         Raises:
-            StatisticsError: another model, target set or granularity.
+            StatisticsError: another model, revision, tokenizer, target set or granularity.
         """
         for attribute, word in (
             ("config_hash", "model"),
             ("model_sha256", "model weights"),
+            ("model_revision", "model revision"),
+            ("tokenizer_hash", "tokenizer"),
             ("target_modules", "target modules"),
             ("granularity", "granularity"),
         ):
             here, there = getattr(self.meta, attribute), getattr(other.meta, attribute)
             if here != there and None not in (here, there):
-                if word.startswith("model"):
+                if word in ("model", "model weights"):
                     here, there = self.meta.model_id, other.meta.model_id
+                if word == "tokenizer":
+                    here, there = here[:12], there[:12]
                 raise StatisticsError(
                     f"{mine} and {theirs} differ in their {word} ({here} and {there}): "
                     "statistics can be combined only on equal terms; collect one of them again."
                 )
 
 
+class _Entries(Mapping[str, Moment]):
+    """The moments of a file, each read and checked when it is asked for."""
+
+    def __init__(self, path: Path, entries: dict[str, dict[str, Any]]) -> None:
+        self._path = path
+        self._entries = entries
+
+    def __getitem__(self, lead: str) -> Moment:
+        entry = self._entries[lead]
+        with _said_plainly(self._path), safe_open(self._path, framework="pt") as stream:
+            prefix = f"{lead}:"
+            names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118
+            held = {n.removeprefix(prefix): stream.get_tensor(n) for n in names}
+            if _digest(held) != entry["sha256"]:
+                raise ValueError(f"entry '{lead}' is not what was written")
+            try:
+                return _KINDS[entry["kind"]].restore(held, entry)
+            except StatisticsError as problem:
+                raise StatisticsError(f"'{self._path}', entry '{lead}': {problem}") from problem
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@contextmanager
+def _said_plainly(path: Path) -> Iterator[None]:
+    """What goes wrong inside is a `StatisticsError` that names the file."""
+    try:
+        yield
+    except StatisticsError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise StatisticsError(
+            f"'{path}' cannot be read as statistics ({problem}): it was cut, altered or never one; "
+            "collect it again."
+        ) from problem
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def merge_statistics(statistics: Sequence[Statistics]) -> Statistics:
+    """One statistics over all samples, as collecting over all of them at once would give.
+
+    Raises:
+        StatisticsError: nothing to merge, or two that do not match.
+    """
+    if not statistics:
+        raise StatisticsError("nothing to merge: name at least one statistics file.")
+    total = statistics[0]
+    for item in statistics[1:]:
+        total = total + item
+    return total
+
+
 def combined_moment(
     statistics: Sequence[Statistics], layer: str, weights: Sequence[float] | None = None
-) -> Float[Tensor, "d_in d_in"]:
+) -> Moment:
     """`S_other = Σ_u w_u S_u` at a layer, the weights made to sum to one (equal by default)."""
-    weights = [1.0] * len(statistics) if weights is None else list(weights)
-    total = sum(weights)
-    first = statistics[0].second_moment(layer)
-    matrix = torch.zeros_like(first)
-    for item, weight in zip(statistics, weights, strict=True):
-        matrix += (weight / total) * item.second_moment(layer)
-    return matrix
+    return combine([item.moment(layer) for item in statistics], weights)

@@ -1,4 +1,4 @@
-"""The result every solver returns, and the one way a tie is broken."""
+"""The result every solver returns, what all refuse, and the one way a tie is broken."""
 
 from __future__ import annotations
 
@@ -9,61 +9,108 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
+from orthomerge.moments import Moment, SecondMoment
+
+# Below this width a dense eigendecomposition is as fast as anything cleverer.
+DENSE = 1024
+
+
+class Cost(NamedTuple):
+    """What a solution took: wall `seconds`, and `how` it was computed."""
+
+    seconds: float
+    how: str
 
 
 class Subspace(NamedTuple):
     """Orthonormal rows for `A`, and what they see of the features.
 
     `basis: [rank, d_in]`, float64, `basis @ basis.T = I`; `eigenvalues: [rank]` the energy
-    `a_k S_other a_kᵀ` along each row; `captured_other` their sum, `tr(A S_other Aᵀ)`;
-    `captured_own` is `tr(A S_own Aᵀ)`, None without own statistics; `admissible` the number of
-    dimensions the rows were chosen from.
+    `a_k S_other a_kᵀ` along each row; `captured_other` their sum, `tr(A S_other Aᵀ)`, and
+    `captured_own` `tr(A S_own Aᵀ)`, None without own statistics; `total_other` and `total_own` the
+    traces they are parts of; `admissible` the number of dimensions the rows were chosen from.
+    `slack` is the energy a row may see beyond that, where the others' statistics are sketches
+    (`Moment.slack`; None where samples bound nothing).
     """
 
     basis: Float[Tensor, "rank d_in"]
     eigenvalues: Float[Tensor, " rank"]
     captured_other: float
     captured_own: float | None
+    total_other: float
+    total_own: float | None
     admissible: int
+    slack: float | None
+    cost: Cost
 
 
 def describe(
     basis: Float[Tensor, "rank d_in"],
-    other: Float[Tensor, "d_in d_in"],
-    own: Float[Tensor, "d_in d_in"] | None,
+    other: Moment,
+    own: Moment | None,
     admissible: int,
+    how: str,
 ) -> Subspace:
     """The `Subspace` of a given basis: energies measured, not assumed."""
-    energies = ((basis @ other.double()) * basis).sum(dim=1)
-    own_energy = None
-    if own is not None:
-        own_energy = float(((basis @ own.double()) * basis).sum())
-    return Subspace(basis, energies, float(energies.sum()), own_energy, admissible)
+    energies = other.energies(basis)
+    return Subspace(
+        basis=basis,
+        eigenvalues=energies,
+        captured_other=float(energies.sum()),
+        captured_own=None if own is None else float(own.energies(basis).sum()),
+        total_other=other.trace,
+        total_own=None if own is None else own.trace,
+        admissible=admissible,
+        slack=other.slack,
+        cost=Cost(0.0, how),
+    )
 
 
-def check_moment(other: Tensor, rank: int, own: Tensor | None) -> None:
+def check_problem(other: Moment, rank: int, own: Moment | None) -> None:
     """Refuse what no solver can work on.
 
     Raises:
-        SubspaceError: not square, not finite, shapes that differ, or a rank outside 1..d_in.
+        SubspaceError: not finite, shapes or devices that differ, or a rank outside 1..d_in.
     """
-    if other.ndim != 2 or other.shape[0] != other.shape[1]:
+    for name, moment in (("others'", other), ("own", own)):
+        if moment is not None and not _finite(moment):
+            raise SubspaceError(
+                f"the {name} second moment holds NaN or infinity: collect it again."
+            )
+    if own is not None and own.dim != other.dim:
         raise SubspaceError(
-            f"a second moment is square [d_in, d_in], this one is {list(other.shape)}: "
-            "pass H.T @ H / n, not the rows H."
+            f"own second moment [{own.dim}, {own.dim}] and the others' [{other.dim}, {other.dim}] "
+            "differ: both must come from the same layer of the same model."
         )
-    if not bool(torch.isfinite(other).all()):
-        raise SubspaceError("the others' second moment holds NaN or infinity: collect it again.")
-    if own is not None and own.shape != other.shape:
+    if not 1 <= rank <= other.dim:
         raise SubspaceError(
-            f"own second moment {list(own.shape)} and the others' {list(other.shape)} differ: "
-            "both must come from the same layer of the same model."
+            f"rank {rank} does not fit a layer with {other.dim} inputs: "
+            f"choose a rank from 1 to {other.dim}."
         )
-    if not 1 <= rank <= other.shape[0]:
+    if own is not None and _device(own) != _device(other):
         raise SubspaceError(
-            f"rank {rank} does not fit a layer with {other.shape[0]} inputs: "
-            f"choose a rank from 1 to {other.shape[0]}."
+            f"own statistics lie on {_device(own)} and the others' on {_device(other)}: move them "
+            "to one device with Moment.to."
         )
+
+
+def _held(moment: Moment) -> Tensor:
+    factor = moment.factor
+    return moment.matrix if factor is None else factor
+
+
+def _finite(moment: Moment) -> bool:
+    # A sum over the entries is NaN or infinite where one of them is, and reads them once.
+    return bool(torch.isfinite(_held(moment).sum()))
+
+
+def _device(moment: Moment) -> torch.device:
+    return _held(moment).device
+
+
+def wide_and_whole(other: Moment) -> bool:
+    """Whether a moment is a matrix too wide for a dense eigendecomposition to be the best way."""
+    return isinstance(other, SecondMoment) and other.dim > DENSE
 
 
 def null_basis(
@@ -81,6 +128,12 @@ def null_basis(
     return values, vectors, int((values <= floor).sum())
 
 
+def gaussian_rows(rank: int, dim: int, seed: int, like: Tensor) -> Float[Tensor, "rank d_in"]:
+    """A seeded float64 Gaussian, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rank, dim, generator=generator, dtype=torch.float64).to(like.device)
+
+
 def random_rows_within(
     vectors: Float[Tensor, "d_in k"], rank: int, seed: int
 ) -> Float[Tensor, "rank d_in"]:
@@ -89,11 +142,16 @@ def random_rows_within(
     A seeded Gaussian is projected onto the span, so the rows depend on the span and the seed only,
     never on the basis that the linear algebra library happened to return for it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(rank, vectors.shape[0], generator=generator, dtype=torch.float64).to(
-        vectors.device
-    )
+    gaussian = gaussian_rows(rank, vectors.shape[0], seed, vectors)
     return orthonormal_rows((gaussian @ vectors) @ vectors.T)
+
+
+def top_rows_within(
+    vectors: Float[Tensor, "d_in k"], rank: int, own: Moment
+) -> Float[Tensor, "rank d_in"]:
+    """The `rank` orthonormal rows of most own energy in the span of orthonormal columns."""
+    _, directions = torch.linalg.eigh(own.quadratic(vectors.T))
+    return (vectors @ directions[:, -rank:].flip(1)).T.contiguous()
 
 
 def orthonormal_rows(rows: Float[Tensor, "rank d_in"]) -> Float[Tensor, "rank d_in"]:

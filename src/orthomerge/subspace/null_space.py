@@ -6,15 +6,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge.errors import SubspaceError
+from orthomerge.errors import SubspaceError, unknown_name
+from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
     Subspace,
-    check_moment,
     describe,
+    gaussian_rows,
     null_basis,
+    orthonormal_rows,
     random_rows_within,
+    top_rows_within,
 )
 from orthomerge.subspace.registry import register
+from orthomerge.subspace.row_space import RowSpace, factored
+
+TIES = ("random", "own")
 
 
 @register(
@@ -23,44 +29,79 @@ from orthomerge.subspace.registry import register
     paper="Zhang & Zhou 2025, OSRM, arXiv 2505.22934 (few samples)",
 )
 def null_space(
-    other: Float[Tensor, "d_in d_in"],
+    other: Moment,
     rank: int,
     *,
-    own: Float[Tensor, "d_in d_in"] | None = None,
+    own: Moment | None = None,
     seed: int = 0,
     tie: str = "random",
     tolerance: float = 1e-10,
 ) -> Subspace:
     """Rows with `A H_otherᵀ = 0`, exact where `rank(S_other) ≤ d_in − rank`.
 
-    The null space `N` of few features is far larger than `rank`; which rows of it to take is a
-    choice made on purpose. `tie="random"` draws them by `seed`; `tie="own"` takes those of most
-    own energy, the top eigenvectors of `Nᵀ S_own N`. `tolerance` is relative to the largest
-    eigenvalue. O(d_in³).
+    The null space of few features is far larger than `rank`; which rows of it to take is a choice
+    made on purpose. `tie="random"` draws them by `seed`; `tie="own"` takes those of most own
+    energy. `tolerance` is relative to the largest eigenvalue. O(k² d_in) for k rows of features,
+    without any d_in × d_in matrix; O(d_in³) for a matrix.
 
     Raises:
         SubspaceError: fewer than `rank` admissible dimensions (the message says how many), or
             `tie="own"` without own statistics.
     """
-    check_moment(other, rank, own)
-    _, vectors, nullity = null_basis(other, tolerance)
+    if tie not in TIES:
+        raise unknown_name("tie", tie, TIES, error=SubspaceError)
+    if tie == "own" and own is None:
+        raise SubspaceError("tie 'own' needs the task's own statistics: pass own=, or --own.")
+    few = factored(other)
+    if few is not None:
+        space = RowSpace(few, tolerance)
+        _require_room(other.dim - space.dim, rank, other.dim)
+        rows = outside(space, rank, other.dim, own, seed, tie)
+        return describe(rows, other, own, other.dim - space.dim, "gram")
+    _, vectors, nullity = null_basis(other.matrix, tolerance)
+    _require_room(nullity, rank, other.dim)
+    free = vectors[:, :nullity]
+    if tie == "own" and own is not None:
+        rows = top_rows_within(free, rank, own)
+    else:
+        rows = random_rows_within(free, rank, seed)
+    return describe(rows, other, own, nullity, "eigh")
+
+
+def _require_room(nullity: int, rank: int, dim: int) -> None:
     if nullity < rank:
         raise SubspaceError(
             f"rank {rank} is larger than the admissible subspace: the others' features leave "
-            f"{nullity} of {other.shape[0]} dimensions free; lower the rank, take fewer samples "
+            f"{nullity} of {dim} dimensions free; lower the rank, take fewer samples "
             "or a coarser granularity, or use the solver 'min_eigen'."
         )
-    free = vectors[:, :nullity]
-    if tie == "random":
-        basis = random_rows_within(free, rank, seed)
-    elif tie == "own":
-        if own is None:
-            raise SubspaceError("tie 'own' needs the task's own statistics: pass own=, or --own.")
-        _, directions = torch.linalg.eigh(free.T @ own.double() @ free)
-        basis = (free @ directions[:, -rank:].flip(1)).T.contiguous()
-    else:
-        raise SubspaceError(f"unknown tie '{tie}': valid: random, own.")
-    return describe(basis, other, own, nullity)
+
+
+def outside(
+    space: RowSpace, rank: int, dim: int, own: Moment | None, seed: int, tie: str
+) -> Float[Tensor, "rank d_in"]:
+    """Orthonormal rows outside a row space: drawn by `seed`, or of most own energy.
+
+    Own energy outside is that of the own rows with the row space taken off: a Gram matrix as small
+    as they are few. Where they reach fewer than `rank` dimensions, seeded rows fill up.
+    """
+    drawn = space.remove(gaussian_rows(rank, dim, seed, space.rows))
+    if tie == "random" or own is None:
+        return _settled(space, drawn)
+    mine = own.factor
+    if mine is None:
+        everything = torch.linalg.eigh(space.rows.T @ space.rows).eigenvectors
+        return top_rows_within(everything[:, : dim - space.dim], rank, own)
+    left = space.remove(mine)
+    values, vectors = torch.linalg.eigh(left @ left.T)
+    reached = int((values[-rank:] > 1e-12 * max(float(values[-1]), 1e-300)).sum())
+    top = vectors[:, len(values) - reached :].flip(1).T @ left
+    return _settled(space, torch.cat([top, drawn[: rank - reached]]))
+
+
+def _settled(space: RowSpace, rows: Tensor) -> Tensor:
+    # Making them orthonormal magnifies what rounding left of the row space: take it off once more.
+    return orthonormal_rows(space.remove(orthonormal_rows(rows)))
 
 
 @register(
@@ -69,10 +110,10 @@ def null_space(
     paper="public code of arXiv 2505.22934, kept to measure what it does",
 )
 def null_space_lapack(
-    other: Float[Tensor, "d_in d_in"],
+    other: Moment,
     rank: int,
     *,
-    own: Float[Tensor, "d_in d_in"] | None = None,
+    own: Moment | None = None,
     seed: int = 0,
 ) -> Subspace:
     """The last `rank` rows of `Vᵀ` in `S_other = U Σ Vᵀ`, whatever they are.
@@ -80,11 +121,10 @@ def null_space_lapack(
     A comparison, not a recommendation: in the huge null space of a few mean vectors these rows are
     an arbitrary basis, and different tasks get nearly the same one. `seed` is ignored, as there.
     """
-    check_moment(other, rank, own)
-    values, vectors, nullity = null_basis(other)
+    values, vectors, nullity = null_basis(other.matrix)
     # Rows whose Gram matrix is S, then the full SVD of that short matrix, as the public code does
     # on its stack of means.
     kept = values[nullity:].clamp_min(0.0).sqrt()
     rows = (vectors[:, nullity:] * kept).T
     _, _, Vh = torch.linalg.svd(rows, full_matrices=True)
-    return describe(Vh[-rank:].contiguous(), other, own, max(nullity, rank))
+    return describe(Vh[-rank:].contiguous(), other, own, max(nullity, rank), "svd")

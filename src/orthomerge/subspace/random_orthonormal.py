@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from orthomerge.subspace._types import Subspace, check_moment, describe, orthonormal_rows
+from orthomerge.moments import Moment
+from orthomerge.subspace._types import Subspace, describe, gaussian_rows, orthonormal_rows
 from orthomerge.subspace.registry import register
 
 
@@ -16,10 +15,10 @@ from orthomerge.subspace.registry import register
     paper="control",
 )
 def random_orthonormal(
-    other: Float[Tensor, "d_in d_in"],
+    other: Moment,
     rank: int,
     *,
-    own: Float[Tensor, "d_in d_in"] | None = None,
+    own: Moment | None = None,
     seed: int = 0,
 ) -> Subspace:
     """Orthonormal rows drawn uniformly (Haar) by `seed`; the statistics serve only to measure.
@@ -27,10 +26,9 @@ def random_orthonormal(
     O(rank² d_in).
 
     Raises:
-        SubspaceError: a moment that is not square or finite, or a rank outside 1..d_in.
+        SubspaceError: a moment that is not finite, or a rank outside 1..d_in.
     """
-    check_moment(other, rank, own)
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(rank, other.shape[0], generator=generator, dtype=torch.float64)
-    basis = orthonormal_rows(rows.to(other.device))
-    return describe(basis, other, own, other.shape[0])
+    factor = other.factor
+    like: torch.Tensor = other.matrix if factor is None else factor
+    basis = orthonormal_rows(gaussian_rows(rank, other.dim, seed, like))
+    return describe(basis, other, own, other.dim, "qr")

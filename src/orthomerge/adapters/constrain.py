@@ -1,0 +1,139 @@
+"""What training may do with `A`: held, or kept out of the others' loud directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from orthomerge.errors import AdapterError
+from orthomerge.features import trunk
+from orthomerge.subspace import project_rows_out
+
+ADAPTER = "default"
+KEPT_OUT = "kept_out.safetensors"
+
+
+def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
+    """The LoRA layers of a PEFT model, by their name in the trunk.
+
+    Raises:
+        AdapterError: the model has no LoRA layer.
+    """
+    found = {
+        name: module
+        for name, module in trunk(model).named_modules()
+        if isinstance(module, LoraLayer) and adapter in module.lora_A
+    }
+    if not found:
+        raise AdapterError(
+            "the model has no LoRA layer: wrap it with peft.get_peft_model(model, LoraConfig(...))."
+        )
+    return found
+
+
+def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
+    """Hold every `A` where it is; `B` and the head go on training."""
+    for layer in lora_layers(peft_model, adapter_name).values():
+        layer.lora_A[adapter_name].weight.requires_grad_(False)
+
+
+class Projection:
+    """`A ← A (I − P)`, `P = DᵀD` the projector on the directions `A` must stay out of.
+
+    `kept_out` maps layers (named below the head) to orthonormal rows `D: [k, d_in]`. Attach it to
+    any optimizer with `attach`, or call `apply` after each step; the projection is computed in
+    float64, so that `‖A Dᵀ‖` stays below 1e-6 in float32 however long the training.
+    O(rank · k · d_in) a layer.
+
+    Raises:
+        AdapterError: a LoRA layer without directions, or directions of another width.
+    """
+
+    def __init__(
+        self,
+        peft_model: PeftModel,
+        kept_out: Mapping[str, Float[Tensor, "k d_in"]],
+        *,
+        adapter_name: str = ADAPTER,
+    ) -> None:
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        wide: dict[int, Tensor] = {}
+        for name, layer in lora_layers(peft_model, adapter_name).items():
+            A = layer.lora_A[adapter_name].weight
+            if name not in kept_out:
+                raise AdapterError(
+                    f"no directions to keep layer '{name}' out of: make the start with "
+                    "--constraint project, for the same target modules."
+                )
+            rows = kept_out[name]
+            if rows.ndim != 2 or rows.shape[1] != A.shape[1]:
+                raise AdapterError(
+                    f"layer '{name}' has {A.shape[1]} inputs, the directions to keep it out of are "
+                    f"{list(rows.shape)}: they belong to another model."
+                )
+            if id(rows) not in wide:  # layers that read one input share one tensor
+                wide[id(rows)] = rows.to(device=A.device, dtype=torch.float64)
+            self._pairs.append((A, wide[id(rows)]))
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Project every `A`."""
+        for A, rows in self._pairs:
+            A.copy_(project_rows_out(A.double(), rows))
+
+    @torch.no_grad()
+    def violation(self) -> float:
+        """The largest `‖A Dᵀ‖_F` of any layer."""
+        return max(float((A.double() @ rows.T).norm()) for A, rows in self._pairs)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Project after every step of `optimizer`, until the returned handle is removed."""
+
+        def after(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+            self.apply()
+
+        self.apply()
+        return optimizer.register_step_post_hook(after)
+
+
+def write_kept_out(folder: Path, kept_out: Mapping[str, Tensor]) -> None:
+    """Directions by layer beside a start's weights, each distinct tensor once."""
+    leads: dict[int, str] = {}
+    layers = {name: leads.setdefault(id(rows), name) for name, rows in kept_out.items()}
+    tensors = {lead: kept_out[lead].contiguous() for lead in set(layers.values())}
+    save_file(tensors, folder / KEPT_OUT, metadata={"layers": json.dumps(layers)})
+
+
+def read_kept_out(folder: str | Path) -> dict[str, Tensor]:
+    """The directions that a start made for the constraint "project" carries, by layer.
+
+    Raises:
+        AdapterError: the start carries none, or a file that cannot be read.
+    """
+    path = Path(folder) / KEPT_OUT
+    if not path.is_file():
+        raise AdapterError(
+            f"'{folder}' has no {KEPT_OUT}, which the constraint 'project' needs: make the start "
+            "with 'orthomerge init --constraint project'."
+        )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            layers = json.loads((stream.metadata() or {})["layers"])
+            held = {lead: stream.get_tensor(lead) for lead in set(layers.values())}
+            return {name: held[lead] for name, lead in layers.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as problem:
+        raise AdapterError(
+            f"'{path}' cannot be read ({problem}): make the start again."
+        ) from problem

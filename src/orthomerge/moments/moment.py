@@ -1,0 +1,170 @@
+"""What every representation of a second moment can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.errors import StatisticsError
+
+
+class Moment(ABC):
+    """`S = HᵀH / n` of feature rows `H: [n, d_in]`, in some representation.
+
+    The rows come in any number of pieces (`update`), moments over different rows add up (`+`), and
+    solvers ask for `factor` (`S = RᵀR`, few rows) or, where there is none, for `matrix`. All
+    arithmetic is float64: the directions of least energy are differences of large numbers.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of a row, d_in."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of rows seen."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row seen is represented with nothing left out."""
+        return True
+
+    @property
+    def slack(self) -> float | None:
+        """The most energy of a unit direction that is not represented; None where unknown."""
+        return 0.0
+
+    @property
+    @abstractmethod
+    def matrix(self) -> Float[Tensor, "d_in d_in"]:
+        """`S`, dense, float64. O(d_in²) memory.
+
+        Raises:
+            StatisticsError: no row was seen.
+        """
+
+    @property
+    def factor(self) -> Float[Tensor, "k d_in"] | None:
+        """Rows `R` with `S = RᵀR`, float64; None where only the matrix is held."""
+        return None
+
+    @property
+    @abstractmethod
+    def trace(self) -> float:
+        """`tr(S)`, the mean squared norm of a row."""
+
+    @abstractmethod
+    def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
+        """`S X`, without forming `S` where a factor is held."""
+
+    def quadratic(self, basis: Float[Tensor, "r d_in"]) -> Float[Tensor, "r r"]:
+        """`A S Aᵀ`, float64."""
+        wide = basis.double()
+        return wide @ self.apply(wide.T)
+
+    def energies(self, basis: Float[Tensor, "r d_in"]) -> Float[Tensor, " r"]:
+        """The energy `a_k S a_kᵀ` along each row, float64."""
+        wide = basis.double()
+        return (wide.T * self.apply(wide.T)).sum(dim=0)
+
+    @abstractmethod
+    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> Moment:
+        """Add rows; returns self. `draw` seeds a representation that samples; others ignore it.
+
+        Raises:
+            StatisticsError: rows of another width, or rows with NaN or infinity.
+        """
+
+    @abstractmethod
+    def __add__(self, other: Moment) -> Moment:
+        """The moment over both sets of rows.
+
+        Raises:
+            StatisticsError: moments of different widths.
+        """
+
+    def __sub__(self, other: Moment) -> Moment:
+        """The moment without rows that are in it.
+
+        Raises:
+            StatisticsError: a representation that cannot be taken apart exactly.
+        """
+        raise StatisticsError(
+            f"a moment of kind '{self.kind}' cannot be taken apart exactly: collect it with "
+            "representation 'full', or combine the other tasks' moments instead."
+        )
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values that `restore` makes an equal moment of."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Moment:
+        """The moment that `state` described.
+
+        Raises:
+            StatisticsError: a state that no moment has: shapes, signs, NaN.
+        """
+
+    def to(self, device: torch.device | str) -> Moment:
+        """The same moment with its tensors on `device`."""
+        tensors, fields = self.state()
+        return type(self).restore({k: v.to(device) for k, v in tensors.items()}, fields)
+
+    def _check_rows(self, rows: Tensor) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise StatisticsError(
+                f"feature rows {list(rows.shape)} do not fit a moment of width {self.dim}: "
+                "pass rows [n, d_in] of one layer."
+            )
+
+    def _check_width(self, other: Moment) -> None:
+        if other.dim != self.dim:
+            raise StatisticsError(f"moments of width {self.dim} and {other.dim} do not add up.")
+
+    def _require_rows(self) -> None:
+        if not self.count:
+            raise StatisticsError("no feature row was seen: the sample is empty or all padding.")
+
+
+def not_finite(bad: int, of: int) -> StatisticsError:
+    """The error for rows with NaN or infinity."""
+    return StatisticsError(
+        f"{bad} of {of} feature rows hold NaN or infinity: run the model in float32 or bfloat16, "
+        "or drop the samples that overflow."
+    )
+
+
+def refuse_not_finite(rows: Tensor) -> None:
+    """Raise for rows with NaN or infinity, saying how many."""
+    bad = int((~torch.isfinite(rows).all(dim=1)).sum())
+    if bad:
+        raise not_finite(bad, rows.shape[0])
+
+
+def as_moment(value: Moment | Tensor) -> Moment:
+    """A moment as it is, or one around a square matrix `S`.
+
+    Raises:
+        StatisticsError: a tensor that is not square.
+    """
+    if isinstance(value, Moment):
+        return value
+    from orthomerge.moments.full import SecondMoment
+
+    if value.ndim != 2 or value.shape[0] != value.shape[1]:
+        raise StatisticsError(
+            f"a second moment is square [d_in, d_in], this one is {list(value.shape)}: "
+            "pass H.T @ H / n, or RowMoment.from_rows(H) for the rows H."
+        )
+    return SecondMoment.from_matrix(value, 1)

@@ -1,0 +1,210 @@
+"""The row form: a factor `R` with `S = RᵀR`, for fewer rows than dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.errors import StatisticsError
+from orthomerge.moments.moment import Moment, refuse_not_finite
+
+DEFAULT_ROWS = 1024
+
+
+class RowMoment(Moment):
+    """A second moment as rows: exact up to `limit` rows, a uniform sample of `limit` beyond.
+
+    The sample is drawn without replacement by random priorities (the `limit` smallest stay), so it
+    does not depend on the order of the pieces, only on their draws. Merging two never loses
+    anything: factors are stacked, and folded to at most d_in rows by a QR where they grow longer.
+    Memory O(limit d_in); an update copies.
+    """
+
+    kind: ClassVar[str] = "rows"
+
+    def __init__(self, dim: int, limit: int = DEFAULT_ROWS) -> None:
+        if limit < 1:
+            raise StatisticsError(f"a row moment keeps at least one row, not {limit}.")
+        self._dim = dim
+        self._limit = limit
+        # Settled rows are a factor of a sum already; sampled ones still compete for their place.
+        self._settled = torch.zeros(0, dim, dtype=torch.float64)
+        self._settled_count = 0
+        self._settled_exact = True
+        self._slack: float | None = 0.0
+        self._sample = torch.zeros(0, dim)
+        self._priority = torch.zeros(0, dtype=torch.float64)
+        self._seen = 0
+        self._gram: Tensor | None = None
+
+    @classmethod
+    def from_rows(cls, rows: Float[Tensor, "n d_in"]) -> RowMoment:
+        """The exact moment of rows `H`: `S = HᵀH / n`."""
+        return cls(rows.shape[1], max(rows.shape[0], 1)).update(rows)
+
+    @classmethod
+    def from_factor(
+        cls,
+        factor: Float[Tensor, "k d_in"],
+        count: int,
+        *,
+        exact: bool = True,
+        slack: float | None = 0.0,
+        gram: Float[Tensor, "k k"] | None = None,
+    ) -> RowMoment:
+        """A moment from a factor of its normalised matrix, `S = RᵀR`; `gram` is `R Rᵀ` if known."""
+        moment = cls(factor.shape[1], DEFAULT_ROWS)
+        moment._settled = factor.double() * count**0.5
+        moment._settled_count = count
+        moment._settled_exact = exact
+        moment._slack = slack
+        moment._gram = gram
+        return moment
+
+    @property
+    def dim(self) -> int:
+        """Width of a row, d_in."""
+        return self._dim
+
+    @property
+    def count(self) -> int:
+        """Number of rows seen, kept or not."""
+        return self._settled_count + self._seen
+
+    @property
+    def kept(self) -> int:
+        """Number of rows of the factor."""
+        return self._settled.shape[0] + self._sample.shape[0]
+
+    @property
+    def exact(self) -> bool:
+        """Whether no row was left out."""
+        return self._settled_exact and self._seen == self._sample.shape[0]
+
+    @property
+    def slack(self) -> float | None:
+        """What merged sketches left out; None for a sample, which bounds nothing."""
+        return self._slack if self._seen == self._sample.shape[0] else None
+
+    @property
+    def factor(self) -> Float[Tensor, "k d_in"]:
+        """Rows `R` with `S = RᵀR`, float64."""
+        self._require_rows()
+        parts = [self._settled]
+        if self._seen:
+            scale = (self._seen / self._sample.shape[0]) ** 0.5
+            parts.append(self._sample.double().to(self._settled.device) * scale)
+        return torch.cat(parts) / self.count**0.5
+
+    @property
+    def gram(self) -> Float[Tensor, "k k"]:
+        """`R Rᵀ`, computed once. O(k² d_in)."""
+        if self._gram is None:
+            rows = self.factor
+            self._gram = rows @ rows.T
+        return self._gram
+
+    @property
+    def matrix(self) -> Float[Tensor, "d_in d_in"]:
+        """`S`, dense. O(k d_in²)."""
+        rows = self.factor
+        return rows.T @ rows
+
+    @property
+    def trace(self) -> float:
+        """`tr(S)`."""
+        return float(self.factor.square().sum())
+
+    def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
+        """`S X = Rᵀ (R X)`. O(k d_in m)."""
+        rows = self.factor
+        return rows.T @ (rows @ columns.double())
+
+    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> RowMoment:
+        """Add rows; returns self. Beyond the limit a uniform sample stays, drawn by `draw`."""
+        self._check_rows(rows)
+        rows = rows.detach()
+        refuse_not_finite(rows)
+        seed = self._seen if draw is None else draw
+        generator = torch.Generator().manual_seed(seed)
+        priority = torch.rand(rows.shape[0], generator=generator, dtype=torch.float64)
+        self._seen += rows.shape[0]
+        if self._priority.numel() == self._limit:
+            # Rows that cannot enter are left where they are, uncopied.
+            enters = priority < self._priority.max()
+            priority, rows = priority[enters], rows[enters.to(rows.device)]
+        self._gram = None
+        sample = torch.cat([self._sample.to(rows), rows]) if self._sample.numel() else rows.clone()
+        priority = torch.cat([self._priority, priority])
+        if priority.numel() > self._limit:
+            stay = priority.topk(self._limit, largest=False).indices.sort().values
+            sample, priority = sample[stay.to(sample.device)], priority[stay]
+        self._sample, self._priority = sample, priority
+        return self
+
+    def __add__(self, other: Moment) -> Moment:
+        """The moment over both sets of rows: factors stacked; with a full or a sketch, its kind."""
+        self._check_width(other)
+        if not isinstance(other, RowMoment):
+            return other + self
+        count = self.count + other.count
+        parts = [m.factor.cpu() * (m.count / count) ** 0.5 for m in (self, other) if m.count]
+        total = RowMoment.from_factor(
+            fold(torch.cat(parts)) if parts else self._settled,
+            count,
+            exact=self.exact and other.exact,
+            slack=weighted_slack([self, other], [m.count / max(count, 1) for m in (self, other)]),
+        )
+        total._limit = max(self._limit, other._limit)
+        return total
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The factor as an upper trapezoid, which holds `S` but no row that was seen."""
+        fields = {"count": self.count, "exact": self.exact, "slack": self.slack}
+        return {"factor": triangular(self.factor)}, fields
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> RowMoment:
+        """A moment from its factor.
+
+        Raises:
+            StatisticsError: not a matrix of finite rows, or no row.
+        """
+        factor, count = tensors["factor"], int(fields["count"])
+        slack = None if fields["slack"] is None else float(fields["slack"])
+        bounded = slack is None or slack >= 0
+        if factor.ndim != 2 or count < 1 or not bounded or not bool(factor.isfinite().all()):
+            raise StatisticsError(
+                f"a factor {list(factor.shape)} of {count} rows is not finite or not a matrix: "
+                "collect it again."
+            )
+        return cls.from_factor(factor, count, exact=bool(fields["exact"]), slack=slack)
+
+
+def weighted_slack(moments: Sequence[Moment], shares: Sequence[float]) -> float | None:
+    """`Σ share · slack`; None where one of them is unknown."""
+    slacks = [m.slack for m in moments]
+    known = [s for s in slacks if s is not None]
+    if len(known) < len(slacks):
+        return None
+    return sum(share * slack for share, slack in zip(shares, known, strict=True))
+
+
+def triangular(rows: Float[Tensor, "k d_in"]) -> Float[Tensor, "m d_in"]:
+    """The upper trapezoid `U` with `UᵀU = RᵀR`, m = min(k, d_in): rotated rows, no row as seen.
+
+    Householder QR, O(k² d_in); signs fixed so that equal moments give equal factors.
+    """
+    upper = torch.linalg.qr(rows, mode="r").R
+    signs = torch.sign(torch.diagonal(upper))
+    signs[signs == 0] = 1.0
+    return upper * signs[:, None]
+
+
+def fold(rows: Float[Tensor, "k d_in"]) -> Float[Tensor, "m d_in"]:
+    """At most d_in rows with the same `RᵀR`."""
+    return triangular(rows) if rows.shape[0] > rows.shape[1] else rows
