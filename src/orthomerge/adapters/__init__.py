@@ -1,7 +1,13 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
 from orthomerge.adapters.config import CONSTRAINTS, SHARE, OsrmConfig
-from orthomerge.adapters.constrain import Projection, freeze_A, lora_layers, read_kept_out
+from orthomerge.adapters.constrain import (
+    Directions,
+    Projection,
+    freeze_A,
+    lora_layers,
+    read_kept_out,
+)
 from orthomerge.adapters.files import (
     HEADS,
     Adapter,
@@ -15,8 +21,8 @@ from orthomerge.adapters.initialise import (
     captured,
     check_statistics,
     initialize_osrm_weights,
+    kept_out_directions,
     load_trainable,
-    loud_directions,
     new_lora,
     plan_ranks,
     save_start,
@@ -29,6 +35,7 @@ __all__ = [
     "HEADS",
     "SHARE",
     "Adapter",
+    "Directions",
     "OsrmConfig",
     "Projection",
     "as_factors",
@@ -36,9 +43,9 @@ __all__ = [
     "check_statistics",
     "freeze_A",
     "initialize_osrm_weights",
+    "kept_out_directions",
     "load_trainable",
     "lora_layers",
-    "loud_directions",
     "merge_adapters",
     "new_lora",
     "plan_ranks",

@@ -20,18 +20,20 @@ class OsrmConfig:
     `solver` names a function of `orthomerge.subspace`, `options` go to it; `granularity` is the
     one the statistics must have; `constraint` is "init" (the paper: only the start), "freeze" (`A`
     is held) or "project" (`A` trains, but never into the directions that hold `share` of the
-    others' energy); `weights` are the others' weights in `S_other`, equal when None.
+    others' energy or, with `room`, never out of the `room` best directions of the solver);
+    `weights` are the others' weights in `S_other`, equal when None.
 
     Raises:
         UnknownNameError: no such solver.
         SubspaceError: an option the solver does not have.
-        RecipeError: no such constraint, or a share outside (0, 1).
+        RecipeError: no such constraint, a share outside (0, 1), or a room below 1.
     """
 
     solver: str = "min_eigen"
     granularity: str = "token"
     constraint: str = "init"
     share: float = SHARE
+    room: int | None = None
     seed: int = 0
     weights: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -42,3 +44,5 @@ class OsrmConfig:
             raise unknown_name("constraint", self.constraint, CONSTRAINTS, error=RecipeError)
         if not 0 < self.share < 1:
             raise RecipeError(f"share {self.share} is not between 0 and 1: {SHARE} is the default.")
+        if self.room is not None and self.room < 1:
+            raise RecipeError(f"room {self.room} is not a number of directions: 32 is a start.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,12 +49,22 @@ def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
         layer.lora_A[adapter_name].weight.requires_grad_(False)
 
 
+class Directions(NamedTuple):
+    """Orthonormal rows `D: [k, d_in]` by layer (named below the head).
+
+    A projected `A` stays out of their span, or `within` it where that is the smaller set to name.
+    """
+
+    rows: Mapping[str, Float[Tensor, "k d_in"]]
+    within: bool = False
+
+
 class Projection:
     """`A ← A (I − P)`, `P = DᵀD` the projector on the directions `A` must stay out of.
 
-    `kept_out` maps layers (named below the head) to orthonormal rows `D: [k, d_in]`. Attach it to
-    any optimizer with `attach`, or call `apply` after each step; the projection is computed in
-    float64, so that `‖A Dᵀ‖` stays below 1e-6 in float32 however long the training.
+    With `Directions.within` it is `A ← A P`: out of everything else. Attach it to any optimizer
+    with `attach`, or call `apply` after each step; the projection is computed in float64, so that
+    what is left of `A` on the wrong side stays below 1e-6 in float32 however long the training.
     O(rank · k · d_in) a layer.
 
     Raises:
@@ -64,20 +74,22 @@ class Projection:
     def __init__(
         self,
         peft_model: PeftModel,
-        kept_out: Mapping[str, Float[Tensor, "k d_in"]],
+        kept_out: Directions | Mapping[str, Float[Tensor, "k d_in"]],
         *,
         adapter_name: str = ADAPTER,
     ) -> None:
+        directions = kept_out if isinstance(kept_out, Directions) else Directions(kept_out)
+        self._within = directions.within
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
         wide: dict[int, Tensor] = {}
         for name, layer in lora_layers(peft_model, adapter_name).items():
             A = layer.lora_A[adapter_name].weight
-            if name not in kept_out:
+            if name not in directions.rows:
                 raise AdapterError(
                     f"no directions to keep layer '{name}' out of: make the start with "
                     "--constraint project, for the same target modules."
                 )
-            rows = kept_out[name]
+            rows = directions.rows[name]
             if rows.ndim != 2 or rows.shape[1] != A.shape[1]:
                 raise AdapterError(
                     f"layer '{name}' has {A.shape[1]} inputs, the directions to keep it out of are "
@@ -91,12 +103,17 @@ class Projection:
     def apply(self) -> None:
         """Project every `A`."""
         for A, rows in self._pairs:
-            A.copy_(project_rows_out(A.double(), rows))
+            A.copy_(self._quiet(A.double(), rows))
+
+    def _quiet(self, A: Tensor, rows: Tensor) -> Tensor:
+        return (A @ rows.T) @ rows if self._within else project_rows_out(A, rows)
 
     @torch.no_grad()
     def violation(self) -> float:
-        """The largest `‖A Dᵀ‖_F` of any layer."""
-        return max(float((A.double() @ rows.T).norm()) for A, rows in self._pairs)
+        """The largest norm of any layer's `A` on the side it must stay out of: `‖A P‖_F`."""
+        return max(
+            float((A.double() - self._quiet(A.double(), rows)).norm()) for A, rows in self._pairs
+        )
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Project after every step of `optimizer`, until the returned handle is removed."""
@@ -108,16 +125,17 @@ class Projection:
         return optimizer.register_step_post_hook(after)
 
 
-def write_kept_out(folder: Path, kept_out: Mapping[str, Tensor]) -> None:
+def write_kept_out(folder: Path, directions: Directions) -> None:
     """Directions by layer beside a start's weights, each distinct tensor once."""
     leads: dict[int, str] = {}
-    layers = {name: leads.setdefault(id(rows), name) for name, rows in kept_out.items()}
-    tensors = {lead: kept_out[lead].contiguous() for lead in set(layers.values())}
-    save_file(tensors, folder / KEPT_OUT, metadata={"layers": json.dumps(layers)})
+    layers = {name: leads.setdefault(id(rows), name) for name, rows in directions.rows.items()}
+    tensors = {lead: directions.rows[lead].contiguous() for lead in set(layers.values())}
+    about = {"layers": json.dumps(layers), "within": json.dumps(directions.within)}
+    save_file(tensors, folder / KEPT_OUT, metadata=about)
 
 
-def read_kept_out(folder: str | Path) -> dict[str, Tensor]:
-    """The directions that a start made for the constraint "project" carries, by layer.
+def read_kept_out(folder: str | Path) -> Directions:
+    """The directions that a start made for the constraint "project" carries.
 
     Raises:
         AdapterError: the start carries none, or a file that cannot be read.
@@ -130,9 +148,11 @@ def read_kept_out(folder: str | Path) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, framework="pt") as stream:
-            layers = json.loads((stream.metadata() or {})["layers"])
+            about = stream.metadata() or {}
+            layers = json.loads(about["layers"])
             held = {lead: stream.get_tensor(lead) for lead in set(layers.values())}
-            return {name: held[lead] for name, lead in layers.items()}
+            rows = {name: held[lead] for name, lead in layers.items()}
+            return Directions(rows, within=bool(json.loads(about["within"])))
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as problem:
         raise AdapterError(
             f"'{path}' cannot be read ({problem}): make the start again."

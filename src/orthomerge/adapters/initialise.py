@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from orthomerge.adapters.config import OsrmConfig
-from orthomerge.adapters.constrain import ADAPTER, lora_layers, write_kept_out
+from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
 from orthomerge.adapters.files import Adapter
 from orthomerge.errors import StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
@@ -98,8 +98,9 @@ def initialize_osrm_weights(
     """Set every `A` into the subspace where the other tasks' inputs have least energy, `B` to 0.
 
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
-    model changes, so any PEFT trainer goes on from here; with the constraint "project" the returned
-    directions are what `Projection` keeps `A` out of. Returns what was chosen, by layer.
+    model changes, so any PEFT trainer goes on from here; with the constraint "project"
+    `kept_out_directions` says what `Projection` keeps `A` out of. Returns what was chosen, by
+    layer.
 
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
@@ -155,29 +156,42 @@ def _solve(
     config: OsrmConfig,
     existing: Sequence[Adapter],
 ) -> Subspace:
-    """One distinct input's rows."""
+    """One distinct input's rows, on the right side of what the constraint keeps them out of."""
     moments = [item.moment(layer) for item in others]
     mine = own.moment(layer) if own is not None else None
-    seed = derive_seed(config.seed, owner)
     try:
-        if solver.joint and not existing and mine is not None:
-            found = _solve_all(moments, mine, rank, seed, config)
-        else:
-            found = solver(
-                combine(moments, config.weights),
-                rank,
-                own=mine,
-                seed=seed,
-                taken=_rows_of(existing, layer) if existing else None,
-                **config.options,
-            )
+        found = _free(solver, layer, owner, rank, moments, mine, config, existing)
+        if config.constraint == "project" and config.room is None:
+            other = combine(moments, config.weights)
+            quiet = project_rows_out(found.basis, _loud(other, rank, config.share))
+            found = describe(orthonormal_rows(quiet), other, mine, found.admissible, found.cost.how)
     except SubspaceError as problem:
         raise SubspaceError(f"layer '{layer}': {problem}") from problem
-    if config.constraint == "project":
-        other = combine(moments, config.weights)
-        quiet = project_rows_out(found.basis, _kept_out(other, rank, config.share))
-        found = describe(orthonormal_rows(quiet), other, mine, found.admissible, found.cost.how)
     return found
+
+
+def _free(
+    solver: Solver,
+    layer: str,
+    owner: str,
+    rank: int,
+    moments: Sequence[Moment],
+    mine: Moment | None,
+    config: OsrmConfig,
+    existing: Sequence[Adapter],
+) -> Subspace:
+    """What the solver chooses, for this task or for all at once."""
+    seed = derive_seed(config.seed, owner)
+    if solver.joint and not existing and mine is not None:
+        return _solve_all(moments, mine, rank, seed, config)
+    return solver(
+        combine(moments, config.weights),
+        rank,
+        own=mine,
+        seed=seed,
+        taken=_rows_of(existing, layer) if existing else None,
+        **config.options,
+    )
 
 
 def _solve_all(
@@ -211,26 +225,52 @@ def _rows_of(adapters: Sequence[Adapter], layer: str) -> torch.Tensor | None:
     return torch.cat([r.double() for r in rows]) if rows else None
 
 
-def _kept_out(other: Moment, rank: int, share: float) -> torch.Tensor:
+def _loud(other: Moment, rank: int, share: float) -> torch.Tensor:
     return dominant_directions(other, share=share, most=other.dim - rank)
 
 
-def loud_directions(
-    others: Sequence[Statistics], layers: Iterable[str], config: OsrmConfig, rank: int
-) -> dict[str, torch.Tensor]:
-    """By layer, orthonormal rows that hold `config.share` of the others' energy: [k, d_in].
+def kept_out_directions(
+    peft_model: PeftModel,
+    others: Sequence[Statistics],
+    own: Statistics | None,
+    config: OsrmConfig,
+    *,
+    existing: Sequence[Adapter] = (),
+    adapter_name: str = ADAPTER,
+) -> Directions:
+    """What the constraint "project" keeps every `A` out of, for `Projection`.
 
-    Layers that read one input share one tensor. At least `rank` dimensions are left free.
+    The directions that hold `config.share` of the others' energy, at least `rank` dimensions left
+    free; or with `config.room` everything outside the `room` best directions of the solver, which
+    for `min_eigen` are the quietest ones. Layers that read one input share one tensor.
+
+    Raises:
+        SubspaceError: a room smaller than the rank or larger than the layer.
     """
+    solver = get_solver(config.solver)
     found: dict[str, torch.Tensor] = {}
-    by_owner: dict[str, torch.Tensor] = {}
-    for layer in layers:
+    by_owner: dict[tuple[str, int], torch.Tensor] = {}
+    for layer, module in lora_layers(peft_model, adapter_name).items():
+        rank = module.lora_A[adapter_name].weight.shape[0]
         owner = others[0].layers.get(layer, layer)
-        if owner not in by_owner:
-            other = combine([item.moment(layer) for item in others], config.weights)
-            by_owner[owner] = _kept_out(other, rank, config.share)
-        found[layer] = by_owner[owner]
-    return found
+        if config.room is not None and config.room < rank:
+            raise SubspaceError(
+                f"layer '{layer}' has rank {rank}, more than the room of {config.room} directions: "
+                "raise the room or lower the rank."
+            )
+        # With a room, layers of any rank share it; without one the rank must stay free.
+        key = (owner, 0 if config.room else rank)
+        if key not in by_owner:
+            moments = [item.moment(layer) for item in others]
+            if config.room is None:
+                by_owner[key] = _loud(combine(moments, config.weights), rank, config.share)
+            else:
+                mine = own.moment(layer) if own is not None else None
+                by_owner[key] = _free(
+                    solver, layer, owner, config.room, moments, mine, config, existing
+                ).basis
+        found[layer] = by_owner[key]
+    return Directions(found, within=config.room is not None)
 
 
 def plan_ranks(
@@ -274,19 +314,19 @@ def _set(layer: Any, adapter: str, rows: torch.Tensor) -> None:
 def save_start(
     peft_model: PeftModel,
     folder: str | Path,
-    kept_out: Mapping[str, torch.Tensor] | None = None,
+    kept_out: Directions | None = None,
 ) -> Path:
     """Write a start as an ordinary PEFT folder, the fresh head of a classifier with it.
 
     PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
-    many labels. `kept_out` are the directions a projected `A` stays out of (`loud_directions`);
-    they lie beside the weights, where `read_kept_out` finds them.
+    many labels. `kept_out` are the directions a projected `A` stays out of
+    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them.
     """
     with atomic_path(folder) as path:
         # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
-        if kept_out:
+        if kept_out is not None:
             write_kept_out(path, kept_out)
     return Path(folder)
 

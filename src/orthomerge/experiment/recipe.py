@@ -72,16 +72,17 @@ class Arm(_Part):
     """One way to start and train: a line in the figure.
 
     `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1) or a solver;
-    `share` is what the constraint "project" keeps A out of; `quiet` gives layers ranks by their
-    room (directions with at most that part of the others' mean energy); `samples` overrides the
-    recipe's number of samples behind the statistics; `seed_policy` says whether tasks draw from one
-    seed or each from its own.
+    `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
+    gives layers ranks by how many directions have at most that part of the others' mean energy;
+    `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
+    whether tasks draw from one seed or each from its own.
     """
 
     start: str
     granularity: str = "token"
     constraint: str = "init"
     share: float = Field(default=SHARE, gt=0, lt=1)
+    room: int | None = Field(default=None, gt=0)
     quiet: float | None = Field(default=None, gt=0)
     samples: int | None = Field(default=None, gt=0)
     seed_policy: Literal["per_task", "shared"] = "per_task"

@@ -25,8 +25,7 @@ from orthomerge.adapters import (
     Adapter,
     OsrmConfig,
     initialize_osrm_weights,
-    lora_layers,
-    loud_directions,
+    kept_out_directions,
     new_lora,
     plan_ranks,
     read_adapter,
@@ -148,7 +147,7 @@ class Run:
             ]
             depends["own"] = self.stats_key(task, arm.granularity, arm.samples)
         if arm.constraint == "project":
-            depends["kept out"] = arm.share
+            depends["kept out"] = arm.room if arm.room else arm.share
         if arm.quiet:
             depends["quiet"] = arm.quiet
         return fingerprint(depends)
@@ -254,7 +253,7 @@ class Run:
             elif config is not None:
                 initialize_osrm_weights(model, others, own, config)
                 if arm.constraint == "project":
-                    kept_out = loud_directions(others, lora_layers(model), config, shape.rank)
+                    kept_out = kept_out_directions(model, others, own, config)
             save_start(model, path, kept_out)
         return path
 
