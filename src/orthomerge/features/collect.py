@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError, UnknownNameError, nearest, unknown_name
-from orthomerge.features.distributed import process_rank, reduce_to_first
+from orthomerge.features.distributed import failing_together, process_rank, reduce_to_first
 from orthomerge.features.statistics import Statistics, StatisticsMeta, describe_model
 from orthomerge.moments import MeanMoment, Moment, Representation, choose
 
@@ -68,15 +68,18 @@ class _Input:
         self.width = features.shape[-1]
         self.source = 0
         self.moment: Moment | None = None
-        self.samples = 0
         # Held while layers of one forward pass may still read it, to see that it is the same one.
-        self.current: Tensor | None = None
+        self.current: tuple[Tensor, tuple] | None = None
         self.waiting = 0
 
 
-def _identity(features: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """What tells one live tensor from another, whatever views were made of it on the way."""
-    return features.data_ptr(), features.shape, features.stride()
+def _identity(features: Tensor) -> tuple:
+    """What tells one live tensor from another, whatever views were made of it on the way.
+
+    The version counts writes in place: a residual stream added onto is not what it was before.
+    """
+    version = 0 if features.is_inference() else features._version
+    return features.device, features.data_ptr(), features.shape, features.stride(), version
 
 
 def _outputs(layer: nn.Module) -> int:
@@ -124,33 +127,22 @@ class FeatureCollector:
         Raises:
             StatisticsError: a layer that does not run, or runs twice.
         """
-        held: dict[str, Tensor] = {}
+        held: dict[str, tuple[Tensor, tuple]] = {}
 
         def keep(name: str, features: Tensor) -> None:
-            if name in held:
-                raise StatisticsError(
-                    f"layer '{name}' ran twice in one forward pass: weights shared between "
-                    "depths are not supported; leave it out of the targets."
-                )
-            held[name] = features.detach()
+            held[name] = features.detach(), _identity(features)
 
         with self._hooks(keep):
             yield
-        missing = [n for n in self._layers if n not in held]
-        if missing:
-            raise StatisticsError(
-                f"layer '{missing[0]}' did not run on this data: leave it out of the targets."
-            )
         shapes = [m.shape for m in masks if m is not None]
         known: dict[tuple, _Input] = {}
-        for name, features in held.items():
-            key = _identity(features)
+        for name, (features, key) in held.items():
             if key in known:
                 known[key].layers.append(name)
             else:
                 known[key] = _Input(name, features)
-                read = [i for i, shape in enumerate(shapes) if shape == features.shape[:-1]]
-                known[key].source = read[0] if read else 0
+                fits = [i for i, shape in enumerate(shapes) if _fits(features, shape)]
+                known[key].source = fits[0] if fits else 0
             self._inputs[name] = known[key]
         outputs = {
             i.lead: (i.width, sum(_outputs(self._layers[n]) for n in i.layers))
@@ -164,6 +156,10 @@ class FeatureCollector:
 
         `draw` is the number of the batch, by which a representation that samples draws. Hooks are
         gone and held activations dropped when the block ends, however it ends.
+
+        Raises:
+            StatisticsError: a layer that does not run, or runs twice; rows with NaN or infinity;
+                an input that no mask fits.
         """
         self._masks = [m.bool() for m in masks if m is not None]
         self._draw = draw
@@ -177,8 +173,16 @@ class FeatureCollector:
 
     @contextmanager
     def _hooks(self, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+        ran: set[str] = set()
+
         def hook(name: str) -> Callable[..., None]:
             def read(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if name in ran:
+                    raise StatisticsError(
+                        f"layer '{name}' ran twice in one forward pass: weights shared between "
+                        "depths are not supported; leave it out of the targets."
+                    )
+                ran.add(name)
                 keep(name, args[0] if args else next(iter(kwargs.values())))
 
             return read
@@ -192,15 +196,20 @@ class FeatureCollector:
         finally:
             for handle in handles:
                 handle.remove()
+        missing = [n for n in self._layers if n not in ran]
+        if missing:
+            raise StatisticsError(
+                f"layer '{missing[0]}' did not run on this data: leave it out of the targets."
+            )
 
     def _keep(self, name: str, features: Tensor) -> None:
         item = self._inputs[name]
         if name == item.lead:
             self._take(item, features)
             item.waiting = len(item.layers) - 1
-            item.current = features if item.waiting else None
+            item.current = (features, _identity(features)) if item.waiting else None
             return
-        if item.current is None or _identity(item.current) != _identity(features):
+        if item.current is None or item.current[1] != _identity(features):
             raise StatisticsError(
                 f"layers '{item.lead}' and '{name}' read one tensor in the first batch and "
                 "different ones now: name them in separate runs."
@@ -210,30 +219,34 @@ class FeatureCollector:
             item.current = None
 
     def _mask_for(self, item: _Input, features: Tensor) -> Tensor | None:
-        if features.ndim < 3 or not self._masks:
+        """The mask of an input's positions; None where it has none: a pooled row a sample."""
+        if not self._masks:
             return None
         mask = self._masks[min(item.source, len(self._masks) - 1)]
-        if mask.shape != features.shape[:-1]:
-            fitting = [m for m in self._masks if m.shape == features.shape[:-1]]
-            if not fitting:
-                raise StatisticsError(
-                    f"layer '{item.lead}' reads {list(features.shape)}, which no attention mask "
-                    f"fits ({[list(m.shape) for m in self._masks]}): padding could not be told "
-                    "apart."
-                )
-            mask = fitting[0]
-        return mask.to(features.device)
+        fitting = [m for m in (mask, *self._masks) if _fits(features, m.shape)]
+        if fitting:
+            return fitting[0].to(features.device)
+        if features.ndim == 2 and features.shape[0] == mask.shape[0]:
+            return None
+        raise StatisticsError(
+            f"layer '{item.lead}' reads {list(features.shape)}, which no attention mask fits "
+            f"({[list(m.shape) for m in self._masks]}): padding could not be told apart; leave it "
+            "out of the targets."
+        )
 
     def _take(self, item: _Input, features: Float[Tensor, "batch *length d_in"]) -> None:
         mask = self._mask_for(item, features)
-        item.samples += features.shape[0]
+        if mask is not None and features.ndim == 2:
+            features = features.view(*mask.shape, item.width)
         if self.granularity == "sample" and features.ndim >= 3:
             wide = features.double()
             if mask is None:
                 rows = wide.flatten(1, -2).mean(dim=1)
             else:
                 weights = mask.to(wide)
-                rows = (wide * weights[..., None]).sum(dim=1) / weights.sum(dim=1)[:, None]
+                real = weights.sum(dim=1)
+                rows = torch.where(mask[..., None], wide, 0.0).sum(dim=1) / real[:, None]
+                rows = rows[real > 0]
         else:
             rows = features.reshape(-1, item.width) if mask is None else features[mask]
         if item.moment is None:
@@ -248,8 +261,8 @@ class FeatureCollector:
             return MeanMoment(item.width)
         return self._representation.new(self._kinds[item.lead], item.width)
 
-    def result(self) -> tuple[dict[str, Moment], dict[str, str], int]:
-        """The moments by lead layer, every layer's lead, and the number of samples seen.
+    def result(self) -> tuple[dict[str, Moment], dict[str, str]]:
+        """The moments by lead layer, and every layer's lead.
 
         Raises:
             StatisticsError: nothing was discovered.
@@ -260,8 +273,13 @@ class FeatureCollector:
             i.lead: i.moment if i.moment is not None else self._new(i)
             for i in self._inputs.values()
         }
-        owners = {layer: item.lead for layer, item in self._inputs.items()}
-        return moments, owners, next(iter(self._inputs.values())).samples
+        return moments, {layer: item.lead for layer, item in self._inputs.items()}
+
+
+def _fits(features: Tensor, mask: torch.Size) -> bool:
+    """Whether features lie on the positions of a mask, in its shape or flattened to rows."""
+    flat = features.ndim == 2 and features.shape[0] == mask.numel() != mask[0]
+    return features.shape[:-1] == mask or flat
 
 
 def collect_statistics(
@@ -301,18 +319,19 @@ def collect_statistics(
 
     Raises:
         UnknownNameError: a target matches no layer.
-        StatisticsError: no samples, NaN features (with layer, task and row count), or a layer that
-            does not run.
+        StatisticsError: no samples, all padding, NaN features (with layer, task and row count), or
+            a layer that does not run or runs twice; in all processes where one fails.
     """
     layers = target_layers(model, target_modules)
     collector = FeatureCollector(layers, granularity, representation)
-    device = next(model.parameters()).device
+    device = _input_device(model)
     runner = trunk(model)
     was_training = model.training
     rank, world = process_rank()
+    samples = 0
     model.eval()
     try:
-        with _adapters_off(model), torch.no_grad():
+        with failing_together(), _adapters_off(model), torch.no_grad():
             for number, batch in enumerate(dataloader):
                 mine = number % world == rank
                 if not mine and collector.discovered:
@@ -326,9 +345,11 @@ def collect_statistics(
                     continue
                 with collector.watch(_masks_of(inputs), draw=number):
                     runner(**inputs)
+                size = len(next(iter(inputs.values())))
+                samples += size
                 if progress is not None:
-                    progress(len(next(iter(inputs.values()))))
-        moments, owners, samples = collector.result()
+                    progress(size)
+            moments, owners = collector.result()
         moments, samples = reduce_to_first(moments, samples)
     except StatisticsError as problem:
         name = f"task '{task}', " if task else ""
@@ -357,6 +378,20 @@ def _adapters_off(model: nn.Module) -> Iterator[None]:
             yield
 
 
+def _input_device(model: nn.Module) -> torch.device:
+    """Where inputs go: for a base spread over devices, where its first weights run."""
+    spread = getattr(model, "hf_device_map", None)
+    if not spread:
+        return next(model.parameters()).device
+    for module in model.modules():
+        # Offloaded weights lie on no device; the hook of their module knows where they run.
+        runs_on = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        weight = next(module.parameters(recurse=False), None)
+        if weight is not None and (runs_on is not None or weight.device.type != "meta"):
+            return torch.device(weight.device if runs_on is None else runs_on)
+    return torch.device("cpu")
+
+
 def _inputs_of(runner: nn.Module, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch on the model's device; a T5 without decoder inputs reads its own text, shifted.
 
@@ -380,7 +415,7 @@ def _masks_of(inputs: Mapping[str, Any]) -> list[Tensor | None]:
 
 
 def _one_sample(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Tensor | None]]:
-    """The first sample alone, its decoder part shorter than its encoder part by one position."""
+    """The first sample alone, its decoder part of another length than its encoder part."""
     size = len(next(iter(inputs.values())))
     small = {
         k: v[:1] if isinstance(v, Tensor) and v.ndim and len(v) == size else v
@@ -388,8 +423,9 @@ def _one_sample(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Tensor 
     }
     if "decoder_input_ids" in small and "input_ids" in small:
         length = small["input_ids"].shape[1]
-        if small["decoder_input_ids"].shape[1] == length and length > 1:
+        if small["decoder_input_ids"].shape[1] == length:
             for name in ("decoder_input_ids", "decoder_attention_mask"):
-                if name in small:
-                    small[name] = small[name][:, :-1]
+                if name in small:  # a single position cannot be made shorter, so it is doubled
+                    short = small[name][:, :-1]
+                    small[name] = short if length > 1 else small[name].repeat(1, 2)
     return small, _masks_of(small)

@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError
+from orthomerge.features.publish import published
 from orthomerge.files import atomic_path, fingerprint
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 
@@ -74,6 +76,9 @@ def _version() -> str:
     return version("orthomerge")
 
 
+_META = TypeAdapter(StatisticsMeta)
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Second moments by distinct layer input, and which layer reads which.
@@ -113,7 +118,8 @@ class Statistics:
         Exact for full moments, means, and rows that were all kept; sketches keep their bound.
 
         Raises:
-            StatisticsError: another model, tokenizer, target set or granularity.
+            StatisticsError: another model, tokenizer, target set or granularity, or a published
+                part.
         """
         other.require_match(self, mine="the second statistics", theirs="the first")
         return self._with(other, self.meta.samples + other.meta.samples, lambda a, b: a + b)
@@ -122,12 +128,38 @@ class Statistics:
         """The statistics without a sample that is in them: exact for full moments and means.
 
         Raises:
-            StatisticsError: a mismatch, another representation, or more rows than there are.
+            StatisticsError: a mismatch, another representation, more rows than there are, or a
+                published part.
         """
         other.require_match(self, mine="the second statistics", theirs="the first")
         return self._with(other, self.meta.samples - other.meta.samples, lambda a, b: a - b)
 
+    def published(self, directions: int, noise: float = 0.0, seed: int | None = None) -> Statistics:
+        """The top `directions` of every input alone, blurred by Gaussian noise of size `noise`.
+
+        What is done to each representation, and why it is no differential privacy, is said in
+        `orthomerge.features.publish`. Noise comes from the operating system's secure source;
+        `seed` makes it repeatable, for tests only.
+
+        Raises:
+            StatisticsError: statistics published already, fewer than one direction or more than
+                an input is wide, or noise that is negative or not finite.
+        """
+        if self.meta.directions is not None:
+            raise StatisticsError(
+                f"these are the top {self.meta.directions} directions of something already: "
+                "publish from the whole statistics."
+            )
+        moments = published(self.moments, directions, noise, seed)
+        meta = replace(self.meta, directions=directions, noise=float(noise))
+        return Statistics(moments, self.layers, meta)
+
     def _with(self, other: Statistics, samples: int, join: Any) -> Statistics:
+        if self.meta.directions is not None or other.meta.directions is not None:
+            raise StatisticsError(
+                "a published part does not add up with other statistics: merge the whole ones, "
+                "then publish."
+            )
         if self.layers != other.layers:
             raise StatisticsError(
                 "the two statistics do not cover the same layers: collect them with one --targets."
@@ -138,7 +170,10 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file: no text, no row as it was seen, only moments and metadata.
 
-        Every entry carries the SHA-256 of its tensors.
+        Every entry carries the SHA-256 of its tensors, the metadata that of itself.
+
+        Raises:
+            StatisticsError: an input of which no row was seen.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
@@ -153,6 +188,7 @@ class Statistics:
             "layers": json.dumps(self.layers),
             "entries": json.dumps(entries),
         }
+        meta["sha256"] = fingerprint(meta)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=meta)
         return path
@@ -174,14 +210,16 @@ class Statistics:
                 raise StatisticsError(
                     f"'{path}' is not a statistics file: make one with 'orthomerge stats'."
                 )
+            digest = header.pop("sha256", None)
             values = json.loads(header["orthomerge"])
             if values.get("format") != FORMAT:
                 raise StatisticsError(
                     f"'{path}' has format {values.get('format')}, this version reads {FORMAT}: "
                     "collect it again, or update orthomerge."
                 )
-            known = {f.name for f in fields(StatisticsMeta)}
-            meta = StatisticsMeta(**{k: v for k, v in values.items() if k in known})
+            if digest != fingerprint(header):
+                raise ValueError("its metadata is not what was written")
+            meta = _META.validate_python(values)
             layers = {str(k): str(v) for k, v in json.loads(header["layers"]).items()}
             entries = json.loads(header["entries"])
             if set(layers.values()) != set(entries) or not entries:
@@ -211,7 +249,7 @@ class Statistics:
             StatisticsError: another model, revision, tokenizer, target set or granularity.
         """
         for attribute, word in (
-            ("config_hash", "model"),
+            ("config_hash", "model configuration"),
             ("model_sha256", "model weights"),
             ("model_revision", "model revision"),
             ("tokenizer_hash", "tokenizer"),
@@ -220,10 +258,13 @@ class Statistics:
         ):
             here, there = getattr(self.meta, attribute), getattr(other.meta, attribute)
             if here != there and None not in (here, there):
-                if word in ("model", "model weights"):
-                    here, there = self.meta.model_id, other.meta.model_id
-                if word == "tokenizer":
+                if word in ("model configuration", "model weights"):
+                    here = f"'{self.meta.model_id}' {here[:12]}"
+                    there = f"'{other.meta.model_id}' {there[:12]}"
+                elif word == "tokenizer":
                     here, there = here[:12], there[:12]
+                elif word == "target modules":
+                    here, there = ",".join(here), ",".join(there)
                 raise StatisticsError(
                     f"{mine} and {theirs} differ in their {word} ({here} and {there}): "
                     "statistics can be combined only on equal terms; collect one of them again."
@@ -257,6 +298,13 @@ class _Entries(Mapping[str, Moment]):
         return len(self._entries)
 
 
+# What a file from somebody else can make go wrong in its readers; nothing of it is our fault.
+_UNREADABLE = (
+    SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    RuntimeError,
+)  # fmt: skip
+
+
 @contextmanager
 def _said_plainly(path: Path) -> Iterator[None]:
     """What goes wrong inside is a `StatisticsError` that names the file."""
@@ -264,9 +312,10 @@ def _said_plainly(path: Path) -> Iterator[None]:
         yield
     except StatisticsError:
         raise
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+    except _UNREADABLE as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise StatisticsError(
-            f"'{path}' cannot be read as statistics ({problem}): it was cut, altered or never one; "
+            f"'{path}' cannot be read as statistics ({reason}): it was cut, altered or never one; "
             "collect it again."
         ) from problem
 

@@ -79,11 +79,14 @@ def batches(
     batch_size: int = 32,
     max_length: int = 128,
 ) -> Iterator[dict[str, Any]]:
-    """Padded batches of model inputs, texts of like length together."""
+    """Batches of model inputs padded on the right, texts of like length together.
+
+    On the right, so that a text's positions are those it has alone whatever the tokenizer prefers.
+    """
     encoded = [
         tokenizer(text, pair, truncation=True, max_length=max_length) for text, pair in texts
     ]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
         piece = [encoded[i] for i in order[start : start + batch_size]]
-        yield dict(tokenizer.pad(piece, return_tensors="pt"))
+        yield dict(tokenizer.pad(piece, padding_side="right", return_tensors="pt"))

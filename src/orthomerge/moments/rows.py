@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
-from orthomerge.moments.moment import Moment, refuse_not_finite
+from orthomerge.moments.moment import Moment, refuse_not_finite, weighted_slack
 
 DEFAULT_ROWS = 1024
 
@@ -97,7 +97,8 @@ class RowMoment(Moment):
         parts = [self._settled]
         if self._seen:
             scale = (self._seen / self._sample.shape[0]) ** 0.5
-            parts.append(self._sample.double().to(self._settled.device) * scale)
+            parts.append(self._sample.double() * scale)
+            parts[0] = parts[0].to(self._sample.device)
         return torch.cat(parts) / self.count**0.5
 
     @property
@@ -137,14 +138,36 @@ class RowMoment(Moment):
             # Rows that cannot enter are left where they are, uncopied.
             enters = priority < self._priority.max()
             priority, rows = priority[enters], rows[enters.to(rows.device)]
+        self._enter(rows, priority)
+        return self
+
+    def _enter(self, rows: Tensor, priority: Tensor) -> None:
         self._gram = None
-        sample = torch.cat([self._sample.to(rows), rows]) if self._sample.numel() else rows.clone()
+        # Rows of two types meet in the wider one: the cast must not round what was kept.
+        kept = self._sample.to(rows.device)
+        sample = torch.cat([kept, rows]) if kept.numel() else rows.clone()
         priority = torch.cat([self._priority, priority])
         if priority.numel() > self._limit:
             stay = priority.topk(self._limit, largest=False).indices.sort().values
             sample, priority = sample[stay.to(sample.device)], priority[stay]
         self._sample, self._priority = sample, priority
+
+    def pool(self, other: RowMoment) -> RowMoment:
+        """One sample of two parts of one collection: the rows that one pass would have kept.
+
+        Unlike a sum, which never drops a row, it needs both parts to be drawn with the numbers of
+        one pass (`draw`). Returns self.
+        """
+        self._enter(other._sample.to(self._sample.device), other._priority)
+        self._seen += other._seen
         return self
+
+    def sample_on(self, device: torch.device | str) -> RowMoment:
+        """The same rows and priorities on `device`, still open to more rows and to `pool`."""
+        moved = RowMoment(self._dim, self._limit)
+        moved._sample, moved._priority = self._sample.to(device), self._priority
+        moved._seen = self._seen
+        return moved
 
     def __add__(self, other: Moment) -> Moment:
         """The moment over both sets of rows: factors stacked; with a full or a sketch, its kind."""
@@ -152,7 +175,8 @@ class RowMoment(Moment):
         if not isinstance(other, RowMoment):
             return other + self
         count = self.count + other.count
-        parts = [m.factor.cpu() * (m.count / count) ** 0.5 for m in (self, other) if m.count]
+        parts = [m.factor * (m.count / count) ** 0.5 for m in (self, other) if m.count]
+        parts = [part.to(parts[0].device) for part in parts]
         total = RowMoment.from_factor(
             fold(torch.cat(parts)) if parts else self._settled,
             count,
@@ -163,8 +187,16 @@ class RowMoment(Moment):
         return total
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The factor as an upper trapezoid, which holds `S` but no row that was seen."""
-        fields = {"count": self.count, "exact": self.exact, "slack": self.slack}
+        """The factor as an upper trapezoid: what `S` says of the rows and no more.
+
+        It is the same for all rows of one `S`; only of a single row `S` says all but the sign.
+        """
+        fields = {
+            "count": self.count,
+            "exact": self.exact,
+            "slack": self.slack,
+            "limit": self._limit,
+        }
         return {"factor": triangular(self.factor)}, fields
 
     @classmethod
@@ -176,22 +208,18 @@ class RowMoment(Moment):
         """
         factor, count = tensors["factor"], int(fields["count"])
         slack = None if fields["slack"] is None else float(fields["slack"])
-        bounded = slack is None or slack >= 0
+        bounded = slack is None or 0 <= slack < float("inf")
+        limit = int(fields.get("limit", DEFAULT_ROWS))
+        if limit < 1:
+            raise StatisticsError(f"a row moment keeps at least one row, not {limit}.")
         if factor.ndim != 2 or count < 1 or not bounded or not bool(factor.isfinite().all()):
             raise StatisticsError(
                 f"a factor {list(factor.shape)} of {count} rows is not finite or not a matrix: "
                 "collect it again."
             )
-        return cls.from_factor(factor, count, exact=bool(fields["exact"]), slack=slack)
-
-
-def weighted_slack(moments: Sequence[Moment], shares: Sequence[float]) -> float | None:
-    """`Σ share · slack`; None where one of them is unknown."""
-    slacks = [m.slack for m in moments]
-    known = [s for s in slacks if s is not None]
-    if len(known) < len(slacks):
-        return None
-    return sum(share * slack for share, slack in zip(shares, known, strict=True))
+        moment = cls.from_factor(factor, count, exact=bool(fields["exact"]), slack=slack)
+        moment._limit = limit
+        return moment
 
 
 def triangular(rows: Float[Tensor, "k d_in"]) -> Float[Tensor, "m d_in"]:
