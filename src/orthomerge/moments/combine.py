@@ -9,8 +9,8 @@ from torch import Tensor
 
 from orthomerge.errors import StatisticsError
 from orthomerge.moments.full import SecondMoment
-from orthomerge.moments.moment import Moment
-from orthomerge.moments.rows import RowMoment, weighted_slack
+from orthomerge.moments.moment import Moment, weighted_slack
+from orthomerge.moments.rows import RowMoment
 
 
 def combine(moments: Sequence[Moment], weights: Sequence[float] | None = None) -> Moment:
@@ -30,7 +30,7 @@ def combine(moments: Sequence[Moment], weights: Sequence[float] | None = None) -
         total = torch.zeros_like(moments[0].matrix)
         for moment, share in zip(moments, shares, strict=True):
             total += share * moment.matrix.to(total.device)
-        return SecondMoment.from_matrix(total, count)
+        return _full_moment(total, moments, shares, count)
     rows = torch.cat([f * share**0.5 for f, share in zip(factors, shares, strict=True)])
     return _row_moment(rows, moments, shares, count)
 
@@ -49,44 +49,71 @@ def leave_one_out(
     if len(moments) < 2:
         raise StatisticsError("leaving one out needs at least two tasks.")
     shares = _shares(moments, weights)
-    if max(shares) >= 1.0:
+    rests = [sum(s for u, s in enumerate(shares) if u != t) for t in range(len(shares))]
+    if min(rests) <= 0:
         raise StatisticsError("one task has all the weight, so the others have none.")
     factors = _factors(moments)
     counts = [m.count for m in moments]
-    if factors is None:
-        scaled = [s * m.matrix for s, m in zip(shares, moments, strict=True)]
-        total = torch.stack(scaled).sum(dim=0) if len(scaled) < 3 else _sum(scaled)
-        return [
-            SecondMoment.from_matrix((total - mine) / (1.0 - share), sum(counts) - count)
-            for mine, share, count in zip(scaled, shares, counts, strict=True)
-        ]
-    rows = torch.cat([f * share**0.5 for f, share in zip(factors, shares, strict=True)])
-    gram = rows @ rows.T
-    owner = torch.repeat_interleave(
-        torch.arange(len(factors)), torch.tensor([f.shape[0] for f in factors])
-    ).to(rows.device)
-    found: list[Moment] = []
-    for t, share in enumerate(shares):
-        keep = (owner != t).nonzero()[:, 0]
-        rest = [m for u, m in enumerate(moments) if u != t]
-        left = [s / (1.0 - share) for u, s in enumerate(shares) if u != t]
-        found.append(
-            _row_moment(
-                rows[keep] / (1.0 - share) ** 0.5,
-                rest,
-                left,
-                sum(counts) - counts[t],
-                gram=gram[keep][:, keep] / (1.0 - share),
-            )
+    parts = [
+        (
+            [m for u, m in enumerate(moments) if u != t],
+            [s / rest for u, s in enumerate(shares) if u != t],
+            sum(counts) - counts[t],
         )
+        for t, rest in enumerate(rests)
+    ]
+    if factors is None:
+        sums = _sums_of_others([m.matrix for m in moments], shares)
+        return [
+            _full_moment(total.div_(rest), *part)
+            for total, rest, part in zip(sums, rests, parts, strict=True)
+        ]
+    # All rows twice, one after the other, so that the others of each task lie in one piece that
+    # need not be copied; where all tasks weigh the same their scale is right already.
+    common = rests[0]
+    rows = torch.cat([f * (s / common) ** 0.5 for f, s in zip(factors, shares, strict=True)] * 2)
+    half = rows.shape[0] // 2
+    gram = rows[:half] @ rows[:half].T
+    found: list[Moment] = []
+    end = 0
+    for t, rest in enumerate(rests):
+        start, end = end, end + factors[t].shape[0]
+        others = rows[end : start + half]
+        kept = torch.arange(end, start + half, device=rows.device) % half
+        small = gram[kept][:, kept]
+        if rest != common:
+            others, small = others * (common / rest) ** 0.5, small * (common / rest)
+        found.append(_row_moment(others, *parts[t], gram=small))
     return found
 
 
-def _sum(matrices: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(matrices[0])
-    for matrix in matrices:
-        total += matrix
-    return total
+def _sums_of_others(matrices: Sequence[Tensor], shares: Sequence[float]) -> list[Tensor]:
+    """`Σ_{u≠t} w_u S_u` for every t, as what comes before t plus what comes after it.
+
+    Taking S_t off the whole sum would leave its rounding behind, which drowns quiet tasks beside a
+    loud one.
+    """
+    before = torch.zeros_like(matrices[0])
+    found = []
+    for matrix, share in zip(matrices, shares, strict=True):
+        found.append(before.clone())
+        before.add_(matrix.to(before.device), alpha=share)
+    after = torch.zeros_like(before)
+    for total, matrix, share in reversed(list(zip(found, matrices, shares, strict=True))):
+        total.add_(after)
+        after.add_(matrix.to(after.device), alpha=share)
+    return found
+
+
+def _full_moment(
+    matrix: Tensor, moments: Sequence[Moment], shares: Sequence[float], count: int
+) -> SecondMoment:
+    return SecondMoment.from_matrix(
+        matrix,
+        count,
+        exact=all(m.exact for m in moments),
+        slack=weighted_slack(moments, shares),
+    )
 
 
 def _row_moment(

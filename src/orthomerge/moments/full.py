@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
-from orthomerge.moments.moment import Moment, refuse_not_finite
+from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite, weighted_slack
 
 # Columns a symmetric product takes at a time: below it the waste on the diagonal blocks grows,
 # above it the calls are too small (benchmarks/statistics.py, --blocks).
@@ -36,14 +36,35 @@ class SecondMoment(Moment):
         self._matrix: Tensor | None = None
         self._count = 0
         self._dim = dim
+        # Not so once sketches or samples were added in.
+        self._exact = True
+        self._slack: float | None = 0.0
 
     @classmethod
-    def from_matrix(cls, matrix: Float[Tensor, "d_in d_in"], count: int) -> SecondMoment:
+    def from_matrix(
+        cls,
+        matrix: Float[Tensor, "d_in d_in"],
+        count: int,
+        *,
+        exact: bool = True,
+        slack: float | None = 0.0,
+    ) -> SecondMoment:
         """A moment from its normalised, symmetric matrix and the number of rows behind it."""
-        moment = cls.__new__(cls)
+        moment = cls(0)
         moment._sum, moment._matrix = None, matrix.double()
         moment._count, moment._dim = count, matrix.shape[0]
+        moment._exact, moment._slack = exact, slack
         return moment
+
+    @property
+    def exact(self) -> bool:
+        """Whether only exact moments were added in."""
+        return self._exact
+
+    @property
+    def slack(self) -> float | None:
+        """What sketches added in left out; None where samples were, which bound nothing."""
+        return self._slack
 
     @property
     def count(self) -> int:
@@ -96,22 +117,31 @@ class SecondMoment(Moment):
         """Add rows; returns self. About 0.6 n d_in² multiply-adds."""
         self._check_rows(rows)
         rows = rows.detach()
+        refuse_not_finite(rows)  # before anything is added, so that a refusal leaves no trace
+        if self._slack:
+            self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
         self._matrix = None
         for piece in rows.split(_ROWS):
             _add_products(total, piece.double())
-        # A row with NaN or infinity reaches the diagonal, whatever its other entries are.
-        if not bool(torch.isfinite(torch.diagonal(total)).all()):
-            refuse_not_finite(rows)
         self._count += rows.shape[0]
         return self
 
     def __add__(self, other: Moment) -> SecondMoment:
         """The moment over both sets of rows; a factored one is made dense."""
         self._check_width(other)
-        sums = self._sums()
-        theirs = other._sums() if isinstance(other, SecondMoment) else other.matrix * other.count
-        return SecondMoment.from_sums(sums + theirs.to(sums.device), self._count + other.count)
+        if other.kind == "mean":
+            raise mixed_granularity()
+        sums, count = self._sums(), self._count + other.count
+        if isinstance(other, SecondMoment):
+            sums = sums + other._sums().to(sums.device)
+        elif other.count:
+            sums = sums + (other.matrix * other.count).to(sums.device)
+        total = SecondMoment.from_sums(sums, count)
+        shares = [m.count / max(count, 1) for m in (self, other)]
+        total._exact = self.exact and other.exact
+        total._slack = weighted_slack([self, other], shares)
+        return total
 
     def __sub__(self, other: Moment) -> SecondMoment:
         """The moment without rows that are in it: exact for two full moments.
@@ -122,18 +152,25 @@ class SecondMoment(Moment):
         self._check_width(other)
         if not isinstance(other, SecondMoment):
             return super().__sub__(other)  # pyright: ignore[reportReturnType]  (raises)
+        if not (self._exact and other._exact):
+            raise StatisticsError(
+                "a full moment that sketches or samples went into cannot be taken apart exactly: "
+                "combine the other tasks' moments instead."
+            )
         if other._count >= self._count:
             raise StatisticsError(
                 f"{other._count} rows cannot be taken out of {self._count}: subtract a part."
             )
         sums = self._sums()
-        return SecondMoment.from_sums(
-            sums - other._sums().to(sums.device), self._count - other._count
-        )
+        left = sums - other._sums().to(sums.device)
+        # Rounding goes below zero where what is left has no energy; no moment does.
+        torch.diagonal(left).clamp_(min=0.0)
+        return SecondMoment.from_sums(left, self._count - other._count)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The normalised matrix and the count."""
-        return {"matrix": self.matrix}, {"count": self._count}
+        """The normalised matrix, the count, what sketches left out."""
+        fields = {"count": self._count, "exact": self._exact, "slack": self._slack}
+        return {"matrix": self.matrix}, fields
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> SecondMoment:
@@ -149,11 +186,15 @@ class SecondMoment(Moment):
                 f"a full moment is square and of at least one row, not {list(matrix.shape)} of "
                 f"{count} rows: collect it again."
             )
-        if not bool(torch.isfinite(matrix).all()) or bool((torch.diagonal(matrix) < 0).any()):
+        slack = fields.get("slack", 0.0)
+        slack = None if slack is None else float(slack)
+        bounded = slack is None or 0 <= slack < float("inf")
+        negative = bool((torch.diagonal(matrix) < 0).any())
+        if not bool(torch.isfinite(matrix).all()) or negative or not bounded:
             raise StatisticsError(
                 "a full moment holds NaN, infinity or negative energy: collect it again."
             )
-        return cls.from_matrix(matrix, count)
+        return cls.from_matrix(matrix, count, exact=bool(fields.get("exact", True)), slack=slack)
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:

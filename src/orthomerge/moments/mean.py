@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
-from orthomerge.moments.moment import Moment, refuse_not_finite
+from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite
 
 
 class MeanMoment(Moment):
@@ -80,10 +80,7 @@ class MeanMoment(Moment):
     def _with(self, other: Moment, sign: int) -> MeanMoment:
         self._check_width(other)
         if not isinstance(other, MeanMoment):
-            raise StatisticsError(
-                "a task mean and statistics of another granularity do not add up: collect both "
-                "with one --granularity."
-            )
+            raise mixed_granularity()
         total = MeanMoment(self.dim)
         total._sum = self._sum + sign * other._sum.to(self._sum.device)
         total._tokens = self._tokens + sign * other._tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -147,9 +147,29 @@ def not_finite(bad: int, of: int) -> StatisticsError:
 
 def refuse_not_finite(rows: Tensor) -> None:
     """Raise for rows with NaN or infinity, saying how many."""
+    # The sum is not finite where an entry is not, and reads the rows once; it can overflow too.
+    if bool(torch.isfinite(rows.sum(dtype=torch.float32))):
+        return
     bad = int((~torch.isfinite(rows).all(dim=1)).sum())
     if bad:
         raise not_finite(bad, rows.shape[0])
+
+
+def mixed_granularity() -> StatisticsError:
+    """The error for a task mean beside rows that are none."""
+    return StatisticsError(
+        "a task mean and statistics of another granularity do not add up: collect both "
+        "with one --granularity."
+    )
+
+
+def weighted_slack(moments: Sequence[Moment], shares: Sequence[float]) -> float | None:
+    """`Σ share · slack`; None where one of them is unknown."""
+    slacks = [m.slack for m in moments]
+    known = [s for s in slacks if s is not None]
+    if len(known) < len(slacks):
+        return None
+    return sum(share * slack for share, slack in zip(shares, known, strict=True))
 
 
 def as_moment(value: Moment | Tensor) -> Moment:

@@ -31,7 +31,7 @@ class RowMoment(Moment):
             raise StatisticsError(f"a row moment keeps at least one row, not {limit}.")
         self._dim = dim
         self._limit = limit
-        # Settled rows are a factor of a sum already; sampled ones still compete for their place.
+        # Settled rows are a factor of a normalised moment; sampled ones still compete for a place.
         self._settled = torch.zeros(0, dim, dtype=torch.float64)
         self._settled_count = 0
         self._settled_exact = True
@@ -58,7 +58,7 @@ class RowMoment(Moment):
     ) -> RowMoment:
         """A moment from a factor of its normalised matrix, `S = RᵀR`; `gram` is `R Rᵀ` if known."""
         moment = cls(factor.shape[1], DEFAULT_ROWS)
-        moment._settled = factor.double() * count**0.5
+        moment._settled = factor.double()
         moment._settled_count = count
         moment._settled_exact = exact
         moment._slack = slack
@@ -94,12 +94,15 @@ class RowMoment(Moment):
     def factor(self) -> Float[Tensor, "k d_in"]:
         """Rows `R` with `S = RᵀR`, float64."""
         self._require_rows()
-        parts = [self._settled]
-        if self._seen:
-            scale = (self._seen / self._sample.shape[0]) ** 0.5
-            parts.append(self._sample.double() * scale)
-            parts[0] = parts[0].to(self._sample.device)
-        return torch.cat(parts) / self.count**0.5
+        if not self._seen:
+            return self._settled
+        # Each row of the sample stands for seen / kept of them.
+        weight = self._seen / self._sample.shape[0] / self.count
+        sample = self._sample.double() * weight**0.5
+        if not self._settled_count:
+            return sample
+        share = self._settled_count / self.count
+        return torch.cat([self._settled.to(sample.device) * share**0.5, sample])
 
     @property
     def gram(self) -> Float[Tensor, "k k"]:
@@ -118,7 +121,7 @@ class RowMoment(Moment):
     @property
     def trace(self) -> float:
         """`tr(S)`."""
-        return float(self.factor.square().sum())
+        return float(self.factor.square().sum() if self._gram is None else self._gram.trace())
 
     def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
         """`S X = Rᵀ (R X)`. O(k d_in m)."""

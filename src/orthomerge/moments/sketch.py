@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthomerge.errors import StatisticsError
 from orthomerge.moments.full import SecondMoment
-from orthomerge.moments.moment import Moment, refuse_not_finite
+from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite
 from orthomerge.moments.rows import RowMoment
 
 DEFAULT_SIZE = 64
@@ -23,7 +23,8 @@ class SketchMoment(Moment):
     For every unit x and every k < size,
     `0 ≤ xᵀ(S − RᵀR)x ≤ slack ≤ (tr S − Σ_{i≤k} λ_i(S)) / (size − k)`
     (Ghashami et al. 2016, arXiv 1501.01711): `slack` is what was really taken off, the last term
-    what it can be at most. Merging two sketches adds their slacks and keeps the bound. Memory
+    what it can be at most. Merging two sketches adds their slacks and keeps the bound, for the
+    smaller of two sizes. A sample of rows bounds nothing, and no sketch that it went into. Memory
     O(2 size d_in), a row costs about `8 size d_in` multiply-adds.
     """
 
@@ -37,7 +38,8 @@ class SketchMoment(Moment):
         self._rows = torch.zeros(0, dim, dtype=torch.float64)
         self._filled = 0
         self._count = 0
-        self._shrunk = 0.0
+        # What was taken off, over all rows; None once a sample went in, which bounds nothing.
+        self._shrunk: float | None = 0.0
 
     @property
     def dim(self) -> int:
@@ -60,8 +62,10 @@ class SketchMoment(Moment):
         return self._shrunk == 0.0
 
     @property
-    def slack(self) -> float:
-        """The most energy of a unit direction that the sketch leaves out."""
+    def slack(self) -> float | None:
+        """The most energy of a unit direction that the sketch leaves out; None where unknown."""
+        if self._shrunk is None:
+            return None
         return self._shrunk / self._count if self._count else 0.0
 
     @property
@@ -124,13 +128,16 @@ class SketchMoment(Moment):
         turned = vectors.flip(1)[:, : self._size].T @ rows
         self._rows[: self._size] = turned * scale[:, None]
         self._filled = int((scale > 0).sum())
-        self._shrunk += float(lost)
+        if self._shrunk is not None:
+            self._shrunk += float(lost)
 
     def __add__(self, other: Moment) -> Moment:
         """The sketch over both sets of rows; a full moment stays full."""
         self._check_width(other)
         if isinstance(other, SecondMoment):
             return other + self
+        if other.kind == "mean":
+            raise mixed_granularity()
         total = SketchMoment(self._dim, max(self._size, getattr(other, "size", 0)))
         for part in (self, other):
             if part.count:
@@ -138,7 +145,10 @@ class SketchMoment(Moment):
                 assert factor is not None
                 total._push(factor * part.count**0.5)
             total._count += part.count
-            total._shrunk += (part.slack or 0.0) * part.count
+            if part.slack is None or total._shrunk is None:
+                total._shrunk = None
+            else:
+                total._shrunk += part.slack * part.count
         return total
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -167,5 +177,5 @@ class SketchMoment(Moment):
         sketch._rows = factor * plain.count**0.5
         sketch._filled = factor.shape[0]
         sketch._count = plain.count
-        sketch._shrunk = float(fields["slack"]) * plain.count
+        sketch._shrunk = None if plain.slack is None else plain.slack * plain.count
         return sketch
