@@ -51,11 +51,16 @@ class StatisticsPart(_Part):
 
 
 class Training(_Part):
-    """One training; `learning_rate` may be a list, from which each arm takes its own best."""
+    """One training; `learning_rate` may be a list, from which each arm takes its own best.
+
+    With a `rate_tolerance` it takes the lowest rate whose score on the selection split is at most
+    that far below the best one: a higher rate buys nothing there, and larger updates merge worse.
+    """
 
     epochs: float = Field(default=3, gt=0)
     batch_size: int = Field(default=16, gt=0)
     learning_rate: float | list[float] = 2e-3
+    rate_tolerance: float = Field(default=0.0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.06, ge=0, lt=1)
 

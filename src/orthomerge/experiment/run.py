@@ -154,7 +154,7 @@ class Run:
 
     def adapter_key(self, arm: Arm, task: str, seed: int, rate: float) -> str:
         """Hash of all that a trained adapter depends on."""
-        training = self.recipe.training.model_dump(exclude={"learning_rate"})
+        training = self.recipe.training.model_dump(exclude={"learning_rate", "rate_tolerance"})
         return fingerprint(
             {
                 "piece": ["adapter", PIECES],
@@ -416,7 +416,7 @@ class Run:
     def learning_rate(self, name: str) -> float:
         """The arm's learning rate: the best mean single-task score on the selection split.
 
-        Chosen at the first seed, for all tasks together, never by a merge and never on test rows.
+        Or the lowest one within the recipe's `rate_tolerance` of it. Chosen at the first seed, for all tasks together, never by a merge and never on test rows.
         """
         rates = self.recipe.learning_rates_of(name)
         if len(rates) == 1:
@@ -426,7 +426,8 @@ class Run:
         for rate in rates:
             rows = self.single(name, seed, rate, "selection")
             scores[rate] = sum(r.value for r in rows) / len(rows)
-        return max(scores, key=lambda rate: (scores[rate], -rate))
+        enough = max(scores.values()) - self.recipe.training.rate_tolerance
+        return min(rate for rate, value in scores.items() if value >= enough)
 
     def merges(self, name: str, seed: int, rate: float) -> None:
         """Every merge of the arm's adapters, scored on every task."""
