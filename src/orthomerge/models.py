@@ -39,19 +39,22 @@ def _said_plainly(model_id: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
 
 
-def load_trunk(path: str) -> Any:
+def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> Any:
     """The model without a head, for statistics.
 
+    `device_map` spreads a base too large for one device, as in Transformers: "auto", a device, or
+    a device (or "cpu", "disk") for each module.
+
     Raises:
-        AssetError: nothing loadable at `path`.
+        AssetError: nothing loadable at `path`, or no such device.
     """
     with _said_plainly(path):
-        return AutoModel.from_pretrained(path, use_safetensors=True)
+        return AutoModel.from_pretrained(path, use_safetensors=True, device_map=device_map)
 
 
 def load_classifier(

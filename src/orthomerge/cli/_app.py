@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import traceback
 import warnings
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from orthomerge.errors import OrthomergeError, RecipeError
 
+# The help lists the verbs in the order in which a person meets them.
+_ORDER = (
+    "demo", "run", "report", "stats", "init", "train", "merge", "eval", "diagnose", "methods",
+    "tasks",
+)  # fmt: skip
+_UNITS = {"": 1, "B": 1} | {
+    name: base ** (power + 1)
+    for base, names in ((1000, ("KB", "MB", "GB", "TB")), (1024, ("KIB", "MIB", "GIB", "TIB")))
+    for power, name in enumerate(names)
+}
+
+
+class _Verbs(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
     name="orthomerge",
+    cls=_Verbs,
     help="Make LoRA adapters mergeable: orthogonal starts before training, exact merging after.",
     no_args_is_help=True,
     add_completion=True,
@@ -28,6 +50,8 @@ err = Console(stderr=True)
 def main() -> None:
     """Run the command line: exit status 2 and one sentence for the user's mistakes, 1 for ours."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _be_quiet()
     try:
         app()
     except OrthomergeError as problem:
@@ -36,6 +60,16 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped; call the same command again to go on where it was.")
         sys.exit(130)
+
+
+def _be_quiet() -> None:
+    """In a job of several processes only the first one speaks, unless another one breaks."""
+
+    def broke(kind: Any, problem: Any, trace: Any) -> None:
+        traceback.print_exception(kind, problem, trace, file=sys.__stderr__)
+
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  (until the end)
+    sys.excepthook = broke
 
 
 def _escaped(problem: Exception) -> str:
@@ -80,6 +114,27 @@ def parse_numbers(text: str | None, what: str) -> list[float] | None:
         raise RecipeError(f"{what} '{text}' are not numbers with commas, as in 1,1,0.5.") from (
             problem
         )
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with a unit, as in `512MiB`; a bare number is bytes.
+
+    Raises:
+        RecipeError: something else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise RecipeError(f"size '{text}' is not a number with a unit, as in 512MiB or 2GiB.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def human_size(size: float) -> str:
+    """Bytes as a person reads them: three digits and a unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
 
 
 def split_names(text: str) -> list[str]:

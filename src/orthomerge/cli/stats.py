@@ -1,17 +1,66 @@
-"""`orthomerge stats`."""
+"""`orthomerge stats`: collecting, unless a verb on files is named (`stats_files`)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from orthomerge.cli._app import app, out, print_json, split_names
+from orthomerge.cli._app import app, out, parse_size, print_json, split_names
+from orthomerge.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from orthomerge.features import Statistics
 
 
-@app.command()
-def stats(
+class _CollectsByDefault(TyperGroup):
+    """`orthomerge stats MODEL ...` collects: what is none of the verbs is the first argument."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            collects = any(a.partition("=")[0] == "--data" for a in args)
+            if collects or not nearest(args[0], self.commands):  # else a verb was mistyped
+                args = ["collect", *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        collect_verb = self.commands["collect"]
+        inner = typer.Context(collect_verb, info_name="collect", parent=ctx)
+        collect_verb.format_help(inner, formatter)
+
+
+stats = typer.Typer(
+    name="stats",
+    cls=_CollectsByDefault,
+    no_args_is_help=True,
+    subcommand_metavar="MODEL ... | COMMAND ...",
+    help="""Statistics of layer inputs as a file: collect them, look into a file, merge, publish.
+
+    Without a command's name, collect.
+
+    Examples:
+
+    [bold]orthomerge stats minilm --data texts.jsonl --output mine.stats.safetensors[/]
+
+    [bold]orthomerge stats inspect mine.stats.safetensors[/]
+
+    [bold]orthomerge stats merge monday.stats.safetensors tuesday.stats.safetensors --output
+    mine.stats.safetensors[/]
+
+    [bold]orthomerge stats publish mine.stats.safetensors --directions 32 --noise 0.1 --output
+    public.stats.safetensors[/]""",
+    short_help="Second moments of layer inputs over a small sample: collect, inspect, merge.",
+)
+app.add_typer(stats)
+
+
+@stats.command()
+def collect(
     model: Annotated[str, typer.Argument(help="Base model: a folder, a packaged id or a hub id.")],
     data: Annotated[
         str, typer.Option(help="Unlabelled texts: JSONL, CSV or Parquet file, hub data set, task.")
@@ -25,11 +74,41 @@ def stats(
     max_length: Annotated[int, typer.Option(min=2, help="Tokens kept of a text.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    representation: Annotated[
+        str,
+        typer.Option(help="How moments are held: auto (by width and budget), full, rows, sketch."),
+    ] = "auto",
+    rows: Annotated[
+        int | None, typer.Option(help="Most rows of a row form; 1024 by default.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Directions of a sketch; 64 by default.")] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Memory for all moments, by which auto chooses: 512MiB, 2GiB, bytes."),
+    ] = "1GiB",
+    directions: Annotated[
+        int | None, typer.Option(help="Write only the strongest directions of every input.")
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            help="Gaussian noise on them, in units of the mean energy of a direction; no "
+            "differential privacy."
+        ),
+    ] = None,
+    noise_seed: Annotated[
+        int | None, typer.Option(help="Repeat the noise, for tests; secure and fresh without.")
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="Spread a large base: auto, a device, or JSON of module to device."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Second moments of the inputs of the layers to adapt, over a small unlabelled sample.
 
-    The file holds no text; give it to the teams whose adapters will be merged with yours.
+    The file holds no text; give it to the teams whose adapters will be merged with yours. Several
+    processes share the work: [bold]accelerate launch --num_processes 2 -m orthomerge stats ...[/]
 
     Example: [bold]orthomerge stats minilm --data texts.jsonl --output mine.stats.safetensors[/]
     """
@@ -39,6 +118,7 @@ def stats(
 
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import err
+    from orthomerge.cli._job import several_processes
     from orthomerge.features import (
         batches,
         collect_statistics,
@@ -47,37 +127,141 @@ def stats(
         target_layers,
     )
     from orthomerge.models import load_tokenizer, load_trunk, tokenizer_hash
+    from orthomerge.moments import Representation
     from orthomerge.tasks import get_task, list_tasks
 
-    if data in [t.name for t in list_tasks()]:
-        texts = [(r.text, r.pair) for r in get_task(data).pools()["train"]]
-    else:
-        texts = read_texts(data, text_column=text_column, pair_column=pair_column)
-    found = resolve_model(model)
-    trunk = load_trunk(found.path_or_id)
-    names = split_names(targets)
-    target_layers(trunk, names)
-    tokenizer = load_tokenizer(found.path_or_id)
-    chosen = sample_texts(texts, samples, seed)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task(f"statistics of {data}", total=len(chosen))
-        statistics = collect_statistics(
-            trunk,
-            batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
-            names,
-            granularity=granularity,
-            model_id=found.name,
-            model_sha256=found.sha256,
-            tokenizer_hash=tokenizer_hash(tokenizer),
-            progress=lambda size: progress.advance(bar, size),
-        )
-    statistics.save(output)
+    bounds = {"rows": rows, "size": size, "budget": parse_size(budget)}
+    held = Representation(
+        representation, **{k: v for k, v in bounds.items() if v is not None}
+    ).check()
+    if directions is None and (noise is not None or noise_seed is not None):
+        raise RecipeError("noise is put on published directions: say how many with --directions.")
+    with several_processes() as job:
+        if device_map is not None and job.world > 1:
+            raise RecipeError(
+                "--device-map spreads the base over all devices, so it runs in one process: leave "
+                "out 'accelerate launch', or --device-map."
+            )
+        is_task = data in [t.name for t in list_tasks()]
+        if is_task:
+            texts = [(r.text, r.pair) for r in get_task(data).pools()["train"]]
+        else:
+            texts = read_texts(data, text_column=text_column, pair_column=pair_column)
+        found = resolve_model(model)
+        trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
+        if job.device is not None:
+            trunk = trunk.to(job.device)
+        names = split_names(targets)
+        target_layers(trunk, names)
+        tokenizer = load_tokenizer(found.path_or_id)
+        chosen = sample_texts(texts, samples, seed)
+        quiet = job.rank > 0 or not err.is_terminal
+        with Progress(console=err, transient=True, disable=quiet) as progress:
+            bar = progress.add_task(f"statistics of {data}", total=len(chosen))
+            statistics = collect_statistics(
+                trunk,
+                batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
+                names,
+                granularity=granularity,
+                representation=held,
+                task=data if is_task else Path(data).stem,
+                model_id=found.name,
+                model_sha256=found.sha256,
+                tokenizer_hash=tokenizer_hash(tokenizer),
+                # The other processes are about as far.
+                progress=lambda done: progress.advance(bar, done * job.world),
+            )
+        if job.rank > 0:
+            return
+        kinds = _kinds(statistics)
+        counted = next(iter(statistics.moments.values())).count
+        if directions is not None:
+            statistics = statistics.published(directions, noise or 0.0, noise_seed)
+        statistics.save(output)
     if json:
-        print_json({"path": str(output), **asdict(statistics.meta), "layers": statistics.layers})
+        meta = asdict(statistics.meta)
+        print_json(
+            {"path": str(output), **meta, "layers": statistics.layers, "representations": kinds}
+        )
         return
-    rows = next(iter(statistics.moments.values())).count
     out.print(
         f"{output}: {len(statistics.moments)} distinct inputs of {len(statistics.layers)} layers, "
-        f"{statistics.meta.samples} samples, {rows} rows ({granularity}).",
+        f"{statistics.meta.samples} samples, {counted} rows ({granularity}).",
         soft_wrap=True,
     )
+    for line in _grouped(kinds, statistics):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if directions is not None:
+        out.print(
+            f"  published: the top {directions} directions, noise {noise or 0:g}; this is not "
+            "differential privacy.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _device_map(text: str | None) -> Any:
+    """A device map as Transformers takes it.
+
+    Raises:
+        RecipeError: JSON that is not an object.
+    """
+    import json
+
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise RecipeError(
+            f"""device map '{text}' is not JSON ({problem}): write it as '{{"": "cpu"}}'."""
+        ) from problem
+
+
+def _kinds(statistics: Statistics) -> dict[str, dict[str, Any]]:
+    """The representation that each input got."""
+    return {
+        lead: {
+            "kind": moment.kind,
+            "width": moment.dim,
+            "rows": moment.count,
+            "kept": None if moment.factor is None else len(moment.factor),
+            "exact": moment.exact,
+        }
+        for lead, moment in statistics.moments.items()
+    }
+
+
+def _grouped(kinds: dict[str, dict[str, Any]], statistics: Statistics) -> list[str]:
+    """A line for all inputs of one width and representation."""
+    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for lead, item in kinds.items():
+        groups[item["kind"], item["width"]].append(lead)
+    lines: list[str] = []
+    for (kind, width), leads in groups.items():
+        number = f"{len(leads)} input{'s' if len(leads) > 1 else ''}"
+        lines.append(
+            f"  {kind}{_how_many(kind, kinds[leads[0]])}: {number} of width "
+            f"{width}, {', '.join(_patterns(leads, statistics))}"
+        )
+    return lines
+
+
+def _how_many(kind: str, first: dict[str, Any]) -> str:
+    if kind == "rows":
+        drawn = "" if first["exact"] else f", drawn from {first['rows']:,}"
+        return f" ({first['kept']:,} kept{drawn})"
+    return f" ({first['kept']} directions)" if kind == "sketch" else ""
+
+
+def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
+    """The layers of inputs, the same in every block written once."""
+    import re
+
+    from orthomerge.features import layer_label
+
+    labels = [
+        layer_label([layer for layer, owner in statistics.layers.items() if owner == lead])
+        for lead in leads
+    ]
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", label) for label in labels))

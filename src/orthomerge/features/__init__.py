@@ -8,6 +8,15 @@ from orthomerge.features.collect import (
     target_layers,
     trunk,
 )
+from orthomerge.features.distributed import failing_together
+from orthomerge.features.inspection import (
+    InputSummary,
+    Spectrum,
+    disclosure,
+    layer_label,
+    spectrum,
+    summarize,
+)
 from orthomerge.features.statistics import (
     SUFFIX,
     Statistics,
@@ -22,16 +31,23 @@ __all__ = [
     "GRANULARITIES",
     "SUFFIX",
     "FeatureCollector",
+    "InputSummary",
+    "Spectrum",
     "Statistics",
     "StatisticsMeta",
     "batches",
     "collect_statistics",
     "combined_moment",
     "describe_model",
+    "disclosure",
+    "failing_together",
+    "layer_label",
     "linear_layers",
     "merge_statistics",
     "read_texts",
     "sample_texts",
+    "spectrum",
+    "summarize",
     "target_layers",
     "trunk",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any
@@ -92,6 +92,6 @@ def _reduced(
         parts: list[Any] | None = [None] * world if rank == 0 else None
         dist.gather_object(mine, parts, dst=0)
         found = [p for p in parts or [] if p is not None]
-        join = RowMoment.pool if rows else operator.add
+        join: Callable[[Any, Any], Any] = RowMoment.pool if rows else operator.add
         reduced[lead] = reduce(join, found) if found else moment
     return reduced, int(total) if rank == 0 else samples

@@ -1,0 +1,180 @@
+"""`orthomerge stats inspect`, `merge` and `publish`: what teams do with statistics files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orthomerge.cli._app import human_size, out, print_json
+from orthomerge.cli.stats import stats
+
+if TYPE_CHECKING:
+    from orthomerge.features import InputSummary, StatisticsMeta
+
+
+@stats.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A statistics file.")],
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """What is in a statistics file, its size, its spectrum, and what it gives away.
+
+    Example: [bold]orthomerge stats inspect mine.stats.safetensors[/]
+    """
+    from dataclasses import asdict
+
+    from rich.progress import Progress
+
+    from orthomerge.cli._app import err
+    from orthomerge.features import Statistics, disclosure, summarize
+
+    statistics = Statistics.load(file, lazy=True)
+    size = file.stat().st_size
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("spectra", total=len(statistics.moments))
+        inputs = summarize(statistics, lambda: progress.advance(bar))
+    told = disclosure(statistics.meta, inputs)
+    if json:
+        entries = [i._asdict() | {"spectrum": i.spectrum._asdict()} for i in inputs]
+        print_json(
+            {
+                "path": str(file),
+                "bytes": size,
+                **asdict(statistics.meta),
+                "inputs": entries,
+                "gives_away": told,
+            }
+        )
+        return
+    _print_meta(file, size, statistics.meta)
+    _print_tables(inputs)
+    out.print("What it gives away:", highlight=False)
+    for sentence in told:
+        out.print(f"- {sentence}", highlight=False, markup=False)
+
+
+@stats.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Statistics of parts of one task's data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """One statistics file over all samples, as collecting over all of them at once would give.
+
+    Example: [bold]orthomerge stats merge monday.stats.safetensors tuesday.stats.safetensors
+    --output mine.stats.safetensors[/]
+    """
+    from dataclasses import asdict
+
+    from orthomerge.features import Statistics, merge_statistics
+
+    read = [Statistics.load(path) for path in files]
+    for path, item in zip(files[1:], read[1:], strict=True):
+        item.require_match(read[0], mine=f"'{path}'", theirs=f"'{files[0]}'")
+    total = merge_statistics(read)
+    total.save(output)
+    if json:
+        print_json({"path": str(output), **asdict(total.meta), "layers": total.layers})
+        return
+    out.print(f"{output}: {len(files)} files, {total.meta.samples} samples.", soft_wrap=True)
+
+
+@stats.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="A whole statistics file.")],
+    directions: Annotated[int, typer.Option(help="The strongest directions of every input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
+    noise: Annotated[
+        float,
+        typer.Option(help="Gaussian noise on them, in units of the mean energy of a direction."),
+    ] = 0.0,
+    noise_seed: Annotated[
+        int | None, typer.Option(help="Repeat the noise, for tests; secure and fresh without.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Only the strongest directions of a file, with noise: less is told, nothing is guaranteed.
+
+    This is not differential privacy (rows are not clipped, nothing is accounted for).
+
+    Example: [bold]orthomerge stats publish mine.stats.safetensors --directions 32 --noise 0.1
+    --output public.stats.safetensors[/]
+    """
+    from dataclasses import asdict
+
+    from orthomerge.features import Statistics
+
+    part = Statistics.load(file).published(directions, noise, noise_seed)
+    part.save(output)
+    if json:
+        print_json({"path": str(output), **asdict(part.meta), "layers": part.layers})
+        return
+    out.print(
+        f"{output}: the top {directions} directions of {len(part.moments)} inputs, noise "
+        f"{noise:g}; this is not differential privacy.",
+        soft_wrap=True,
+    )
+
+
+def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
+    def short(digest: str | None) -> str:
+        return digest[:12] if digest else "not recorded"
+
+    part = "everything"
+    if meta.directions is not None:
+        part = f"the top {meta.directions} directions, noise {meta.noise:g}"
+    for name, value in (
+        ("file", f"{file}, {human_size(size)}, format {meta.format}, {meta.tool}"),
+        ("model", f"{meta.model_id}, revision {short(meta.model_revision)}, {meta.dtype}"),
+        ("config", short(meta.config_hash)),
+        ("weights", short(meta.model_sha256)),
+        ("tokenizer", short(meta.tokenizer_hash)),
+        ("targets", ", ".join(meta.target_modules)),
+        ("granularity", meta.granularity),
+        ("samples", f"{meta.samples:,}"),
+        ("published", part),
+    ):
+        out.print(f"{name:<12}{value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_tables(inputs: Sequence[InputSummary]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from orthomerge.features import layer_label
+
+    held = Table("#", box=SIMPLE_HEAD, pad_edge=False)
+    held.add_column("read by", overflow="fold")
+    for name in ("width", "form", "rows", "kept", "exact", "slack", "size"):
+        held.add_column(name, justify="right", no_wrap=True)
+    spectra = Table("#", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("trace", "top share", "effective rank", "90 % in", "99 % in", "least/mean"):
+        spectra.add_column(name, justify="right", no_wrap=True)
+    for number, item in enumerate(inputs, 1):
+        held.add_row(
+            str(number),
+            escape(layer_label(item.layers)),
+            str(item.width),
+            item.kind,
+            f"{item.rows:,}",
+            "-" if item.kept is None else f"{item.kept:,}",
+            "yes" if item.exact else "no",
+            "unknown" if item.slack is None else f"{item.slack:.1e}" if item.slack else "0",
+            human_size(item.bytes),
+        )
+        shape = item.spectrum
+        spectra.add_row(
+            str(number),
+            f"{shape.trace:.4g}",
+            f"{shape.top_share:.1%}",
+            f"{shape.effective_rank:.1f}",
+            str(shape.directions_90),
+            str(shape.directions_99),
+            f"{shape.smallest:.1e}",
+        )
+    out.print(held)
+    out.print(spectra)
