@@ -56,24 +56,37 @@ def dense_reference(model, tokenizer, granularity):
 @pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (4, "left"), (23, "right")])
 def test_statistics_equal_the_dense_reference(tiny_tokenizer, granularity, batch_size, side):
     model = tiny_bert().double()
-    tiny_tokenizer.padding_side = side
     expected = dense_reference(model, tiny_tokenizer, granularity)
     found = collect_statistics(
-        model, with_positions(batches(TEXTS, tiny_tokenizer, batch_size=batch_size)), TARGETS,
+        model, padded_on(side, batches(TEXTS, tiny_tokenizer, batch_size=batch_size)), TARGETS,
         granularity=granularity,
     )  # fmt: skip
-    tiny_tokenizer.padding_side = "right"
     assert set(found.layers) == set(expected)
     for name, reference in expected.items():
         error = torch.linalg.matrix_norm(found.second_moment(name) - reference)
         assert error <= 1e-10 * torch.linalg.matrix_norm(reference)
 
 
-def with_positions(stream):
+def padded_on(side, stream):
     """BERT counts positions from the left whatever the mask; left padding has to say so."""
     for batch in stream:
-        mask = batch["attention_mask"]
-        yield {**batch, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        if side == "left":
+            gaps = (1 - batch["attention_mask"]).sum(1).tolist()
+            batch = {
+                k: torch.stack([row.roll(gap) for row, gap in zip(v, gaps, strict=True)])
+                for k, v in batch.items()
+            }
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        yield batch
+
+
+def test_batches_pad_on_the_right_whatever_the_tokenizer_prefers(tiny_tokenizer):
+    tiny_tokenizer.padding_side = "left"
+    try:
+        batch = next(batches(TEXTS, tiny_tokenizer))
+    finally:
+        tiny_tokenizer.padding_side = "right"
+    assert bool((batch["attention_mask"].diff(dim=1) <= 0).all())
 
 
 def test_layers_that_read_one_tensor_share_one_entry(tiny_tokenizer):

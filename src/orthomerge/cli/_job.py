@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from orthomerge.cli._app import err
+
 
 class Job(NamedTuple):
     """This process's number, how many there are, and the device that is its own (None: any)."""
@@ -20,15 +22,33 @@ class Job(NamedTuple):
 def several_processes() -> Iterator[Job]:
     """The job this process is part of; what fails in one process ends the block in all of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _say_if_alone()
         yield Job(0, 1, None)
         return
+    import torch
     from accelerate import PartialState
 
     from orthomerge.features import failing_together
 
-    state = PartialState()
+    # Told to, or with no GPU: by itself PartialState would take each process for the only one.
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
     try:
         with failing_together():
             yield Job(state.process_index, state.num_processes, state.device)
     finally:
         state.destroy_process_group()
+
+
+def _say_if_alone() -> None:
+    """Without a GPU `accelerate launch --num_processes 2` starts one process and does not say so.
+
+    All it leaves of the wish is the address at which the processes would have met.
+    """
+    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+        err.print(
+            "note: accelerate started one process only; without GPUs start several with "
+            "'accelerate launch --multi_gpu --num_processes 2' or 'torchrun --nproc_per_node 2'.",
+            highlight=False,
+            soft_wrap=True,
+        )

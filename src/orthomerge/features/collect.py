@@ -326,7 +326,8 @@ def collect_statistics(
     collector = FeatureCollector(layers, granularity, representation)
     device = _input_device(model)
     runner = trunk(model)
-    was_training = model.training
+    # Part by part: a frozen part may rest in eval mode inside a model that trains.
+    training = [(module, module.training) for module in model.modules()]
     rank, world = process_rank()
     samples = 0
     model.eval()
@@ -355,7 +356,8 @@ def collect_statistics(
         name = f"task '{task}', " if task else ""
         raise StatisticsError(f"{name}{problem}") from problem
     finally:
-        model.train(was_training)
+        for module, mode in training:
+            module.training = mode
     meta = StatisticsMeta(
         **describe_model(model, model_id),
         model_sha256=model_sha256,
@@ -403,10 +405,8 @@ def _inputs_of(runner: nn.Module, batch: Mapping[str, Any], device: torch.device
     shift = getattr(runner, "_shift_right", None)
     if shift is not None and "decoder_input_ids" not in inputs and "input_ids" in inputs:
         inputs["decoder_input_ids"] = shift(inputs["input_ids"])
-        mask = inputs.get("attention_mask")
-        if mask is not None:  # the start token is real, the last text token drops out
-            start = torch.ones_like(mask[:, :1])
-            inputs["decoder_attention_mask"] = torch.cat([start, mask[:, :-1]], dim=1)
+        if "attention_mask" in inputs:  # start token in, last token out: as many as the text has
+            inputs["decoder_attention_mask"] = inputs["attention_mask"]
     return inputs
 
 

@@ -168,10 +168,10 @@ def _about_rows(what: str, inputs: Sequence[InputSummary]) -> list[str]:
     if tight:
         rows, width = min(tight)
         said.append(
-            f"{len(tight)} of {len(inputs)} inputs hold no more rows than they are wide (as {rows:,} "
-            f"rows of width {width:,}): the span of the rows is exactly determined, so whether a "
-            f"given {what} was among them can be tested almost with certainty; collect more "
-            "samples, or publish a part with noise."
+            f"{len(tight)} of {len(inputs)} inputs hold no more rows than they are wide (as "
+            f"{rows:,} rows of width {width:,}): the span of the rows is exactly determined, so "
+            f"whether a given {what} was among them can be tested almost with certainty; collect "
+            "more samples, or publish a part with noise."
         )
     if any(rows == 1 for rows in held):
         said.append("An input saw a single row: that row itself is in the file, up to its sign.")
