@@ -23,6 +23,7 @@ from orthomerge.files import atomic_path, fingerprint
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 
 FORMAT = 2
+_HEADER = "orthomerge"
 SUFFIX = ".stats.safetensors"
 # What a config says about how it was loaded or labelled, not about what the model computes.
 _NOT_ARCHITECTURE = {
@@ -170,7 +171,9 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file: no text, no row as it was seen, only moments and metadata.
 
-        Every entry carries the SHA-256 of its tensors, the metadata that of itself.
+        Every entry carries the SHA-256 of its tensors, the metadata that of itself. Equal
+        statistics give equal bytes: all metadata is one entry, since safetensors has no order
+        among several.
 
         Raises:
             StatisticsError: an input of which no row was seen.
@@ -183,12 +186,13 @@ class Statistics:
             held = {name: t.detach().cpu().contiguous() for name, t in held.items()}
             tensors |= {f"{lead}:{name}": t for name, t in held.items()}
             entries[lead] = {"kind": moment.kind, **values, "sha256": _digest(held)}
-        meta = {
-            "orthomerge": json.dumps(asdict(self.meta)),
-            "layers": json.dumps(self.layers),
-            "entries": json.dumps(entries),
+        content = {
+            "format": self.meta.format,
+            "meta": asdict(self.meta),
+            "layers": self.layers,
+            "entries": entries,
         }
-        meta["sha256"] = fingerprint(meta)
+        meta = {_HEADER: json.dumps({"sha256": fingerprint(content), **content})}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata=meta)
         return path
@@ -206,22 +210,22 @@ class Statistics:
             raise StatisticsError(f"no statistics file '{path}': make one with 'orthomerge stats'.")
         with _said_plainly(path), safe_open(path, framework="pt") as stream:
             header = stream.metadata() or {}
-            if "orthomerge" not in header:
+            if _HEADER not in header:
                 raise StatisticsError(
                     f"'{path}' is not a statistics file: make one with 'orthomerge stats'."
                 )
-            digest = header.pop("sha256", None)
-            values = json.loads(header["orthomerge"])
-            if values.get("format") != FORMAT:
+            content = json.loads(header[_HEADER])
+            digest = content.pop("sha256", None)
+            if content.get("format") != FORMAT:
                 raise StatisticsError(
-                    f"'{path}' has format {values.get('format')}, this version reads {FORMAT}: "
+                    f"'{path}' has format {content.get('format')}, this version reads {FORMAT}: "
                     "collect it again, or update orthomerge."
                 )
-            if digest != fingerprint(header):
+            if digest != fingerprint(content):
                 raise ValueError("its metadata is not what was written")
-            meta = _META.validate_python(values)
-            layers = {str(k): str(v) for k, v in json.loads(header["layers"]).items()}
-            entries = json.loads(header["entries"])
+            meta = _META.validate_python(content["meta"])
+            layers = {str(k): str(v) for k, v in content["layers"].items()}
+            entries = content["entries"]
             if set(layers.values()) != set(entries) or not entries:
                 raise ValueError("its layers and its entries do not belong together")
             for lead, entry in entries.items():
