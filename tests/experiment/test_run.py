@@ -9,7 +9,7 @@ import pytest
 from conftest import write_task
 from filelock import FileLock
 
-from orthomerge.adapters import read_adapter
+from orthomerge.adapters import read_adapter, read_kept_out
 from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.progress import Silent
@@ -194,3 +194,38 @@ def test_a_task_with_one_label_is_refused(recipe, tmp_path):
     with pytest.raises(TaskError, match="label"):
         execute({**recipe, "tasks": [str(path), recipe["tasks"][0]]}, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_what_an_arm_says_of_its_constraint_reaches_its_start_and_its_training(recipe, tmp_path):
+    arms = {
+        "share": {"start": "contrastive", "constraint": "project", "share": 0.7},
+        "room": {"start": "contrastive", "constraint": "project", "room": 6},
+        "quiet": {"start": "min_eigen", "quiet": 0.01, "samples": 24},
+        "few": {"start": "min_eigen", "samples": 2},
+    }
+    training = {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3}
+    values = {**recipe, "arms": arms, "training": training, "seeds": [0], "save_merged": False}
+    execute(values, tmp_path / "arms")
+    run = Run(parse_recipe(values), tmp_path / "arms")
+    for name, dims in (("share", None), ("room", 6)):
+        directions = read_kept_out(run.start(name, "one", 0))
+        assert directions.within == (dims is not None)
+        assert all(rows.shape[0] == (dims or rows.shape[0]) for rows in directions.rows.values())
+        trained = read_adapter(run.adapter(name, "one", 0, 5e-3))
+        for layer, factors in trained.layers.items():
+            rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
+            inside = factors.A.double() @ rows.T @ rows
+            wrong = factors.A - inside if directions.within else inside
+            assert float(wrong.norm()) <= 1e-6
+    start = json.loads((run.start("quiet", "one", 0) / "adapter_config.json").read_text())
+    assert start["rank_pattern"]
+    assert {run.statistics("one", "token", n).meta.samples for n in (2, None)} == {2, 6}
+
+
+def test_the_lowest_rate_within_the_tolerance_is_taken(recipe, tmp_path):
+    arms = {"default": {"start": "default", "seeds": [0]}}
+    rates = [5e-3, 1e-3]
+    for tolerance, chosen in ((2.0, {1e-3}), (0.0, {1e-3, 5e-3})):
+        training = {**recipe["training"], "learning_rate": rates, "rate_tolerance": tolerance}
+        rows, _ = execute({**recipe, "arms": arms, "training": training}, tmp_path / "rates")
+        assert {r.learning_rate for r in rows if r.split == "test"} <= chosen

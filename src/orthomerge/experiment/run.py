@@ -268,6 +268,7 @@ class Run:
             granularity=arm.granularity,
             constraint=arm.constraint,
             share=arm.share,
+            room=arm.room,
             seed=seed,
             options=arm.options,
         )
@@ -416,7 +417,8 @@ class Run:
     def learning_rate(self, name: str) -> float:
         """The arm's learning rate: the best mean single-task score on the selection split.
 
-        Or the lowest one within the recipe's `rate_tolerance` of it. Chosen at the first seed, for all tasks together, never by a merge and never on test rows.
+        Or the lowest one within the recipe's `rate_tolerance` of it. Chosen at the first seed, for
+        all tasks together, never by a merge and never on test rows.
         """
         rates = self.recipe.learning_rates_of(name)
         if len(rates) == 1:
