@@ -1,0 +1,132 @@
+"""Starts at the scale of an 8B model: our solvers against a full decomposition per module and task.
+
+    python benchmarks/subspace.py            # about ten minutes on two cores
+
+The baselines are what one writes first: `torch.linalg.svd(H_other)` or `torch.linalg.eigh(S_other)`
+for every module and task. One call of each is timed (median of five) and multiplied by the number
+of calls; ours is timed whole for one distinct input and all tasks, and multiplied by the number of
+inputs. Features have a power-law spectrum, shared by the tasks but for a few directions each.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import bandwidth, gflops, median_seconds, save
+from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
+from orthomerge.subspace import get_solver
+
+
+def features(rows: int, dim: int, task: int, decay: float = 1.0) -> Tensor:
+    """Rows with energy k^-decay along coordinate k, and sixteen directions of the task's own."""
+    generator = torch.Generator().manual_seed(1000 + task)
+    scale = torch.arange(1, dim + 1, dtype=torch.float32) ** (-decay / 2)
+    special = torch.randperm(dim, generator=generator)[:16]
+    scale[special] = scale[special] * 4
+    return torch.randn(rows, dim, generator=generator) * scale
+
+
+def from_rows(layers: int, dim: int, tasks: int, rows: int, rank: int) -> list[dict]:
+    """Null-space starts of all tasks from few rows each."""
+    data = [features(rows, dim, t) for t in range(tasks)]
+    moments = [RowMoment.from_rows(h) for h in data]
+    solver = get_solver("null_space")
+
+    def ours(**options) -> list:
+        others = leave_one_out(moments)
+        return [
+            solver(o, rank, own=m, seed=t, **options)
+            for t, (o, m) in enumerate(zip(others, moments, strict=True))
+        ]
+
+    other = torch.cat(data[1:])
+    svd = median_seconds(lambda: torch.linalg.svd(other, full_matrices=True), warm=False)
+    modules = 2 * layers
+    found = ours()
+    worst = max(s.captured_other / s.total_other for s in found)
+    result = []
+    for name, options in (("drawn by seed", {}), ("of most own energy", {"tie": "own"})):
+        seconds = median_seconds(lambda options=options: ours(**options)) * layers
+        total = svd * modules * tasks
+        flops = 2 * (rows * tasks) ** 2 * dim + tasks * (
+            ((tasks - 1) * rows) ** 3 / 3 + 6 * 2 * 2 * rank * (tasks - 1) * rows * dim
+        )
+        result.append(
+            {
+                "work": f"null_space {name}: q and v of {layers} layers, d={dim}, {tasks} tasks, "
+                f"{rows} rows a task",
+                "against": "torch.linalg.svd, full, float32, a module and task",
+                "ours_s": round(seconds, 2),
+                "theirs_s": round(total, 1),
+                "ratio": round(total / seconds, 1),
+                "wanted": 50,
+                "captured": worst,
+                "gflop": round(flops * layers / 1e9, 1),
+            }
+        )
+    return result
+
+
+def from_moments(layers: int, dim: int, tasks: int, rank: int) -> list[dict]:
+    """`min_eigen` of all tasks from full second moments, exact."""
+    moments: list[Moment] = []
+    for t in range(tasks):
+        h = features(dim + 2000, dim, t).double()
+        moments.append(SecondMoment.from_matrix(h.T @ h / len(h), len(h)))
+    solver = get_solver("min_eigen")
+
+    def ours() -> list:
+        return [solver(o, rank, seed=t) for t, o in enumerate(leave_one_out(moments))]
+
+    found = ours()
+    other = leave_one_out(moments)[0].matrix
+    values = torch.linalg.eigvalsh(other)
+    excess = found[0].captured_other / float(values[:rank].sum()) - 1.0
+    eigh = median_seconds(lambda: torch.linalg.eigh(other), warm=False)
+    seconds = median_seconds(ours) * layers
+    total = eigh * 2 * layers * tasks
+    solves = max(int(s.cost.how.split(", ")[1].split()[0]) for s in found)
+    flops = tasks * (dim**3 / 3 + solves * 4 * dim**2 * (rank + 8))
+    return [
+        {
+            "work": f"min_eigen: q and v of {layers} layers, d={dim}, {tasks} tasks, full moments",
+            "against": "torch.linalg.eigh, float64, a module and task",
+            "ours_s": round(seconds, 1),
+            "theirs_s": round(total, 1),
+            "ratio": round(total / seconds, 1),
+            "wanted": 20,
+            "captured": excess,
+            "condition": float(values[-1] / values[0]),
+            "solves": solves,
+            "gflop": round(flops * layers / 1e9, 1),
+        }
+    ]
+
+
+def main() -> None:
+    """Run both and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--rank", type=int, default=8)
+    a = parser.parse_args()
+    table = from_rows(a.layers, a.dim, a.tasks, a.rows, a.rank)
+    table += from_moments(a.layers, a.dim, a.tasks, a.rank)
+    roof = gflops()
+    for row in table:
+        row["of_roof"] = round(row["gflop"] / row["ours_s"] / roof, 2)
+    save("subspace", table, roof_gflops=round(roof, 1), bandwidth_gb_s=round(bandwidth(), 1))
+
+
+if __name__ == "__main__":
+    main()
