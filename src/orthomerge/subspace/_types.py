@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
-from orthomerge.moments import Moment, SecondMoment
+from orthomerge.moments import Moment
 
 # Below this width a dense eigendecomposition is as fast as anything cleverer.
 DENSE = 1024
+# Energies below this part of the whole are rounding: the directions they belong to are arbitrary.
+_SILENT = 1e-14
 
 
 class Cost(NamedTuple):
@@ -109,8 +111,8 @@ def _device(moment: Moment) -> torch.device:
 
 
 def wide_and_whole(other: Moment) -> bool:
-    """Whether a moment is a matrix too wide for a dense eigendecomposition to be the best way."""
-    return isinstance(other, SecondMoment) and other.dim > DENSE
+    """Whether a moment, once it is a matrix, is too wide for `eigh` to be the best way."""
+    return other.dim > DENSE
 
 
 def null_basis(
@@ -147,11 +149,24 @@ def random_rows_within(
 
 
 def top_rows_within(
-    vectors: Float[Tensor, "d_in k"], rank: int, own: Moment
+    vectors: Float[Tensor, "d_in k"], rank: int, own: Moment, seed: int
 ) -> Float[Tensor, "rank d_in"]:
-    """The `rank` orthonormal rows of most own energy in the span of orthonormal columns."""
-    _, directions = torch.linalg.eigh(own.quadratic(vectors.T))
-    return (vectors @ directions[:, -rank:].flip(1)).T.contiguous()
+    """The `rank` orthonormal rows of most own energy in the span of orthonormal columns.
+
+    Where own features reach fewer dimensions of it, rows drawn by `seed` fill up.
+    """
+    values, directions = torch.linalg.eigh(own.quadratic(vectors.T))
+    reached = reached_of(values[-rank:], own.trace)
+    top = (vectors @ directions[:, len(values) - reached :].flip(1)).T
+    if reached == rank:
+        return top.contiguous()
+    drawn = random_rows_within(vectors, rank, seed)[: rank - reached]
+    return orthonormal_rows(torch.cat([top, drawn]))
+
+
+def reached_of(values: Float[Tensor, " n"], scale: float) -> int:
+    """How many of some energies, each at most `scale`, are more than rounding."""
+    return int((values > _SILENT * scale).sum())
 
 
 def orthonormal_rows(rows: Float[Tensor, "rank d_in"]) -> Float[Tensor, "rank d_in"]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,7 @@ from orthomerge.subspace._types import (
     describe,
     gaussian_rows,
     orthonormal_rows,
+    reached_of,
     wide_and_whole,
 )
 from orthomerge.subspace.krylov import largest, shifted_cholesky
@@ -49,45 +53,81 @@ def contrastive(
         )
     if not balance > 0:
         raise SubspaceError(f"balance must be positive, not {balance}: 0.01 is the default.")
-    mean_energy = other.trace / other.dim
-    ridge = balance * (mean_energy if mean_energy > 0 else 1.0)
+    basis, how = loud_rows(other, own, rank, seed, balance * mean_energy(other))
+    return describe(basis, other, own, other.dim, how)
+
+
+def mean_energy(other: Moment) -> float:
+    """`tr(S) / d_in`; 1 where there is no energy at all, so that a part of it is a ridge."""
+    return other.trace / other.dim or 1.0
+
+
+def loud_rows(
+    other: Moment, own: Moment, rank: int, seed: int, ridge: float
+) -> tuple[Float[Tensor, "rank d_in"], str]:
+    """Orthonormal rows that span the top of `S_own v = λ (S_other + εI) v`, and how they came.
+
+    Where own features reach fewer than `rank` dimensions, rows `(S_other + εI)⁻¹ g` fill up, g
+    drawn by `seed`: the others hardly reach them, and no library's choice shows.
+    """
     few, mine = factored(other), factored(own)
     if few is not None and mine is not None:
-        basis, how = _of_rows(few, mine, rank, seed, ridge), "gram"
+        found = _of_rows(few, mine, rank, ridge)
     elif wide_and_whole(other):
-        basis, how = _of_wide(other.matrix, own, rank, seed, ridge)
+        found = _of_wide(other.matrix, own, rank, seed, ridge)
     else:
-        values, vectors = torch.linalg.eigh(other.matrix)
-        # Whiten by the inverse square root of S_other + εI: an ordinary eigenproblem remains.
-        whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
-        _, directions = torch.linalg.eigh(own.quadratic(whiten.T))
-        basis, how = (whiten @ directions[:, -rank:].flip(1)).T, "eigh"
-    return describe(orthonormal_rows(basis), other, own, other.dim, how)
+        found = _of_matrix(other.matrix, own, rank, ridge)
+    reached = reached_of(found.energies, own.trace)
+    top = found.rows[:reached] / found.rows[:reached].norm(dim=1, keepdim=True)
+    if reached < rank:
+        quiet = found.silence(gaussian_rows(rank - reached, other.dim, seed, top))
+        top = torch.cat([top, quiet / quiet.norm(dim=1, keepdim=True)])
+    return orthonormal_rows(top), found.how
 
 
-def _of_rows(
-    few: Moment, mine: Moment, rank: int, seed: int, ridge: float
-) -> Float[Tensor, "rank d_in"]:
+class _Found(NamedTuple):
+    """Generalised eigenvectors, loudest first; `energies` are `ε λ`, at most `tr(S_own)`.
+
+    `silence` is `ε (S_other + εI)⁻¹` on rows, up to a factor.
+    """
+
+    rows: Float[Tensor, "m d_in"]
+    energies: Float[Tensor, " m"]
+    silence: Callable[[Tensor], Tensor]
+    how: str
+
+
+def _of_rows(few: Moment, mine: Moment, rank: int, ridge: float) -> _Found:
     """By the Woodbury identity: `v = (RᵀR + εI)⁻¹ H_ownᵀ u`, u of an eigenproblem of own rows."""
     rows, own = few.factor, mine.factor
     assert rows is not None and own is not None
     gram = (few.gram if isinstance(few, RowMoment) else rows @ rows.T).clone()
     torch.diagonal(gram).add_(ridge)
     factor, _ = shifted_cholesky(gram, 0.0)
-    cross = own @ rows.T
-    inner = torch.cholesky_solve(cross.T, factor)
-    whitened = own - inner.T @ rows
-    _, directions = torch.linalg.eigh(whitened @ own.T)
+
+    def silence(drawn: Tensor) -> Tensor:
+        return drawn - torch.cholesky_solve(rows @ drawn.T, factor).T @ rows
+
+    whitened = silence(own)
+    values, directions = torch.linalg.eigh(whitened @ own.T)
     top = directions[:, -rank:].flip(1).T @ whitened
-    if top.shape[0] < rank:  # fewer own rows than the rank: seeded rows the others do not reach
-        drawn = gaussian_rows(rank - top.shape[0], few.dim, seed, rows)
-        top = torch.cat([top, drawn - torch.cholesky_solve(rows @ drawn.T, factor).T @ rows])
-    return top / top.norm(dim=1, keepdim=True)
+    return _Found(top, values[-rank:].flip(0), silence, "gram")
 
 
-def _of_wide(
-    matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float
-) -> tuple[Float[Tensor, "rank d_in"], str]:
+def _of_matrix(matrix: Tensor, own: Moment, rank: int, ridge: float) -> _Found:
+    """By the inverse square root of `S_other + εI`: an ordinary eigenproblem remains."""
+    values, vectors = torch.linalg.eigh(matrix)
+    whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
+    loud, directions = torch.linalg.eigh(own.quadratic(whiten.T))
+    return _Found(
+        (whiten @ directions[:, -rank:].flip(1)).T,
+        loud[-rank:].flip(0) * ridge,
+        lambda drawn: (drawn @ whiten) @ whiten.T,
+        "eigh",
+    )
+
+
+def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) -> _Found:
     """By one Cholesky factorisation `L Lᵀ = S_other + εI` and the top of `L⁻¹ S_own L⁻ᵀ`."""
     factor, _ = shifted_cholesky(matrix, ridge)
 
@@ -95,12 +135,17 @@ def _of_wide(
         wide = torch.linalg.solve_triangular(factor.T, columns, upper=True)
         return torch.linalg.solve_triangular(factor, own.apply(wide), upper=False)
 
+    def silence(drawn: Tensor) -> Tensor:
+        return torch.cholesky_solve(drawn.T, factor).T
+
     start = gaussian_rows(rank + 8, matrix.shape[0], seed, matrix).T
     found = largest(whitened, start, rank, tolerance=1e-9)
     if found is None:
         whole = torch.linalg.solve_triangular(factor, own.matrix, upper=False)
         whole = torch.linalg.solve_triangular(factor, whole.T, upper=False)
-        top, how = torch.linalg.eigh(whole).eigenvectors[:, -rank:].flip(1), "eigh"
+        values, vectors = torch.linalg.eigh(whole)
+        top, loud, how = vectors[:, -rank:].flip(1), values[-rank:].flip(0), "eigh"
     else:
-        top, how = found.vectors, f"cholesky, {found.steps} solves"
-    return torch.linalg.solve_triangular(factor.T, top, upper=True).T, how
+        top, loud, how = found.vectors, found.values, f"cholesky, {found.steps} solves"
+    rows = torch.linalg.solve_triangular(factor.T, top, upper=True).T
+    return _Found(rows, loud * ridge, silence, how)

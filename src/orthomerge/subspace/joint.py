@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
-from orthomerge.subspace._types import Subspace, check_problem, describe
-from orthomerge.subspace.contrastive import contrastive
+from orthomerge.subspace._types import Cost, Subspace, check_problem, describe
+from orthomerge.subspace.contrastive import contrastive, loud_rows, mean_energy
 from orthomerge.subspace.registry import register
+
+# The part of `overlap` that the first of many sweeps asks for.
+_GENTLE = 1e-3
 
 
 @register(
@@ -36,25 +40,31 @@ def joint(
 
     `contrastive` on `S_other + overlap · ē · P`, where `P = AᵀA` sums over the rows of the other
     adapters made unit and `ē` is the others' mean energy: a direction another adapter reads counts
-    as loud. Without `taken` it is `contrastive`. The others stay as they are, so a tenth task is
-    added to nine without touching them.
+    as loud. The ridge stays that of `S_other`: else a large `overlap` would drown the features it
+    stands beside, and as it is, `overlap` to infinity is `contrastive` outside the taken rows.
+    Without `taken` it is `contrastive`. The others stay as they are, so a tenth task is added to
+    nine without touching them.
 
     Raises:
         SubspaceError: what `contrastive` refuses, a negative `overlap`, or rows of another width.
     """
     if overlap < 0:
         raise SubspaceError(f"overlap must not be negative, not {overlap}: 10 is the default.")
-    avoided = other if taken is None else avoid_rows(other, taken, overlap)
-    found = contrastive(avoided, rank, own=own, seed=seed, balance=balance)
-    return describe(found.basis, other, own, found.admissible, found.cost.how)
+    if taken is None or own is None or not balance > 0:  # or let `contrastive` refuse
+        return contrastive(other, rank, own=own, seed=seed, balance=balance)
+    avoided = avoid_rows(other, taken, overlap)
+    basis, how = loud_rows(avoided, own, rank, seed, balance * mean_energy(other))
+    return describe(basis, other, own, other.dim, how)
 
 
 def avoid_rows(other: Moment, taken: Float[Tensor, "m d_in"], overlap: float) -> Moment:
     """`S_other + overlap · ē · AᵀA`, the rows of A made unit, in the form `other` has.
 
     Raises:
-        SubspaceError: rows of another width.
+        SubspaceError: rows of another width, or with NaN or infinity.
     """
+    if not bool(taken.isfinite().all()):
+        raise SubspaceError("rows of other adapters hold NaN or infinity: train them again.")
     if taken.ndim != 2 or taken.shape[1] != other.dim:
         raise SubspaceError(
             f"rows {list(taken.shape)} of other adapters do not fit a layer with {other.dim} "
@@ -63,14 +73,16 @@ def avoid_rows(other: Moment, taken: Float[Tensor, "m d_in"], overlap: float) ->
     rows = taken.double()
     norms = rows.norm(dim=1, keepdim=True)
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
-    rows = rows * (overlap * other.trace / other.dim) ** 0.5
+    rows = rows * (overlap * mean_energy(other)) ** 0.5
     factor = other.factor
     if factor is not None and factor.shape[0] + rows.shape[0] < other.dim:
         stacked = torch.cat([factor, rows.to(factor.device)])
-        return RowMoment.from_factor(stacked, other.count, slack=other.slack)
+        return RowMoment.from_factor(stacked, other.count, exact=other.exact, slack=other.slack)
     matrix = other.matrix
     rows = rows.to(matrix.device)
-    return SecondMoment.from_matrix(matrix + rows.T @ rows, other.count)
+    return SecondMoment.from_matrix(
+        matrix + rows.T @ rows, other.count, exact=other.exact, slack=other.slack
+    )
 
 
 def solve_jointly(
@@ -82,34 +94,45 @@ def solve_jointly(
     taken: Float[Tensor, "m d_in"] | None = None,
     balance: float = 0.01,
     overlap: float = 10.0,
-    sweeps: int = 3,
+    sweeps: int = 4,
 ) -> list[Subspace]:
     """Every task at once: each `A_t` away from the others' features and from the other `A_u`.
 
-    Block coordinate descent: sweeps over the tasks in the order given, each solved against the
-    rows that the others hold at that moment (`joint`). Which order that is makes a small
-    difference, so callers that must agree sort the tasks alike. `taken` are rows of adapters
-    outside the set. O(sweeps · T) solutions.
+    Every task first chooses alone (`contrastive`). Then block coordinate descent: sweeps over the
+    tasks, each solved against the rows that the others hold at that moment (`joint`), while
+    `overlap` rises from a thousandth to what it is. So all give way a little at a time, where at
+    full overlap from the start the first would keep what it has and the last get what is left.
+    The order makes a small difference still; callers that must agree sort the tasks alike.
+    `taken` are rows of adapters outside the set. O(sweeps · T) solutions.
 
     Raises:
-        SubspaceError: what `joint` refuses.
+        SubspaceError: what `joint` refuses, or not one rank and one seed a task.
     """
     others = leave_one_out(moments, weights)
     seeds = list(range(len(moments))) if seeds is None else list(seeds)
+    if not len(ranks) == len(seeds) == len(moments):
+        raise SubspaceError(
+            f"{len(moments)} tasks have {len(ranks)} ranks and {len(seeds)} seeds: give one a task."
+        )
     for other, own, rank in zip(others, moments, ranks, strict=True):
         check_problem(other, rank, own)
-    found: list[Subspace | None] = [None] * len(moments)
-    for _ in range(max(sweeps, 1)):
-        for t, (other, own) in enumerate(zip(others, moments, strict=True)):
-            rows = [s.basis for u, s in enumerate(found) if u != t and s is not None]
-            rows += [taken] if taken is not None else []
-            found[t] = joint(
-                other,
-                ranks[t],
-                own=own,
-                seed=seeds[t],
-                taken=torch.cat(rows) if rows else None,
-                balance=balance,
-                overlap=overlap,
-            )
-    return [s for s in found if s is not None]
+    seconds = [0.0] * len(moments)
+
+    def solve(t: int, rows: list[Tensor], strength: float) -> Subspace:
+        began = time.perf_counter()
+        held = torch.cat(rows) if rows else None
+        found = joint(
+            others[t], ranks[t], own=moments[t], seed=seeds[t],
+            taken=held, balance=balance, overlap=strength,
+        )  # fmt: skip
+        seconds[t] += time.perf_counter() - began
+        return found._replace(cost=Cost(seconds[t], found.cost.how))
+
+    outside = [] if taken is None else [taken]
+    found = [solve(t, outside, overlap) for t in range(len(moments))]
+    for sweep in range(sweeps):
+        strength = overlap * _GENTLE ** (1.0 - (sweep + 1) / sweeps)
+        for t in range(len(moments)):
+            rows = [s.basis for u, s in enumerate(found) if u != t]
+            found[t] = solve(t, rows + outside, strength)
+    return found

@@ -68,7 +68,7 @@ def min_eigen(
     values, vectors, nullity = null_basis(other.matrix)
     if floor and own is not None:
         empty = max(int((values <= floor * other.trace / other.dim).sum()), rank)
-        rows = top_rows_within(vectors[:, :empty], rank, own)
+        rows = top_rows_within(vectors[:, :empty], rank, own, seed)
         return describe(rows, other, own, empty, "eigh")
     if nullity > rank:
         rows = random_rows_within(vectors[:, :nullity], rank, seed)

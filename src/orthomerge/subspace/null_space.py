@@ -15,6 +15,7 @@ from orthomerge.subspace._types import (
     null_basis,
     orthonormal_rows,
     random_rows_within,
+    reached_of,
     top_rows_within,
 )
 from orthomerge.subspace.registry import register
@@ -62,7 +63,7 @@ def null_space(
     _require_room(nullity, rank, other.dim)
     free = vectors[:, :nullity]
     if tie == "own" and own is not None:
-        rows = top_rows_within(free, rank, own)
+        rows = top_rows_within(free, rank, own, seed)
     else:
         rows = random_rows_within(free, rank, seed)
     return describe(rows, other, own, nullity, "eigh")
@@ -91,10 +92,10 @@ def outside(
     mine = own.factor
     if mine is None:
         everything = torch.linalg.eigh(space.rows.T @ space.rows).eigenvectors
-        return top_rows_within(everything[:, : dim - space.dim], rank, own)
+        return top_rows_within(everything[:, : dim - space.dim], rank, own, seed)
     left = space.remove(mine)
     values, vectors = torch.linalg.eigh(left @ left.T)
-    reached = int((values[-rank:] > 1e-12 * max(float(values[-1]), 1e-300)).sum())
+    reached = reached_of(values[-rank:], own.trace)
     top = vectors[:, len(values) - reached :].flip(1).T @ left
     return _settled(space, torch.cat([top, drawn[: rank - reached]]))
 
