@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 
 import pytest
@@ -11,9 +12,12 @@ from conftest import make_texts, tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import config
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from orthomerge.errors import StatisticsError
 from orthomerge.features import Statistics, StatisticsMeta, batches, collect_statistics
+from orthomerge.files import fingerprint
 from orthomerge.moments import MeanMoment, Representation, RowMoment, SecondMoment, SketchMoment
 
 TEXTS = [(t, None) for t in make_texts(9)]
@@ -246,3 +250,50 @@ def test_a_file_of_another_format_says_so(tmp_path):
     other = dataclasses.replace(here, meta=dataclasses.replace(here.meta, format=1))
     with pytest.raises(StatisticsError, match="has format 1, this version reads 2"):
         Statistics.load(other.save(tmp_path / "a"))
+
+
+def forged(path, change):
+    """The file with its metadata changed by somebody who can compute a hash."""
+    one_of_each().save(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as stream:
+        content = json.loads(stream.metadata()["orthomerge"])
+    del content["sha256"]
+    change(content)
+    header = {"orthomerge": json.dumps({"sha256": fingerprint(content), **content})}
+    save_file(tensors, path, metadata=header)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["meta"].pop("granularity"),
+        lambda c: c["meta"].update(samples="many"),
+        lambda c: c["meta"].update(target_modules=5),
+        lambda c: c["meta"].update(tokenizer_hash=5),
+        lambda c: c.update(meta=[]),
+        lambda c: c.update(layers=[]),
+        lambda c: c.update(layers={}),
+        lambda c: c["layers"].update(x="nowhere"),
+        lambda c: c.update(entries={}),
+        lambda c: c["entries"]["full"].update(kind="rows"),
+        lambda c: c["entries"]["full"].update(kind="pickle"),
+        lambda c: c["entries"]["full"].update(count=0),
+        lambda c: c["entries"]["full"].update(count="x"),
+        lambda c: c["entries"]["full"].update(count=float("inf")),
+        lambda c: c["entries"]["rows"].update(count=10**700),
+        lambda c: c["entries"]["rows"].update(slack=float("nan")),
+        lambda c: c["entries"]["sketch"].update(slack=-1.0),
+        lambda c: c["entries"]["sketch"].update(size=1),
+        lambda c: c["entries"]["sketch"].pop("size"),
+        lambda c: c["entries"]["mean"].update(tokens=-1),
+        lambda c: c["entries"].update(mean=5),
+    ],
+)
+def test_a_forged_file_is_refused_in_a_sentence(path, change):
+    assert read_or_refuse(forged(path, change), False) is None
+
+
+def test_a_file_that_is_only_rewritten_is_read(path):
+    assert_as_written(read_or_refuse(forged(path, lambda c: None), False))
