@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
 from orthomerge.adapters.files import Adapter
-from orthomerge.errors import StatisticsError, SubspaceError
+from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
 from orthomerge.files import atomic_path, derive_seed
 from orthomerge.moments import Moment, combine
@@ -105,29 +105,45 @@ def initialize_osrm_weights(
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
     order that depends on the statistics alone, so that every team comes to the same choice.
+    What is drawn is drawn under `config.seed`, the layer and the others' energy, so that tasks
+    which share a seed do not share their rows.
 
     Raises:
-        StatisticsError: no others, statistics of another model, granularity or target set.
+        StatisticsError: no others, statistics of another model, granularity or target set, or
+            weights that are not one a task.
         SubspaceError: the rank is larger than the admissible subspace, or a solver that does not
             look at other adapters was given some.
+        AdapterError: adapters that exist, but not at any of these layers.
     """
     config = config or OsrmConfig()
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
     _check_all(peft_model, others, own, config)
     solver = get_solver(config.solver)
+    if existing and not solver.joint:
+        raise SubspaceError(
+            f"the solver '{solver.name}' does not look at other adapters: use 'joint'."
+        )
+    layers = lora_layers(peft_model, adapter_name)
+    if existing and all(_rows_of(existing, name) is None for name in layers):
+        raise AdapterError(
+            f"the adapters that exist adapt no layer that this start does ({next(iter(layers))}, "
+            "say): they belong to another model or other target modules."
+        )
     if solver.needs_own and own is None:
         raise SubspaceError(
             f"the solver '{solver.name}' needs the task's own statistics: pass own=, or --own."
         )
     chosen: dict[str, Subspace] = {}
-    solved: dict[tuple[str, int], Subspace] = {}
-    for name, layer in lora_layers(peft_model, adapter_name).items():
+    solved: dict[tuple[str, int, str], Subspace] = {}
+    for name, layer in layers.items():
         rank = layer.lora_A[adapter_name].weight.shape[0]
-        key = (others[0].layers.get(name, name), rank)
+        # Layers that read one input share a solution, unless the adapters beside them differ.
+        key = (others[0].layers.get(name, name), rank, name if existing else "")
         if key not in solved:
             solved[key] = _solve(solver, name, key[0], rank, others, own, config, existing)
         chosen[name] = solved[key]
+    for name, layer in layers.items():  # all of them or none
         _set(layer, adapter_name, chosen[name].basis)
     return chosen
 
@@ -135,6 +151,10 @@ def initialize_osrm_weights(
 def _check_all(
     model: nn.Module, others: Sequence[Statistics], own: Statistics | None, config: OsrmConfig
 ) -> None:
+    if config.weights is not None and len(config.weights) != len(others):
+        raise StatisticsError(
+            f"{len(config.weights)} weights for {len(others)} other tasks: give one a task."
+        )
     for index, item in enumerate([*others, own] if own is not None else others):
         check_statistics(model, item, f"statistics {index + 1}")
         item.require_match(others[0], mine=f"statistics {index + 1}", theirs="statistics 1")
@@ -161,13 +181,27 @@ def _solve(
     mine = own.moment(layer) if own is not None else None
     try:
         found = _free(solver, layer, owner, rank, moments, mine, config, existing)
-        if config.constraint == "project" and config.room is None:
+        if config.constraint == "project":
             other = combine(moments, config.weights)
-            quiet = project_rows_out(found.basis, _loud(other, rank, config.share))
-            found = describe(orthonormal_rows(quiet), other, mine, found.admissible, found.cost.how)
+            if config.room is None:
+                loud = _loud(other, rank, config.share)
+                rows = _on_one_side(found.basis, lambda rows: project_rows_out(rows, loud))
+            else:
+                # Not every solver's few rows lie among its many: seeds and other tasks intervene.
+                wide = max(config.room, rank)
+                room = _free(solver, layer, owner, wide, moments, mine, config, existing).basis
+                rows = _on_one_side(found.basis, lambda rows: (rows @ room.T) @ room)
+            found = describe(rows, other, mine, found.admissible, found.cost.how)
     except SubspaceError as problem:
         raise SubspaceError(f"layer '{layer}': {problem}") from problem
     return found
+
+
+def _on_one_side(rows: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]):
+    """Orthonormal rows of what a projection leaves; twice, since that may be little at first."""
+    for _ in range(2):
+        rows = orthonormal_rows(project(rows))
+    return rows
 
 
 def _free(
@@ -181,21 +215,23 @@ def _free(
     existing: Sequence[Adapter],
 ) -> Subspace:
     """What the solver chooses, for this task or for all at once."""
-    seed = derive_seed(config.seed, owner)
     if solver.joint and not existing and mine is not None:
-        return _solve_all(moments, mine, rank, seed, config)
+        return _solve_all(moments, mine, rank, owner, config)
+    other = combine(moments, config.weights)
     return solver(
-        combine(moments, config.weights),
+        other,
         rank,
         own=mine,
-        seed=seed,
+        # Tasks that share a seed have other others: else they would draw nearly the same rows from
+        # nearly the same null space.
+        seed=derive_seed(config.seed, owner, f"{other.trace:.6e}"),
         taken=_rows_of(existing, layer) if existing else None,
         **config.options,
     )
 
 
 def _solve_all(
-    moments: Sequence[Moment], mine: Moment, rank: int, seed: int, config: OsrmConfig
+    moments: Sequence[Moment], mine: Moment, rank: int, owner: str, config: OsrmConfig
 ) -> Subspace:
     """All tasks at once, in the order of their energies, and the own one's rows of it."""
     weights = [1.0] * len(moments) if config.weights is None else list(config.weights)
@@ -207,7 +243,7 @@ def _solve_all(
     found = solve_jointly(
         [m for *_, m, _ in everyone],
         [rank] * len(everyone),
-        seeds=[seed] * len(everyone),
+        seeds=[derive_seed(config.seed, owner, str(place)) for place in range(len(everyone))],
         weights=[w for *_, w in everyone],
         **config.options,
     )
@@ -249,7 +285,7 @@ def kept_out_directions(
     """
     solver = get_solver(config.solver)
     found: dict[str, torch.Tensor] = {}
-    by_owner: dict[tuple[str, int], torch.Tensor] = {}
+    by_owner: dict[tuple[str, int, str], torch.Tensor] = {}
     for layer, module in lora_layers(peft_model, adapter_name).items():
         rank = module.lora_A[adapter_name].weight.shape[0]
         owner = others[0].layers.get(layer, layer)
@@ -259,7 +295,7 @@ def kept_out_directions(
                 "raise the room or lower the rank."
             )
         # With a room, layers of any rank share it; without one the rank must stay free.
-        key = (owner, 0 if config.room else rank)
+        key = (owner, 0 if config.room else rank, layer if config.room and existing else "")
         if key not in by_owner:
             moments = [item.moment(layer) for item in others]
             if config.room is None:
