@@ -19,7 +19,7 @@ from orthomerge.errors import OrthomergeError, RecipeError
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
     "demo", "run", "report", "stats", "init", "train", "merge", "eval", "diagnose", "methods",
-    "tasks",
+    "solvers", "tasks",
 )  # fmt: skip
 _UNITS = {"": 1, "B": 1} | {
     name: base ** (power + 1)
@@ -30,7 +30,8 @@ _UNITS = {"": 1, "B": 1} | {
 
 class _Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+        known = dict(zip(_ORDER, range(len(_ORDER)), strict=True))
+        return sorted(super().list_commands(ctx), key=lambda verb: known.get(verb, len(known)))
 
 
 app = typer.Typer(

@@ -25,7 +25,7 @@ def train(
         str | None, typer.Option(help="Base model; default the one the start names.")
     ] = None,
     constraint: Annotated[
-        str, typer.Option(help="init (A trains) or freeze (A is held).")
+        str, typer.Option(help="init (A trains), freeze (A is held) or project, as the start.")
     ] = "init",
     rows: Rows = 400,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
