@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,3 +290,15 @@ def test_accelerate_on_a_cpu_that_starts_one_process_is_noticed(files, tiny_base
                   "--data", files / "a.jsonl", "--output", tmp_path / "x")  # fmt: skip
     assert done.returncode == 0
     assert "note: accelerate started one process only" in done.stderr
+
+
+def test_the_page_names_only_what_there_is():
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^.*?orthomerge (stats|init) (.*)$", page, re.MULTILINE)
+    assert len(commands) >= 8
+    helps = {verb: call(verb, "--help") for verb in ("stats", "init")}
+    verbs = {verb: call("stats", verb, "--help") for verb in ("inspect", "merge", "publish")}
+    for verb, rest in commands:
+        text = verbs.get(rest.split()[0], helps[verb])
+        for option in re.findall(r"(--[a-z-]+)", rest):
+            assert option in text, (verb, rest)

@@ -142,13 +142,15 @@ def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
 
 def _print_tables(inputs: Sequence[InputSummary]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     from orthomerge.features import layer_label
 
+    out.print("inputs", highlight=False)
+    for number, item in enumerate(inputs, 1):
+        label = f"{number:>4}  {layer_label(item.layers)}"
+        out.print(label, highlight=False, markup=False, soft_wrap=True)
     held = Table("#", box=SIMPLE_HEAD, pad_edge=False)
-    held.add_column("read by", overflow="fold")
     for name in ("width", "form", "rows", "kept", "exact", "slack", "size"):
         held.add_column(name, justify="right", no_wrap=True)
     spectra = Table("#", box=SIMPLE_HEAD, pad_edge=False)
@@ -157,7 +159,6 @@ def _print_tables(inputs: Sequence[InputSummary]) -> None:
     for number, item in enumerate(inputs, 1):
         held.add_row(
             str(number),
-            escape(layer_label(item.layers)),
             str(item.width),
             item.kind,
             f"{item.rows:,}",
