@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from conftest import tiny_bert
 
-from orthomerge.adapters import new_lora, read_adapter, save_start
-from orthomerge.errors import OrthomergeError
+from orthomerge.adapters import Directions, lora_layers, new_lora, read_adapter, save_start
+from orthomerge.errors import AdapterError, OrthomergeError, UnknownNameError
 from orthomerge.models import load_classifier
+from orthomerge.subspace import orthonormal_rows
 from orthomerge.tasks import Row
 from orthomerge.training import TrainingSettings, train_adapter
 
@@ -67,3 +69,62 @@ def test_a_loss_that_is_not_finite_is_said_and_nothing_is_written(
     with pytest.raises(OrthomergeError, match="lower the learning rate"):
         trained(tiny_base, tiny_tokenizer, tmp_path, rows=rows, regression=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_the_trainer_keeps_a_projected_start_on_its_side_at_every_step(
+    tiny_base, tiny_tokenizer, tmp_path, within
+):
+    wrapped = new_lora(
+        tiny_bert(), targets=["query", "value"], rank=2, alpha=4, task_type="SEQ_CLS"
+    )
+    g = torch.Generator().manual_seed(0)
+    rows = {
+        name: orthonormal_rows(torch.randn(16, 32, generator=g, dtype=torch.float64))
+        for name in lora_layers(wrapped)
+    }
+    start = save_start(wrapped, tmp_path / "start", Directions(rows, within))
+    model = load_classifier(str(tiny_base), num_labels=2)
+    seen, moved = [], []
+
+    def look(_done, _of):
+        for name, layer in lora_layers(model).items():
+            A = layer.lora_A["default"].weight.detach().double()
+            inside = (A @ rows[name].T) @ rows[name]
+            seen.append(float((A - inside if within else inside).norm()))
+            moved.append(A)
+
+    train_adapter(
+        model, start, ROWS, tiny_tokenizer, regression=False, constraint="project",
+        settings=TrainingSettings(learning_rate=2e-2, epochs=4), output=tmp_path / "out",
+        progress=look,
+    )  # fmt: skip
+    assert len(seen) == 4 * 8  # 4 layers, 2 steps in each of 4 epochs
+    assert max(seen) <= 1e-6
+    assert float((moved[-1] - moved[3]).norm()) > 1e-3
+    for name, factors in read_adapter(tmp_path / "out").layers.items():
+        D = rows[name.removeprefix("bert.")]
+        inside = (factors.A.double() @ D.T) @ D
+        wrong = factors.A.double() - inside if within else inside
+        assert float(wrong.norm()) <= 1e-6
+
+
+def test_a_start_without_directions_cannot_be_trained_projected(
+    tiny_base, tiny_tokenizer, tmp_path
+):
+    with pytest.raises(AdapterError, match="--constraint project"):
+        trained(tiny_base, tiny_tokenizer, tmp_path, constraint="project")
+    with pytest.raises(UnknownNameError, match="did you mean 'project'"):
+        trained(tiny_base, tiny_tokenizer, tmp_path, constraint="projet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_freeze_holds_a_bit_by_bit_and_init_does_not(tiny_base, tiny_tokenizer, tmp_path):
+    free = trained(tiny_base, tiny_tokenizer, tmp_path, name="free", epochs=2)
+    held = trained(tiny_base, tiny_tokenizer, tmp_path, name="held", epochs=2, constraint="freeze")
+    start = read_adapter(tmp_path / "start")
+    assert start.layers
+    for name, factors in start.layers.items():
+        assert torch.equal(read_adapter(held).layers[name].A, factors.A)
+        assert not torch.equal(read_adapter(free).layers[name].A, factors.A)
+        assert read_adapter(held).layers[name].B.any()

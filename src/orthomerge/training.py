@@ -18,8 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from orthomerge.adapters import Projection, freeze_A, load_trainable, read_kept_out
-from orthomerge.errors import OrthomergeError
+from orthomerge.adapters import CONSTRAINTS, Projection, freeze_A, load_trainable, read_kept_out
+from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.files import atomic_path, write_json
 from orthomerge.models import encode, quiet
 from orthomerge.tasks import Row
@@ -82,9 +82,12 @@ def train_adapter(
     the weights as `training.json`, together with the losses.
 
     Raises:
+        UnknownNameError: no such constraint.
         OrthomergeError: the loss is not finite (the learning rate is too high).
         AdapterError: the constraint "project" and a start that carries no directions.
     """
+    if constraint not in CONSTRAINTS:
+        raise unknown_name("constraint", constraint, CONSTRAINTS)
     peft_model = load_trainable(model, start)
     callbacks: list[TrainerCallback] = [_Progress(progress)] if progress else []
     if constraint == "freeze":
