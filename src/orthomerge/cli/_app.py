@@ -30,7 +30,7 @@ _UNITS = {"": 1, "B": 1} | {
 
 class _Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        known = dict(zip(_ORDER, range(len(_ORDER)), strict=True))
+        known: dict[str, int] = {verb: place for place, verb in enumerate(_ORDER)}
         return sorted(super().list_commands(ctx), key=lambda verb: known.get(verb, len(known)))
 
 
