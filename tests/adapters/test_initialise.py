@@ -185,10 +185,10 @@ def test_every_team_by_itself_comes_to_the_same_joint_choice(collected, form):
             assert float(overlap) < 1e-2 * RANK
     for task in range(4):
         others = [statistics[u] for u in range(4) if u != task]
-        for order in itertools.permutations(others):
+        for order in (others[::-1], [others[1], others[0], others[2]]):
             model = lora()
             settings = OsrmConfig("joint", granularity="sample")
-            again = initialize_osrm_weights(model, list(order), statistics[task], settings)
+            again = initialize_osrm_weights(model, order, statistics[task], settings)
             for name, item in again.items():
                 torch.testing.assert_close(
                     spans({name: item})[name], spans(found[task])[name], atol=1e-6, rtol=0
