@@ -110,6 +110,7 @@ class FeatureCollector:
         self._inputs: dict[str, _Input] = {}
         self._kinds: dict[str, str] = {}
         self._masks: list[Bool[Tensor, "batch length"]] = []
+        self._real: dict[tuple[int, torch.device], Tensor] = {}
         self._draw = 0
 
     @property
@@ -167,7 +168,7 @@ class FeatureCollector:
             with self._hooks(self._keep):
                 yield
         finally:
-            self._masks = []
+            self._masks, self._real = [], {}
             for item in self._inputs.values():
                 item.current = None
 
@@ -225,7 +226,7 @@ class FeatureCollector:
         mask = self._masks[min(item.source, len(self._masks) - 1)]
         fitting = [m for m in (mask, *self._masks) if _fits(features, m.shape)]
         if fitting:
-            return fitting[0].to(features.device)
+            return fitting[0]
         if features.ndim == 2 and features.shape[0] == mask.shape[0]:
             return None
         raise StatisticsError(
@@ -243,18 +244,29 @@ class FeatureCollector:
             if mask is None:
                 rows = wide.flatten(1, -2).mean(dim=1)
             else:
+                mask = mask.to(wide.device)
                 weights = mask.to(wide)
                 real = weights.sum(dim=1)
                 rows = torch.where(mask[..., None], wide, 0.0).sum(dim=1) / real[:, None]
                 rows = rows[real > 0]
         else:
-            rows = features.reshape(-1, item.width) if mask is None else features[mask]
+            rows = features.reshape(-1, item.width)
+            if mask is not None:
+                rows = self._real_rows(rows, mask)
         if item.moment is None:
             item.moment = self._new(item)
         try:
             item.moment.update(rows, self._draw)
         except StatisticsError as problem:
             raise StatisticsError(f"layer '{item.lead}': {problem}") from problem
+
+    def _real_rows(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """The rows at real positions, which are looked up once a pass and mask; all, uncopied."""
+        key = (id(mask), rows.device)  # the masks live as long as the pass
+        if key not in self._real:
+            self._real[key] = mask.reshape(-1).nonzero()[:, 0].to(rows.device)
+        real = self._real[key]
+        return rows if len(real) == len(rows) else rows.index_select(0, real)
 
     def _new(self, item: _Input) -> Moment:
         if self.granularity == "task_mean":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_fini
 # Columns a symmetric product takes at a time: below it the waste on the diagonal blocks grows,
 # above it the calls are too small (benchmarks/statistics.py, --blocks).
 _BLOCK = 96
-# Rows cast to float64 at a time, so that a long batch stays in the cache.
-_ROWS = 2048
+# Numbers cast to float64 at a time, into memory that is used again: fresh pages would cost as much
+# as a third of the product.
+_PIECE = 1 << 20
+_scratch = threading.local()
 
 
 class SecondMoment(Moment):
@@ -122,8 +125,8 @@ class SecondMoment(Moment):
             self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
         self._matrix = None
-        for piece in rows.split(_ROWS):
-            _add_products(total, piece.double())
+        for piece in rows.split(max(_PIECE // max(self._dim, 1), 64)):
+            _add_products(total, _double(piece))
         self._count += rows.shape[0]
         return self
 
@@ -195,6 +198,16 @@ class SecondMoment(Moment):
                 "a full moment holds NaN, infinity or negative energy: collect it again."
             )
         return cls.from_matrix(matrix, count, exact=bool(fields.get("exact", True)), slack=slack)
+
+
+def _double(rows: Tensor) -> Tensor:
+    """Rows in float64, on the CPU in a buffer that the next call overwrites."""
+    if rows.device.type != "cpu" or rows.dtype == torch.float64:
+        return rows.double()
+    held: Tensor | None = getattr(_scratch, "held", None)
+    if held is None or held.numel() < rows.numel():
+        held = _scratch.held = torch.empty(max(rows.numel(), _PIECE), dtype=torch.float64)
+    return held[: rows.numel()].view(rows.shape).copy_(rows)
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:

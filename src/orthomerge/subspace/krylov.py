@@ -118,7 +118,8 @@ def smallest(
     start = gaussian_rows(rank + _OVERSAMPLE, size, seed, matrix).T
 
     def silence(columns: Tensor) -> Tensor:
-        return -(matrix @ columns)
+        # S is symmetric, and a short fat product reads it faster than a tall thin one.
+        return -(columns.T.contiguous() @ matrix).T
 
     for inverse in (_rough_inverse(matrix), _fine_inverse(matrix)):
         if inverse is None:
