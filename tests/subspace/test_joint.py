@@ -78,7 +78,7 @@ def test_at_a_large_overlap_it_is_contrastive_outside_the_taken_rows(form, balan
     moments = tasks(form)
     other, own = leave_one_out(moments)[0], moments[0]
     taken = orthonormal_rows(normal(20, D, seed=5))
-    found = get_solver("joint")(other, RANK, own=own, taken=taken, balance=balance, overlap=1e9)
+    found = get_solver("joint")(other, RANK, own=own, taken=taken, balance=balance, overlap=1e7)
     # The oracle: the same generalised eigenproblem, posed in the complement.
     free = torch.linalg.qr(taken.T, mode="complete").Q[:, 20:]
     ridge = balance * other.trace / D * torch.eye(D - 20, dtype=torch.float64)

@@ -17,7 +17,7 @@ Operator = Callable[[Tensor], Tensor]
 
 # Columns beyond the wanted ones: they turn a cluster at the edge into one that lies inside.
 _OVERSAMPLE = 8
-_MAX_BLOCKS = 24
+_MAX_BLOCKS = 40
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 

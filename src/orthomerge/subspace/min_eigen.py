@@ -14,9 +14,8 @@ from orthomerge.subspace._types import (
     wide_and_whole,
 )
 from orthomerge.subspace.krylov import smallest
-from orthomerge.subspace.null_space import outside
 from orthomerge.subspace.registry import register
-from orthomerge.subspace.row_space import RowSpace, factored
+from orthomerge.subspace.row_space import RowSpace, factored, outside
 
 _ZERO = 1e-12
 

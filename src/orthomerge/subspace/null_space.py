@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from orthomerge.errors import SubspaceError, unknown_name
 from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
     Subspace,
     describe,
-    gaussian_rows,
     null_basis,
-    orthonormal_rows,
     random_rows_within,
-    reached_of,
     top_rows_within,
 )
 from orthomerge.subspace.registry import register
-from orthomerge.subspace.row_space import RowSpace, factored
+from orthomerge.subspace.row_space import RowSpace, factored, outside
 
 TIES = ("random", "own")
 
@@ -76,33 +71,6 @@ def _require_room(nullity: int, rank: int, dim: int) -> None:
             f"{nullity} of {dim} dimensions free; lower the rank, take fewer samples "
             "or a coarser granularity, or use the solver 'min_eigen'."
         )
-
-
-def outside(
-    space: RowSpace, rank: int, dim: int, own: Moment | None, seed: int, tie: str
-) -> Float[Tensor, "rank d_in"]:
-    """Orthonormal rows outside a row space: drawn by `seed`, or of most own energy.
-
-    Own energy outside is that of the own rows with the row space taken off: a Gram matrix as small
-    as they are few. Where they reach fewer than `rank` dimensions, seeded rows fill up.
-    """
-    drawn = space.remove(gaussian_rows(rank, dim, seed, space.rows))
-    if tie == "random" or own is None:
-        return _settled(space, drawn)
-    mine = own.factor
-    if mine is None:
-        everything = torch.linalg.eigh(space.rows.T @ space.rows).eigenvectors
-        return top_rows_within(everything[:, : dim - space.dim], rank, own, seed)
-    left = space.remove(mine)
-    values, vectors = torch.linalg.eigh(left @ left.T)
-    reached = reached_of(values[-rank:], own.trace)
-    top = vectors[:, len(values) - reached :].flip(1).T @ left
-    return _settled(space, torch.cat([top, drawn[: rank - reached]]))
-
-
-def _settled(space: RowSpace, rows: Tensor) -> Tensor:
-    # Making them orthonormal magnifies what rounding left of the row space: take it off once more.
-    return orthonormal_rows(space.remove(orthonormal_rows(rows)))
 
 
 @register(
