@@ -65,11 +65,7 @@ def from_rows(layers: int, energies: Tensor, tasks: int, rows: int, rank: int) -
     solver = get_solver("null_space")
 
     def ours(**options) -> list:
-        others = leave_one_out(moments)
-        return [
-            solver(o, rank, own=m, seed=t, **options)
-            for t, (o, m) in enumerate(zip(others, moments, strict=True))
-        ]
+        return solver.for_all(moments, [rank] * tasks, **options)
 
     other = torch.cat(data[1:])
     svd = median_seconds(lambda: torch.linalg.svd(other, full_matrices=True), warm=False)
@@ -109,7 +105,7 @@ def from_moments(layers: int, energies: Tensor, tasks: int, rank: int) -> list[d
     solver = get_solver("min_eigen")
 
     def ours() -> list:
-        return [solver(o, rank, seed=t) for t, o in enumerate(leave_one_out(moments))]
+        return solver.for_all(moments, [rank] * tasks)
 
     found = ours()
     other = leave_one_out(moments)[0].matrix

@@ -87,3 +87,18 @@ def test_names_are_unique_and_an_unknown_one_lists_them():
     with pytest.raises(UnknownNameError, match="did you mean 'sentiment'") as caught:
         get_task("sentimnt")
     assert all(name in str(caught.value) for name in names)
+
+
+def test_parts_of_a_task_share_no_text_and_together_are_the_whole():
+    whole = get_task("acceptability").pools()
+    parts = [get_task(f"acceptability@{i}/2").pools() for i in (1, 2)]
+    for split, rows in whole.items():
+        found = [{r.text for r in part[split]} for part in parts]
+        assert not found[0] & found[1]
+        assert sorted(parts[0][split] + parts[1][split]) == sorted(rows)
+        assert 0.4 < len(parts[0][split]) / len(rows) < 0.6
+    assert get_task("acceptability@2/2").name == "acceptability@2/2"
+    with pytest.raises(TaskError, match="no part 3 of 2"):
+        get_task("acceptability@3/2")
+    with pytest.raises(UnknownNameError, match="did you mean 'sentiment'"):
+        get_task("sentimen@1/2")

@@ -27,7 +27,6 @@ from orthomerge.subspace import (
     orthonormal_rows,
     project_rows_out,
     quiet_directions,
-    solve_jointly,
 )
 
 
@@ -216,7 +215,7 @@ def _free(
 ) -> Subspace:
     """What the solver chooses, for this task or for all at once."""
     if solver.joint and not existing and mine is not None:
-        return _solve_all(moments, mine, rank, owner, config)
+        return _solve_all(solver, moments, mine, rank, owner, config)
     other = combine(moments, config.weights)
     return solver(
         other,
@@ -231,7 +230,12 @@ def _free(
 
 
 def _solve_all(
-    moments: Sequence[Moment], mine: Moment, rank: int, owner: str, config: OsrmConfig
+    solver: Solver,
+    moments: Sequence[Moment],
+    mine: Moment,
+    rank: int,
+    owner: str,
+    config: OsrmConfig,
 ) -> Subspace:
     """All tasks at once, in the order of their energies, and the own one's rows of it."""
     weights = [1.0] * len(moments) if config.weights is None else list(config.weights)
@@ -240,7 +244,7 @@ def _solve_all(
         + [(m.trace, m.count, False, m, w) for m, w in zip(moments, weights, strict=True)],
         key=lambda item: item[:2],
     )
-    found = solve_jointly(
+    found = solver.for_all(
         [m for *_, m, _ in everyone],
         [rank] * len(everyone),
         seeds=[derive_seed(config.seed, owner, str(place)) for place in range(len(everyone))],

@@ -12,6 +12,9 @@ from orthomerge.moments.full import SecondMoment
 from orthomerge.moments.moment import Moment, weighted_slack
 from orthomerge.moments.rows import RowMoment
 
+# A task with this many times the others' energy is not taken off the sum of all.
+_LOUD = 100.0
+
 
 def combine(moments: Sequence[Moment], weights: Sequence[float] | None = None) -> Moment:
     """`Σ_u w_u S_u`, the weights made to sum to one (equal by default), in the cheapest exact form.
@@ -88,20 +91,24 @@ def leave_one_out(
 
 
 def _sums_of_others(matrices: Sequence[Tensor], shares: Sequence[float]) -> list[Tensor]:
-    """`Σ_{u≠t} w_u S_u` for every t, as what comes before t plus what comes after it.
+    """`Σ_{u≠t} w_u S_u` for every t: the whole sum without one, or added up without it.
 
-    Taking S_t off the whole sum would leave its rounding behind, which drowns quiet tasks beside a
-    loud one.
+    Taking S_t off leaves the whole sum's rounding behind, which would drown quiet tasks beside a
+    loud one; there the others are added up.
     """
-    before = torch.zeros_like(matrices[0])
-    found = []
+    total = torch.zeros_like(matrices[0])
     for matrix, share in zip(matrices, shares, strict=True):
-        found.append(before.clone())
-        before.add_(matrix.to(before.device), alpha=share)
-    after = torch.zeros_like(before)
-    for total, matrix, share in reversed(list(zip(found, matrices, shares, strict=True))):
-        total.add_(after)
-        after.add_(matrix.to(after.device), alpha=share)
+        total.add_(matrix.to(total.device), alpha=share)
+    energy = float(total.trace())
+    found = []
+    for t, (matrix, share) in enumerate(zip(matrices, shares, strict=True)):
+        rest = torch.sub(total, matrix.to(total.device), alpha=share)
+        if not float(rest.trace()) * _LOUD > energy:
+            rest.zero_()
+            for u, (other, weight) in enumerate(zip(matrices, shares, strict=True)):
+                if u != t:
+                    rest.add_(other.to(rest.device), alpha=weight)
+        found.append(rest)
     return found
 
 

@@ -73,8 +73,10 @@ class Moment(ABC):
 
     def energies(self, basis: Float[Tensor, "r d_in"]) -> Float[Tensor, " r"]:
         """The energy `a_k S a_kᵀ` along each row, float64."""
-        wide = basis.double()
-        return (wide.T * self.apply(wide.T)).sum(dim=0)
+        wide, factor = basis.double(), self.factor
+        if factor is not None:
+            return (wide @ factor.T).square().sum(dim=1)
+        return (wide * self.apply(wide.T).T).sum(dim=1)
 
     @abstractmethod
     def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> Moment:

@@ -131,14 +131,14 @@ def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) ->
     """By one Cholesky factorisation `L Lᵀ = S_other + εI` and the top of `L⁻¹ S_own L⁻ᵀ`."""
     factor, _ = shifted_cholesky(matrix, ridge)
 
-    def whitened(columns: Tensor) -> Tensor:
-        wide = torch.linalg.solve_triangular(factor.T, columns, upper=True)
-        return torch.linalg.solve_triangular(factor, own.apply(wide), upper=False)
+    def whitened(rows: Tensor) -> Tensor:
+        wide = torch.linalg.solve_triangular(factor.T, rows.T, upper=True)
+        return torch.linalg.solve_triangular(factor, own.apply(wide), upper=False).T
 
     def silence(drawn: Tensor) -> Tensor:
         return torch.cholesky_solve(drawn.T, factor).T
 
-    start = gaussian_rows(rank + 8, matrix.shape[0], seed, matrix).T
+    start = gaussian_rows(rank + 8, matrix.shape[0], seed, matrix)
     found = largest(whitened, start, rank, tolerance=1e-9)
     if found is None:
         whole = torch.linalg.solve_triangular(factor, own.matrix, upper=False)

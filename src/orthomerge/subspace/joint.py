@@ -13,7 +13,7 @@ from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
 from orthomerge.subspace._types import Cost, Subspace, check_problem, describe
 from orthomerge.subspace.contrastive import contrastive, loud_rows, mean_energy
-from orthomerge.subspace.registry import register
+from orthomerge.subspace.registry import register, together
 
 # The part of `overlap` that the first of many sweeps asks for.
 _GENTLE = 1e-3
@@ -85,6 +85,7 @@ def avoid_rows(other: Moment, taken: Float[Tensor, "m d_in"], overlap: float) ->
     )
 
 
+@together("joint")
 def solve_jointly(
     moments: Sequence[Moment],
     ranks: Sequence[int],

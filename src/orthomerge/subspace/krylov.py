@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
-from orthomerge.subspace._types import gaussian_rows
+from orthomerge.subspace._types import gaussian_rows, orthonormal_rows
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -33,14 +33,14 @@ class Pairs(NamedTuple):
 
 def largest(
     operator: Operator,
-    start: Float[Tensor, "d_in block"],
+    start: Float[Tensor, "block d_in"],
     rank: int,
     *,
     tolerance: float,
     precondition: Operator | None = None,
     floor: float = 0.0,
 ) -> Pairs | None:
-    """The `rank` largest eigenpairs of a symmetric operator; None where they do not settle.
+    """The `rank` largest eigenpairs of a symmetric operator on rows; None if they do not settle.
 
     Block Davidson (Davidson 1975; Sleijpen & van der Vorst 1996): Rayleigh-Ritz on a space that
     grows by the preconditioned residuals of the leading block, orthogonalised twice. Without
@@ -49,34 +49,33 @@ def largest(
     `tolerance` times itself, or below `floor` or rounding, twice in a row: their sum would hide
     the small ones. One application of each and O(d_in · block² · steps) a step.
     """
-    block = start.shape[1]
-    basis = torch.linalg.qr(start).Q
-    image = operator(basis)
+    block, size = start.shape
+    most = min(_MAX_BLOCKS * block, size - size % block)
+    basis, image = start.new_empty(most, size), start.new_empty(most, size)
+    projected = start.new_zeros(most, most)
+    fresh = orthonormal_rows(start)
     before: Tensor | None = None
     settled = 0
-    for step in range(1, _MAX_BLOCKS + 1):
-        projected = basis.T @ image
-        values, small = torch.linalg.eigh((projected + projected.T) / 2)
-        values, small = values[-block:].flip(0), small[:, -block:].flip(1)
+    for end in range(block, most + 1, block):
+        new = slice(end - block, end)
+        basis[new], image[new] = fresh, operator(fresh)
+        projected[:end, new] = basis[:end] @ image[new].T
+        projected[new, :end] = projected[:end, new].T
+        values, small = torch.linalg.eigh(projected[:end, :end])
+        values, turn = values[-block:].flip(0), small[:, -block:].flip(1).T
         top = values[:rank]
         if before is not None:
             rounding = max(floor, _ROUNDING * float(top.abs().max()))
             still = (top - before).abs() <= tolerance * top.abs() + rounding
             settled = settled + 1 if bool(still.all()) else 0
         if settled >= 2:
-            return Pairs(top, basis @ small[:, :rank], step)
+            return Pairs(top, (turn[:rank] @ basis[:end]).T, end // block)
         before = top
-        if basis.shape[1] + block > basis.shape[0]:
-            return None
-        ritz = basis @ small
-        fresh = image @ small - ritz * values
+        fresh = turn @ image[:end] - values[:, None] * (turn @ basis[:end])
         if precondition is not None:
             fresh = precondition(fresh)
         for _ in range(2):
-            fresh = fresh - basis @ (basis.T @ fresh)
-            fresh = torch.linalg.qr(fresh).Q
-        basis = torch.cat([basis, fresh], dim=1)
-        image = torch.cat([image, operator(fresh)], dim=1)
+            fresh = orthonormal_rows(fresh - (fresh @ basis[:end].T) @ basis[:end])
     return None
 
 
@@ -115,11 +114,10 @@ def smallest(
     """
     size = matrix.shape[0]
     floor = torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(matrix))
-    start = gaussian_rows(rank + _OVERSAMPLE, size, seed, matrix).T
+    start = gaussian_rows(rank + _OVERSAMPLE, size, seed, matrix)
 
-    def silence(columns: Tensor) -> Tensor:
-        # S is symmetric, and a short fat product reads it faster than a tall thin one.
-        return -(columns.T.contiguous() @ matrix).T
+    def silence(rows: Tensor) -> Tensor:
+        return -(rows @ matrix)
 
     for inverse in (_rough_inverse(matrix), _fine_inverse(matrix)):
         if inverse is None:
@@ -133,10 +131,10 @@ def smallest(
     return Pairs(values[:rank], vectors[:, :rank], 0)
 
 
-def _solve(factor: Tensor, columns: Tensor) -> Tensor:
-    """`(L Lᵀ)⁻¹ X` by two triangular solves: `torch.cholesky_solve` copies the factor each time."""
-    half = torch.linalg.solve_triangular(factor, columns, upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True)
+def _solve(factor: Tensor, rows: Tensor) -> Tensor:
+    """`X (L Lᵀ)⁻¹` by two triangular solves: `torch.cholesky_solve` copies the factor each time."""
+    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return torch.linalg.solve_triangular(factor.T, half, upper=True).T
 
 
 def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
@@ -154,11 +152,10 @@ def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
     if int(info) != 0:
         return None
 
-    def solve(columns: Tensor) -> Tensor:
+    def solve(rows: Tensor) -> Tensor:
         # Residuals are tiny by then; float32 has no room for the small ones unless they are scaled.
-        size = columns.norm(dim=0).clamp_min(1e-300)
-        inner = (columns / size * scale[:, None]).float()
-        return _solve(factor, inner).double() * scale[:, None] * size
+        size = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        return _solve(factor, (rows / size * scale).float()).double() * scale * size
 
     return lambda: solve
 
@@ -169,6 +166,6 @@ def _fine_inverse(matrix: Tensor) -> Callable[[], Operator]:
     def make() -> Operator:
         shift = len(matrix) * torch.finfo(torch.float64).eps * float(torch.diagonal(matrix).mean())
         factor, _ = shifted_cholesky(matrix, shift)
-        return lambda columns: _solve(factor, columns)
+        return lambda rows: _solve(factor, rows)
 
     return make

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError, SubspaceError, unknown_name
-from orthomerge.moments import Moment, as_moment
+from orthomerge.moments import Moment, as_moment, leave_one_out
 from orthomerge.subspace._types import Cost, Subspace, check_problem
 
 
@@ -66,6 +66,43 @@ class Solver:
         found = self.function(features, rank, own=mine, seed=seed, **options)
         return found._replace(cost=Cost(time.perf_counter() - began, found.cost.how))
 
+    def for_all(
+        self,
+        moments: Sequence[Moment],
+        ranks: Sequence[int],
+        *,
+        weights: Sequence[float] | None = None,
+        seeds: Sequence[int] | None = None,
+        **options: Any,
+    ) -> list[Subspace]:
+        """A solution for each task against all the others, what they share computed once.
+
+        `joint` solves for all tasks together; any other solver gives what it gives one by one.
+
+        Raises:
+            SubspaceError: what solving one by one raises, or not one rank and one seed a task.
+        """
+        self.check_options(options)
+        shares = [1.0] * len(moments) if weights is None else list(weights)
+        draws = list(range(len(moments))) if seeds is None else list(seeds)
+        if not len(ranks) == len(draws) == len(shares) == len(moments):
+            raise SubspaceError(
+                f"{len(moments)} tasks have {len(ranks)} ranks, {len(draws)} seeds and "
+                f"{len(shares)} weights: give one a task."
+            )
+        function = _TOGETHER.get(self.name)
+        if function is not None:
+            for moment, rank in zip(moments, ranks, strict=True):
+                check_problem(moment, rank, None)
+            found = function(moments, ranks, weights=shares, seeds=draws, **options)
+            if found is not None:
+                return found
+        others = leave_one_out(moments, shares)
+        return [
+            self(other, rank, own=own, seed=draw, **options)
+            for other, own, rank, draw in zip(others, moments, ranks, draws, strict=True)
+        ]
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options the solver does not have.
 
@@ -79,6 +116,7 @@ class Solver:
 
 
 _SOLVERS: dict[str, Solver] = {}
+_TOGETHER: dict[str, Callable[..., list[Subspace] | None]] = {}
 
 
 def register(name: str, *, title: str, paper: str, needs_own: bool = False, joint: bool = False):
@@ -92,6 +130,20 @@ def register(name: str, *, title: str, paper: str, needs_own: bool = False, join
             if p.kind is p.KEYWORD_ONLY and p.name not in ("own", "seed", "taken")
         }
         _SOLVERS[name] = Solver(name, title, paper, needs_own, joint, function, options)
+        return function
+
+    return add
+
+
+def together(name: str):
+    """Make a function the way `Solver.for_all` solves for all tasks at once.
+
+    It takes moments, ranks, weights and seeds of all tasks and the solver's options, and returns
+    None for a problem that has to be solved one by one.
+    """
+
+    def add(function: Callable[..., list[Subspace] | None]):
+        _TOGETHER[name] = function
         return function
 
     return add

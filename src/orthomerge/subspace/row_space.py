@@ -21,6 +21,19 @@ from orthomerge.subspace._types import (
 _CLEAR = 1e3
 
 
+def independent(gram: Float[Tensor, "k k"], relative: float) -> Float[Tensor, "k k"] | None:
+    """The Cholesky factor of `R Rᵀ`, where its pivots leave no doubt that the rows are independent.
+
+    `relative` says which eigenvalues count as zero, as a part of the largest. O(k³ / 3).
+    """
+    lower, info = torch.linalg.cholesky_ex(gram)
+    pivots = torch.diagonal(lower).square()
+    if not len(pivots) or int(info) != 0:
+        return None
+    limit = _CLEAR * max(relative, len(pivots) * torch.finfo(torch.float64).eps)
+    return lower if bool(pivots.min() > limit * pivots.max()) else None
+
+
 class RowSpace:
     """The span of the rows of a factored moment, `S = RᵀR`, through `R Rᵀ: [k, k]`.
 
@@ -36,16 +49,7 @@ class RowSpace:
         self.rows = factor
         self._gram = moment.gram if isinstance(moment, RowMoment) else factor @ factor.T
         self._relative = relative
-        self._lower = self._independent()
-
-    def _independent(self) -> Tensor | None:
-        """The Cholesky factor of `R Rᵀ`, where its pivots leave no doubt about its rank."""
-        lower, info = torch.linalg.cholesky_ex(self._gram)
-        pivots = torch.diagonal(lower).square()
-        if not len(pivots) or int(info) != 0:
-            return None
-        limit = _CLEAR * max(self._relative, len(pivots) * torch.finfo(torch.float64).eps)
-        return lower if bool(pivots.min() > limit * pivots.max()) else None
+        self._lower = independent(self._gram, relative)
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:

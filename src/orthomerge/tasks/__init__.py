@@ -15,6 +15,7 @@ from orthomerge.tasks import (
     topic,
 )
 from orthomerge.tasks.from_file import SUFFIXES, from_file
+from orthomerge.tasks.part import part_of, split_name
 from orthomerge.tasks.task import Row, Task, TaskData, majority
 
 __all__ = ["Row", "Task", "TaskData", "from_file", "get_task", "list_tasks", "majority"]
@@ -38,12 +39,15 @@ def list_tasks() -> list[Task]:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`, or the task of the table at the path `name`.
+    """The task called `name`, the task of the table at the path `name`, or a part (`name@1/2`).
 
     Raises:
         UnknownNameError: no task of that name; the message lists the names and the nearest.
-        TaskError: a path to a table that cannot be read as a task.
+        TaskError: a path to a table that cannot be read as a task, or a part that does not exist.
     """
+    if part := split_name(name):
+        whole, index, of = part
+        return part_of(get_task(whole), index, of)
     if name.endswith(SUFFIXES):
         return from_file(name)
     for task in _TASKS:
