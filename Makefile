@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint types imports check setup clean
+.PHONY: bench demo test test-all lint types imports check setup clean
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
 	$(BIN)/orthomerge demo --output runs/demo
@@ -26,6 +26,12 @@ imports: $(STAMP)         ## imports go one way
 	$(BIN)/lint-imports
 
 check: lint types imports test
+
+bench: $(STAMP)           ## speed and memory, and the page that shows them
+	$(BIN)/python benchmarks/subspace.py
+	$(BIN)/python benchmarks/statistics.py
+	$(BIN)/python -m benchmarks.starts
+	$(BIN)/python -m benchmarks.table
 
 setup: $(STAMP)
 

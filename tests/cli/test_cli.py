@@ -10,6 +10,7 @@ import pytest
 from conftest import make_texts, write_task
 from typer.testing import CliRunner
 
+from orthomerge.adapters import read_adapter, read_kept_out
 from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError
 from orthomerge.features import Statistics
@@ -38,7 +39,7 @@ def files(tiny_base, tmp_path_factory):
         named = [x for o in others for x in ("--others", folder / f"{o}.stats.safetensors")]
         call(
             "init", tiny_base, *named, "--own", folder / f"{name}.stats.safetensors",
-            "--rank", 4, "--alpha", 8, "--output", folder / f"start-{name}",
+            "--paper", "--rank", 4, "--alpha", 8, "--output", folder / f"start-{name}",
         )  # fmt: skip
         write_task(folder / f"task-{name}.csv.jsonl", seed=ord(name))
         call(
@@ -164,3 +165,52 @@ def test_every_public_name_exists():
         assert getattr(orthomerge, name) is not None
     with pytest.raises(AttributeError):
         orthomerge.nothing  # noqa: B018
+
+
+def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to(files, tmp_path):
+    named = ["--others", files / "b.stats.safetensors", "--others", files / "c.stats.safetensors"]
+    mine = ["--own", files / "a.stats.safetensors", "--rank", 4]
+    said = call("init", _base(files), *named, *mine, "--output", tmp_path / "s")
+    assert "start 'contrastive'" in said
+    assert "orthomerge.Projection" in said
+    out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
+               "--epochs", 1, "--output", tmp_path / "t", "--json")  # fmt: skip
+    assert json.loads(out)["constraint"] == "project"
+    directions, trained = read_kept_out(tmp_path / "s"), read_adapter(tmp_path / "t")
+    for layer, factors in trained.layers.items():
+        rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
+        assert float((factors.A.double() @ rows.T).norm()) <= 1e-6
+    for arguments, start in (([*mine, "--paper"], "min_eigen"), (["--rank", 4], "min_eigen")):
+        said = call("init", _base(files), *named, *arguments, "--output", tmp_path / "paper")
+        assert f"start '{start}'" in said
+        assert not (tmp_path / "paper" / "kept_out.safetensors").exists()
+
+
+def test_a_tenth_task_keeps_clear_of_adapters_that_exist(files, tmp_path):
+    arguments = ["--others", files / "b.stats.safetensors", "--own", files / "a.stats.safetensors",
+                 "--rank", 4, "--constraint", "init"]  # fmt: skip
+    before = (files / "b" / "adapter_model.safetensors").read_bytes()
+    taken = read_adapter(files / "b").layers
+
+    def overlap(folder) -> float:
+        found = read_adapter(folder).layers
+        return sum(float((f.A @ taken[n].A.T).square().sum()) for n, f in found.items())
+
+    call("init", _base(files), *arguments, "--solver", "contrastive", "--output", tmp_path / "c")
+    call("init", _base(files), *arguments, "--solver", "joint", "--existing", files / "b",
+         "--option", "overlap=100", "--output", tmp_path / "j")  # fmt: skip
+    assert overlap(tmp_path / "j") < 0.1 * overlap(tmp_path / "c")
+    assert (files / "b" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_ranks_follow_the_room_and_the_command_says_so(files, tmp_path):
+    out = call("init", _base(files), "--others", files / "b.stats.safetensors", "--rank", 30,
+               "--quiet-energy", 0.001, "--output", tmp_path / "r")  # fmt: skip
+    assert "have fewer than 30 quiet directions" in out
+    config = json.loads((tmp_path / "r" / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert {s["name"] for s in json.loads(call("solvers", "--json"))} >= {"min_eigen", "joint"}
+
+
+def _base(files):
+    return json.loads((files / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -2,6 +2,7 @@
 
 from orthomerge.adapters.config import CONSTRAINTS, SHARE, OsrmConfig
 from orthomerge.adapters.constrain import (
+    KEPT_OUT,
     Directions,
     Projection,
     freeze_A,
@@ -33,6 +34,7 @@ from orthomerge.adapters.merge import merge_adapters, save_merged
 __all__ = [
     "CONSTRAINTS",
     "HEADS",
+    "KEPT_OUT",
     "SHARE",
     "Adapter",
     "Directions",

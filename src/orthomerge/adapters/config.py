@@ -15,7 +15,7 @@ SHARE = 0.9
 
 @dataclass(frozen=True)
 class OsrmConfig:
-    """How to choose `A` and what training may do with it.
+    """How to choose `A` and what training may do with it; by itself the paper's way.
 
     `solver` names a function of `orthomerge.subspace`, `options` go to it; `granularity` is the
     one the statistics must have; `constraint` is "init" (the paper: only the start), "freeze" (`A`
@@ -37,6 +37,14 @@ class OsrmConfig:
     seed: int = 0
     weights: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def recommended(cls, **changes: Any) -> OsrmConfig:
+        """What kept most of a merge in our comparison (LOG.md): `contrastive`, and `project`.
+
+        It needs the task's own statistics, and a training that projects (`Projection`).
+        """
+        return cls(**{"solver": "contrastive", "constraint": "project", **changes})
 
     def __post_init__(self) -> None:
         get_solver(self.solver).check_options(self.options)

@@ -98,8 +98,8 @@ def initialize_osrm_weights(
 
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
     model changes, so any PEFT trainer goes on from here; with the constraint "project"
-    `kept_out_directions` says what `Projection` keeps `A` out of. Returns what was chosen, by
-    layer.
+    `kept_out_directions` says what `Projection` keeps `A` out of. Without a `config` it is the
+    recommended one where `own` is given, else the paper's. Returns what was chosen, by layer.
 
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
@@ -114,7 +114,8 @@ def initialize_osrm_weights(
             look at other adapters was given some.
         AdapterError: adapters that exist, but not at any of these layers.
     """
-    config = config or OsrmConfig()
+    if config is None:
+        config = OsrmConfig() if own is None else OsrmConfig.recommended()
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
     _check_all(peft_model, others, own, config)

@@ -21,17 +21,27 @@ def init(
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
     own: Annotated[Path | None, typer.Option(help="Statistics of the own task.")] = None,
     solver: Annotated[
-        str, typer.Option(help="How A is chosen: a name of 'orthomerge solvers'.")
-    ] = "min_eigen",
+        str | None,
+        typer.Option(
+            help="How A is chosen: a name of 'orthomerge solvers'; default contrastive with --own, "
+            "min_eigen without."
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
     ] = None,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     alpha: Annotated[float, typer.Option(min=1e-9)] = 16,
     constraint: Annotated[
-        str,
-        typer.Option(help="What training may do with A: init (anything), freeze, project."),
-    ] = "init",
+        str | None,
+        typer.Option(
+            help="What training may do with A: init (anything), freeze, project; default project "
+            "for contrastive and joint, init for the others."
+        ),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's start: min_eigen, and A trains freely.")
+    ] = False,
     share: Annotated[
         float, typer.Option(help="project: A stays out of what holds this share of their energy.")
     ] = 0.9,
@@ -68,8 +78,7 @@ def init(
     is carried out by 'orthomerge train', or by orthomerge.Projection in a trainer of your own.
 
     Example: [bold]orthomerge init minilm --others b.stats.safetensors --others
-    c.stats.safetensors --own a.stats.safetensors --solver contrastive --constraint project
-    --output start/[/]
+    c.stats.safetensors --own a.stats.safetensors --output start/[/]
     """
     from orthomerge.adapters import (
         OsrmConfig,
@@ -82,9 +91,16 @@ def init(
     )
     from orthomerge.adapters import save_start as save
     from orthomerge.assets import resolve_model
+    from orthomerge.errors import RecipeError
     from orthomerge.features import Statistics
     from orthomerge.models import load_for
+    from orthomerge.subspace import get_solver
 
+    if paper and (solver or constraint):
+        raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
+    solver = "min_eigen" if paper or (solver is None and own is None) else solver or "contrastive"
+    if constraint is None:
+        constraint = "project" if get_solver(solver).needs_own else "init"
     read = [Statistics.load(p, lazy=True) for p in others]
     mine = Statistics.load(own, lazy=True) if own is not None else None
     trained = [read_adapter(p) for p in existing or []]
@@ -136,6 +152,12 @@ def init(
             soft_wrap=True,
         )
     out.print(_summary(output, solver, rank, chosen), soft_wrap=True)
+    if kept_out is not None:
+        out.print(
+            "A has to stay where it is quiet: train it with 'orthomerge train', or with "
+            "orthomerge.Projection in a trainer of your own.",
+            soft_wrap=True,
+        )
 
 
 def _summary(output: Path, solver: str, rank: int, chosen: Mapping[str, Subspace]) -> str:

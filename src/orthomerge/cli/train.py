@@ -25,8 +25,12 @@ def train(
         str | None, typer.Option(help="Base model; default the one the start names.")
     ] = None,
     constraint: Annotated[
-        str, typer.Option(help="init (A trains), freeze (A is held) or project, as the start.")
-    ] = "init",
+        str | None,
+        typer.Option(
+            help="init (A trains), freeze (A is held) or project; default project where the start "
+            "was made for it, else init."
+        ),
+    ] = None,
     rows: Rows = 400,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-3,
@@ -37,11 +41,11 @@ def train(
 ) -> None:
     """Train an adapter from its start on one task; the head is kept beside it.
 
-    Example: [bold]orthomerge train start/ --task sentiment --constraint freeze --output mine/[/]
+    Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
     """
     from rich.progress import Progress
 
-    from orthomerge.adapters import CONSTRAINTS, read_adapter
+    from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import err
     from orthomerge.errors import AdapterError, RecipeError, unknown_name
@@ -49,6 +53,8 @@ def train(
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, train_adapter
 
+    if constraint is None:
+        constraint = "project" if (start / KEPT_OUT).is_file() else "init"
     if constraint not in CONSTRAINTS:
         raise unknown_name("constraint", constraint, CONSTRAINTS, error=RecipeError)
     about = get_task(task)
@@ -87,9 +93,15 @@ def train(
             progress=lambda done, of: progress.update(bar, completed=done, total=of),
         )
     if json:
-        print_json({"path": str(output), "task": about.name, "rows": rows})
+        print_json(
+            {"path": str(output), "task": about.name, "rows": rows, "constraint": constraint}
+        )
         return
-    out.print(f"{output}: trained on {rows} rows of {about.name}.", soft_wrap=True)
+    said = {"freeze": ", A held", "project": ", A kept out of the others' directions"}
+    out.print(
+        f"{output}: trained on {rows} rows of {about.name}{said.get(constraint, '')}.",
+        soft_wrap=True,
+    )
 
 
 @app.command(name="eval")
