@@ -224,3 +224,20 @@ def test_a_sample_is_seeded_and_without_repeats():
     assert sample_texts(texts, 10, 1) == sample_texts(texts, 10, 1) != sample_texts(texts, 10, 2)
     assert len(set(sample_texts(texts, 10, 1))) == 10
     assert len(sample_texts(texts, 100, 1)) == 50
+
+
+def test_a_pass_ends_when_everything_is_read_and_leaves_the_model_whole(tiny_tokenizer):
+    model = tiny_bert(layers=3)
+    data = list(batches(TEXTS, tiny_tokenizer, batch_size=8))
+    with torch.no_grad():
+        before = model(**data[0]).logits
+    ran = []
+    last = model.bert.encoder.layer[-1].output.dense
+    handle = last.register_forward_hook(lambda *_: ran.append(1))
+    found = collect_statistics(model, data, ["query", "value"])
+    # Only the small pass that tells which layers read one tensor goes to the end.
+    assert len(ran) == 1 < len(data)
+    handle.remove()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**data[0]).logits, before, rtol=0, atol=0)
+    assert found.meta.samples == len(TEXTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ def target_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Modu
         chosen.update(hits)
     order = list(layers)
     return dict(sorted(chosen.items(), key=lambda item: order.index(item[0])))
+
+
+class _AllRead(BaseException):
+    """Ends a forward pass whose rest is of no use; no error, so nothing on the way may catch it."""
 
 
 class _Input:
@@ -152,11 +156,15 @@ class FeatureCollector:
         self._kinds = choose(outputs, self._representation)
 
     @contextmanager
-    def watch(self, masks: Sequence[Tensor | None], draw: int = 0) -> Iterator[None]:
+    def watch(
+        self, masks: Sequence[Tensor | None], draw: int = 0, *, stop: bool = False
+    ) -> Iterator[None]:
         """Hooks on for one forward pass; `masks` mark real positions, 1 or True, padding 0.
 
-        `draw` is the number of the batch, by which a representation that samples draws. Hooks are
-        gone and held activations dropped when the block ends, however it ends.
+        `draw` is the number of the batch, by which a representation that samples draws. With `stop`
+        the pass, and with it the block, ends when the last layer has been read: what the model
+        would still compute serves nobody. Hooks are gone and held activations dropped when the
+        block ends, however it ends.
 
         Raises:
             StatisticsError: a layer that does not run, or runs twice; rows with NaN or infinity;
@@ -165,7 +173,7 @@ class FeatureCollector:
         self._masks = [m.bool() for m in masks if m is not None]
         self._draw = draw
         try:
-            with self._hooks(self._keep):
+            with self._hooks(self._keep, stop=stop), suppress(_AllRead):
                 yield
         finally:
             self._masks, self._real = [], {}
@@ -173,7 +181,7 @@ class FeatureCollector:
                 item.current = None
 
     @contextmanager
-    def _hooks(self, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def _hooks(self, keep: Callable[[str, Tensor], None], stop: bool = False) -> Iterator[None]:
         ran: set[str] = set()
 
         def hook(name: str) -> Callable[..., None]:
@@ -185,6 +193,8 @@ class FeatureCollector:
                     )
                 ran.add(name)
                 keep(name, args[0] if args else next(iter(kwargs.values())))
+                if stop and len(ran) == len(self._layers):
+                    raise _AllRead
 
             return read
 
@@ -345,6 +355,8 @@ def collect_statistics(
     model.eval()
     try:
         with failing_together(), _adapters_off(model), torch.no_grad():
+            # Hooks that place weights tidy up after a module; a pass that ends early skips that.
+            stop = not any(hasattr(module, "_hf_hook") for module in runner.modules())
             for number, batch in enumerate(dataloader):
                 mine = number % world == rank
                 if not mine and collector.discovered:
@@ -356,7 +368,7 @@ def collect_statistics(
                         runner(**small)
                 if not mine:
                     continue
-                with collector.watch(_masks_of(inputs), draw=number):
+                with collector.watch(_masks_of(inputs), draw=number, stop=stop):
                     runner(**inputs)
                 size = len(next(iter(inputs.values())))
                 samples += size

@@ -146,14 +146,27 @@ class RowMoment(Moment):
 
     def _enter(self, rows: Tensor, priority: Tensor) -> None:
         self._gram = None
+        have, room = self._priority.numel(), self._limit
+        both = torch.cat([self._priority, priority])
+        stays = torch.ones(both.numel(), dtype=torch.bool)
+        if both.numel() > room:
+            stays = torch.zeros_like(stays)
+            stays[both.topk(room, largest=False).indices] = True
+        come = stays[have:].nonzero()[:, 0]
+        rows = rows.index_select(0, come.to(rows.device))
         # Rows of two types meet in the wider one: the cast must not round what was kept.
-        kept = self._sample.to(rows.device)
-        sample = torch.cat([kept, rows]) if kept.numel() else rows.clone()
-        priority = torch.cat([self._priority, priority])
-        if priority.numel() > self._limit:
-            stay = priority.topk(self._limit, largest=False).indices.sort().values
-            sample, priority = sample[stay.to(sample.device)], priority[stay]
-        self._sample, self._priority = sample, priority
+        kept = self._sample.to(rows.device, torch.promote_types(self._sample.dtype, rows.dtype))
+        # Those that come take the places of those that go; what is left over goes to the end.
+        places = (~stays[:have]).nonzero()[:, 0]
+        kept.index_copy_(0, places.to(kept.device), rows[: len(places)].to(kept.dtype))
+        if not have:
+            kept = rows.clone()
+        elif len(come) > len(places):
+            kept = torch.cat([kept, rows[len(places) :].to(kept.dtype)])
+        order = self._priority.clone()
+        order[places] = priority[come[: len(places)]]
+        self._sample = kept
+        self._priority = torch.cat([order, priority[come[len(places) :]]])
 
     def pool(self, other: RowMoment) -> RowMoment:
         """One sample of two parts of one collection: the rows that one pass would have kept.
@@ -168,7 +181,8 @@ class RowMoment(Moment):
     def sample_on(self, device: torch.device | str) -> RowMoment:
         """The same rows and priorities on `device`, still open to more rows and to `pool`."""
         moved = RowMoment(self._dim, self._limit)
-        moved._sample, moved._priority = self._sample.to(device), self._priority
+        moved._sample = self._sample.to(device, copy=True)  # `update` writes into its sample
+        moved._priority = self._priority
         moved._seen = self._seen
         return moved
 
