@@ -26,7 +26,7 @@ from benchmarks.timing import RESULTS, gflops, median_seconds, paired_ratio, sav
 from orthomerge.assets import resolve_model
 from orthomerge.features import Statistics, StatisticsMeta, batches, collect_statistics
 from orthomerge.models import load_tokenizer, load_trunk
-from orthomerge.moments import KINDS, SketchMoment, leave_one_out
+from orthomerge.moments import KINDS, Representation, SketchMoment, leave_one_out
 from orthomerge.subspace import get_solver
 from orthomerge.tasks import get_task
 
@@ -47,13 +47,16 @@ def collecting() -> list[dict]:
                 model(**batch)
 
     rows = []
-    for name, targets, wanted in (
-        ("q, v", ["query", "value"], 1.10),
-        ("all linear layers of the encoder", ["query", "key", "value", *_dense(model)], 1.35),
+    every = ["query", "key", "value", *_dense(model)]
+    for name, targets, kind, wanted in (
+        ("q, v", ["query", "value"], "auto", 1.10),
+        ("all linear layers of the encoder", every, "auto", 1.35),
+        ("all linear layers of the encoder, --representation rows", every, "rows", 1.35),
     ):
+        form = Representation(kind)
 
-        def collect(targets: list[str] = targets) -> Statistics:
-            return collect_statistics(model, data, targets)
+        def collect(targets: list[str] = targets, form: Representation = form) -> Statistics:
+            return collect_statistics(model, data, targets, representation=form)
 
         kinds = [m.kind for m in collect().moments.values()]
         ours, bare, ratio = paired_ratio(collect, forward, repeats=7)
