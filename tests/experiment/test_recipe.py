@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.resources import files
 
 import pytest
 
@@ -26,11 +27,13 @@ def changed(path, value):
 
 
 def test_the_recipes_that_come_along_are_valid():
-    for name in ("demo.yaml", "recipes/demo.yaml", "offline8.yaml"):
+    packaged = [p.name for p in files("orthomerge.recipes").iterdir() if p.name.endswith(".yaml")]
+    assert len(packaged) > 5
+    for name in ("recipes/demo.yaml", *packaged):
         recipe, text = load_recipe(name)
         assert recipe.name in text
     demo = load_recipe("demo.yaml")[0]
-    assert [demo.arms[a].constraint for a in demo.arms] == ["init", "init", "freeze"]
+    assert [demo.arms[a].constraint for a in demo.arms] == ["init", "init", "project"]
     offline = load_recipe("offline8.yaml")[0]
     assert len(offline.tasks) == 8
     assert len(offline.seeds_of("osrm-frozen")) == 3

@@ -22,14 +22,13 @@ from orthomerge.adapters.initialise import (
     captured,
     check_statistics,
     initialize_osrm_weights,
-    kept_out_directions,
     load_trainable,
     new_lora,
-    plan_ranks,
     save_start,
     unit_rows,
 )
 from orthomerge.adapters.merge import merge_adapters, save_merged
+from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 
 __all__ = [
     "CONSTRAINTS",

@@ -1,13 +1,7 @@
 """Second moments of layer inputs: streaming collection and the file that carries them."""
 
-from orthomerge.features.collect import (
-    GRANULARITIES,
-    FeatureCollector,
-    collect_statistics,
-    linear_layers,
-    target_layers,
-    trunk,
-)
+from orthomerge.features.collect import collect_statistics
+from orthomerge.features.collector import GRANULARITIES, FeatureCollector
 from orthomerge.features.distributed import failing_together
 from orthomerge.features.inspection import (
     InputSummary,
@@ -17,6 +11,7 @@ from orthomerge.features.inspection import (
     spectrum,
     summarize,
 )
+from orthomerge.features.layers import linear_layers, target_layers, trunk
 from orthomerge.features.statistics import (
     SUFFIX,
     Statistics,

@@ -49,7 +49,7 @@ class Solver:
             SubspaceError: an option the solver does not have (the message names the nearest), or
                 a problem that cannot be solved.
         """
-        self.check_options(options)
+        options = self.check_options(options)
         try:
             features = as_moment(other)
             mine = None if own is None else as_moment(own)
@@ -82,7 +82,7 @@ class Solver:
         Raises:
             SubspaceError: what solving one by one raises, or not one rank and one seed a task.
         """
-        self.check_options(options)
+        options = self.check_options(options)
         shares = [1.0] * len(moments) if weights is None else list(weights)
         draws = list(range(len(moments))) if seeds is None else list(seeds)
         if not len(ranks) == len(draws) == len(shares) == len(moments):
@@ -103,8 +103,8 @@ class Solver:
             for other, own, rank, draw in zip(others, moments, ranks, draws, strict=True)
         ]
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options the solver does not have.
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, whole numbers made floats where the solver wants floats.
 
         Raises:
             SubspaceError: one it does not have; the message names the nearest.
@@ -113,6 +113,12 @@ class Solver:
             if option not in self.options:
                 kind = f"option of the solver '{self.name}'"
                 raise unknown_name(kind, option, self.options, error=SubspaceError)
+        return {
+            name: float(value)
+            if isinstance(self.options[name], float) and type(value) is int
+            else value
+            for name, value in options.items()
+        }
 
 
 _SOLVERS: dict[str, Solver] = {}
