@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         initialize_osrm_weights,
         merge_adapters,
         read_adapter,
+        read_kept_out,
     )
     from orthomerge.diagnostics import Interference, interference
     from orthomerge.errors import OrthomergeError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": (
         "Adapter", "OsrmConfig", "Projection", "freeze_A", "initialize_osrm_weights",
-        "merge_adapters", "read_adapter",
+        "merge_adapters", "read_adapter", "read_kept_out",
     ),
     "diagnostics": ("Interference", "interference"),
     "errors": ("OrthomergeError",),
@@ -82,6 +83,7 @@ __all__ = [
     "merge_layers",
     "merge_statistics",
     "read_adapter",
+    "read_kept_out",
     "read_rows",
 ]
 
