@@ -59,18 +59,9 @@ def choose(
     wanted = (representation or Representation()).check()
     if wanted.kind != "auto":
         return dict.fromkeys(inputs, wanted.kind)
-    chosen: dict[str, str] = {}
-    cheap = {name: width <= outputs for name, (width, outputs) in inputs.items()}
-    full = sum(8 * width**2 for name, (width, _) in inputs.items() if cheap[name])
-    rows = sum(
-        4 * wanted.rows * width
-        for name, (width, _) in inputs.items()
-        if not (cheap[name] and full <= wanted.budget)
-    )
-    room = wanted.budget - (full if full <= wanted.budget else 0)
-    for name in inputs:
-        if cheap[name] and full <= wanted.budget:
-            chosen[name] = "full"
-        else:
-            chosen[name] = "rows" if rows <= room else "sketch"
-    return chosen
+    full = {name: 8 * width**2 for name, (width, outputs) in inputs.items() if width <= outputs}
+    if sum(full.values()) > wanted.budget:
+        full = {}
+    rows = sum(4 * wanted.rows * width for name, (width, _) in inputs.items() if name not in full)
+    rest = "rows" if rows <= wanted.budget - sum(full.values()) else "sketch"
+    return {name: "full" if name in full else rest for name in inputs}

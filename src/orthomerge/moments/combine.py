@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ def combine(moments: Sequence[Moment], weights: Sequence[float] | None = None) -
         total = torch.zeros_like(moments[0].matrix)
         for moment, share in zip(moments, shares, strict=True):
             total += share * moment.matrix.to(total.device)
-        return _full_moment(total, moments, shares, count)
+        return SecondMoment.from_matrix(total, count, **_carried(moments, shares))
     rows = torch.cat([f * share**0.5 for f, share in zip(factors, shares, strict=True)])
-    return _row_moment(rows, moments, shares, count)
+    return RowMoment.from_factor(rows, count, **_carried(moments, shares))
 
 
 def leave_one_out(
@@ -57,19 +58,19 @@ def leave_one_out(
         raise StatisticsError("one task has all the weight, so the others have none.")
     factors = _factors(moments)
     counts = [m.count for m in moments]
-    parts = [
-        (
+    left = [sum(counts) - count for count in counts]
+    carried = [
+        _carried(
             [m for u, m in enumerate(moments) if u != t],
             [s / rest for u, s in enumerate(shares) if u != t],
-            sum(counts) - counts[t],
         )
         for t, rest in enumerate(rests)
     ]
     if factors is None:
         sums = _sums_of_others([m.matrix for m in moments], shares)
         return [
-            _full_moment(total.div_(rest), *part)
-            for total, rest, part in zip(sums, rests, parts, strict=True)
+            SecondMoment.from_matrix(total.div_(rest), count, **about)
+            for total, rest, count, about in zip(sums, rests, left, carried, strict=True)
         ]
     # All rows twice, one after the other, so that the others of each task lie in one piece that
     # need not be copied; where all tasks weigh the same their scale is right already.
@@ -86,7 +87,7 @@ def leave_one_out(
         small = gram[kept][:, kept]
         if rest != common:
             others, small = others * (common / rest) ** 0.5, small * (common / rest)
-        found.append(_row_moment(others, *parts[t], gram=small))
+        found.append(RowMoment.from_factor(others, left[t], gram=small, **carried[t]))
     return found
 
 
@@ -112,31 +113,12 @@ def _sums_of_others(matrices: Sequence[Tensor], shares: Sequence[float]) -> list
     return found
 
 
-def _full_moment(
-    matrix: Tensor, moments: Sequence[Moment], shares: Sequence[float], count: int
-) -> SecondMoment:
-    return SecondMoment.from_matrix(
-        matrix,
-        count,
-        exact=all(m.exact for m in moments),
-        slack=weighted_slack(moments, shares),
-    )
-
-
-def _row_moment(
-    rows: Tensor,
-    moments: Sequence[Moment],
-    shares: Sequence[float],
-    count: int,
-    gram: Tensor | None = None,
-) -> RowMoment:
-    return RowMoment.from_factor(
-        rows,
-        count,
-        exact=all(m.exact for m in moments),
-        slack=weighted_slack(moments, shares),
-        gram=gram,
-    )
+def _carried(moments: Sequence[Moment], shares: Sequence[float]) -> dict[str, Any]:
+    """What a combination says of itself: whether it is exact, and what was left out."""
+    return {
+        "exact": all(m.exact for m in moments),
+        "slack": weighted_slack(moments, shares),
+    }
 
 
 def _shares(moments: Sequence[Moment], weights: Sequence[float] | None) -> list[float]:

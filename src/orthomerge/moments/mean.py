@@ -46,20 +46,6 @@ class MeanMoment(Moment):
         self._require_rows()
         return (self._sum / self._tokens)[None, :]
 
-    @property
-    def matrix(self) -> Float[Tensor, "d_in d_in"]:
-        """`m mᵀ`."""
-        return self.factor.T @ self.factor
-
-    @property
-    def trace(self) -> float:
-        """`|m|²`."""
-        return float(self.factor.square().sum())
-
-    def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
-        """`m (mᵀ X)`."""
-        return self.factor.T @ (self.factor @ columns.double())
-
     def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> MeanMoment:
         """Add rows to the mean; returns self."""
         self._check_rows(rows)

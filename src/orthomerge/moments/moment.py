@@ -44,13 +44,14 @@ class Moment(ABC):
         return 0.0
 
     @property
-    @abstractmethod
     def matrix(self) -> Float[Tensor, "d_in d_in"]:
-        """`S`, dense, float64. O(d_in²) memory.
+        """`S`, dense, float64. O(d_in²) memory; O(k d_in²) of a factor of k rows.
 
         Raises:
             StatisticsError: no row was seen.
         """
+        rows = self._factor()
+        return rows.T @ rows
 
     @property
     def factor(self) -> Float[Tensor, "k d_in"] | None:
@@ -58,13 +59,26 @@ class Moment(ABC):
         return None
 
     @property
-    @abstractmethod
+    def gram(self) -> Float[Tensor, "k k"] | None:
+        """`R Rᵀ` of the factor; None where only the matrix is held. O(k² d_in)."""
+        rows = self.factor
+        return None if rows is None else rows @ rows.T
+
+    @property
     def trace(self) -> float:
         """`tr(S)`, the mean squared norm of a row."""
+        return float(self._factor().square().sum())
 
-    @abstractmethod
     def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
-        """`S X`, without forming `S` where a factor is held."""
+        """`S X = Rᵀ (R X)`: `S` is not formed where a factor is held. O(k d_in m)."""
+        rows = self._factor()
+        return rows.T @ (rows @ columns.double())
+
+    def _factor(self) -> Tensor:
+        """The factor, by a kind that always holds one; any other overrides what is made of it."""
+        rows = self.factor
+        assert rows is not None
+        return rows
 
     def quadratic(self, basis: Float[Tensor, "r d_in"]) -> Float[Tensor, "r r"]:
         """`A S Aᵀ`, float64."""

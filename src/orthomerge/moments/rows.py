@@ -113,20 +113,9 @@ class RowMoment(Moment):
         return self._gram
 
     @property
-    def matrix(self) -> Float[Tensor, "d_in d_in"]:
-        """`S`, dense. O(k d_in²)."""
-        rows = self.factor
-        return rows.T @ rows
-
-    @property
     def trace(self) -> float:
         """`tr(S)`."""
         return float(self.factor.square().sum() if self._gram is None else self._gram.trace())
-
-    def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
-        """`S X = Rᵀ (R X)`. O(k d_in m)."""
-        rows = self.factor
-        return rows.T @ (rows @ columns.double())
 
     def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> RowMoment:
         """Add rows; returns self. Beyond the limit a uniform sample stays, drawn by `draw`."""

@@ -75,22 +75,6 @@ class SketchMoment(Moment):
         self._shrink()
         return self._rows[: self._filled] / self._count**0.5
 
-    @property
-    def matrix(self) -> Float[Tensor, "d_in d_in"]:
-        """`RᵀR`, dense. O(size d_in²)."""
-        rows = self.factor
-        return rows.T @ rows
-
-    @property
-    def trace(self) -> float:
-        """`tr(RᵀR)`."""
-        return float(self.factor.square().sum())
-
-    def apply(self, columns: Float[Tensor, "d_in m"]) -> Float[Tensor, "d_in m"]:
-        """`RᵀR X`. O(size d_in m)."""
-        rows = self.factor
-        return rows.T @ (rows @ columns.double())
-
     def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> SketchMoment:
         """Add rows; returns self."""
         self._check_rows(rows)

@@ -175,3 +175,9 @@ def orthonormal_rows(rows: Float[Tensor, "rank d_in"]) -> Float[Tensor, "rank d_
     signs = torch.sign(torch.diagonal(R))
     signs[signs == 0] = 1.0
     return (Q * signs).T.contiguous()
+
+
+def solve_rows(factor: Float[Tensor, "d d"], rows: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    """`X (L Lᵀ)⁻¹` by two triangular solves: `torch.cholesky_solve` copies the factor each time."""
+    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return torch.linalg.solve_triangular(factor.T, half, upper=True).T

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -52,8 +51,6 @@ def allocate_ranks(
         if not open_layers:
             break
         widest = max(open_layers, key=lambda n: (open_layers[n], -ranks[n]))
-        if not math.isfinite(open_layers[widest]):
-            break
         ranks[widest] += 1
         spare -= 1
     return ranks

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
-from orthomerge.moments import Moment, RowMoment
+from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
     Subspace,
     describe,
     gaussian_rows,
     orthonormal_rows,
     reached_of,
+    solve_rows,
     wide_and_whole,
 )
 from orthomerge.subspace.krylov import largest, shifted_cholesky
@@ -99,14 +100,14 @@ class _Found(NamedTuple):
 
 def _of_rows(few: Moment, mine: Moment, rank: int, ridge: float) -> _Found:
     """By the Woodbury identity: `v = (RᵀR + εI)⁻¹ H_ownᵀ u`, u of an eigenproblem of own rows."""
-    rows, own = few.factor, mine.factor
-    assert rows is not None and own is not None
-    gram = (few.gram if isinstance(few, RowMoment) else rows @ rows.T).clone()
-    torch.diagonal(gram).add_(ridge)
-    factor, _ = shifted_cholesky(gram, 0.0)
+    rows, own, gram = few.factor, mine.factor, few.gram
+    assert rows is not None and own is not None and gram is not None
+    ridged = gram.clone()
+    torch.diagonal(ridged).add_(ridge)
+    factor, _ = shifted_cholesky(ridged, 0.0)
 
     def silence(drawn: Tensor) -> Tensor:
-        return drawn - torch.cholesky_solve(rows @ drawn.T, factor).T @ rows
+        return drawn - solve_rows(factor, drawn @ rows.T) @ rows
 
     whitened = silence(own)
     values, directions = torch.linalg.eigh(whitened @ own.T)
@@ -136,7 +137,7 @@ def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) ->
         return torch.linalg.solve_triangular(factor, own.apply(wide), upper=False).T
 
     def silence(drawn: Tensor) -> Tensor:
-        return torch.cholesky_solve(drawn.T, factor).T
+        return solve_rows(factor, drawn)
 
     start = gaussian_rows(rank + 8, matrix.shape[0], seed, matrix)
     found = largest(whitened, start, rank, tolerance=1e-9)

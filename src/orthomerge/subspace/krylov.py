@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
-from orthomerge.subspace._types import gaussian_rows, orthonormal_rows
+from orthomerge.subspace._types import gaussian_rows, orthonormal_rows, solve_rows
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -131,12 +131,6 @@ def smallest(
     return Pairs(values[:rank], vectors[:, :rank], 0)
 
 
-def _solve(factor: Tensor, rows: Tensor) -> Tensor:
-    """`X (L Lᵀ)⁻¹` by two triangular solves: `torch.cholesky_solve` copies the factor each time."""
-    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True).T
-
-
 def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
     """Solves by a float32 factor of the matrix scaled to a unit diagonal, if that is definite.
 
@@ -155,7 +149,7 @@ def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
     def solve(rows: Tensor) -> Tensor:
         # Residuals are tiny by then; float32 has no room for the small ones unless they are scaled.
         size = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        return _solve(factor, (rows / size * scale).float()).double() * scale * size
+        return solve_rows(factor, (rows / size * scale).float()).double() * scale * size
 
     return lambda: solve
 
@@ -166,6 +160,6 @@ def _fine_inverse(matrix: Tensor) -> Callable[[], Operator]:
     def make() -> Operator:
         shift = len(matrix) * torch.finfo(torch.float64).eps * float(torch.diagonal(matrix).mean())
         factor, _ = shifted_cholesky(matrix, shift)
-        return lambda rows: _solve(factor, rows)
+        return lambda rows: solve_rows(factor, rows)
 
     return make

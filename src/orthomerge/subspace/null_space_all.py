@@ -11,7 +11,14 @@ from torch import Tensor
 
 from orthomerge.moments import Moment
 from orthomerge.moments.moment import weighted_slack
-from orthomerge.subspace._types import Cost, Subspace, gaussian_rows, orthonormal_rows, reached_of
+from orthomerge.subspace._types import (
+    Cost,
+    Subspace,
+    gaussian_rows,
+    orthonormal_rows,
+    reached_of,
+    solve_rows,
+)
 from orthomerge.subspace.registry import together
 from orthomerge.subspace.row_space import independent
 
@@ -96,10 +103,6 @@ class _Stack:
         others = self._others[task]
         return self._gram[others][:, others]
 
-    def _removed(self, seen: Tensor, lower: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(lower, seen.T, upper=False)
-        return torch.linalg.solve_triangular(lower.T, half, upper=True).T
-
     def silence(
         self, rows: Float[Tensor, "all d_in"], ranks: Sequence[int], lowers: Sequence[Tensor]
     ) -> Float[Tensor, "all d_in"]:
@@ -109,7 +112,7 @@ class _Stack:
         start = 0
         for others, rank, lower in zip(self._others, ranks, lowers, strict=True):
             mine = slice(start, start + rank)
-            taken[mine, others] = self._removed(seen[mine][:, others], lower)
+            taken[mine, others] = solve_rows(lower, seen[mine][:, others])
             start += rank
         return rows - taken @ self.rows
 
@@ -126,7 +129,7 @@ class _Stack:
         for t, (rank, lower) in enumerate(zip(ranks, lowers, strict=True)):
             others, mine = self._others[t], self._mine[t]
             cross = self._gram[mine][:, others]
-            removed = self._removed(cross, lower)
+            removed = solve_rows(lower, cross)
             left = self._gram[mine][:, mine] - removed @ cross.T
             values, vectors = torch.linalg.eigh((left + left.T) / 2)
             if reached_of(values[-rank:], moments[t].trace) < rank:

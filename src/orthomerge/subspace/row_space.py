@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import SubspaceError
-from orthomerge.moments import Moment, RowMoment
+from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
     gaussian_rows,
     orthonormal_rows,
     reached_of,
+    solve_rows,
     top_rows_within,
 )
 
@@ -44,10 +45,10 @@ class RowSpace:
 
     def __init__(self, moment: Moment, relative: float) -> None:
         factor = moment.factor
-        if factor is None:
+        gram = moment.gram
+        if factor is None or gram is None:
             raise SubspaceError("a row space needs a moment that holds rows, not a matrix.")
-        self.rows = factor
-        self._gram = moment.gram if isinstance(moment, RowMoment) else factor @ factor.T
+        self.rows, self._gram = factor, gram
         self._relative = relative
         self._lower = independent(self._gram, relative)
 
@@ -72,8 +73,7 @@ class RowSpace:
         for _ in range(times):
             inside = rows @ self.rows.T
             if self._lower is not None:
-                half = torch.linalg.solve_triangular(self._lower, inside.T, upper=False)
-                inside = torch.linalg.solve_triangular(self._lower.T, half, upper=True).T
+                inside = solve_rows(self._lower, inside)
             else:
                 values, vectors = self._pairs
                 inside = ((inside @ vectors) / values) @ vectors.T
