@@ -12,6 +12,9 @@ from transformers import (
     BertForSequenceClassification,
     BertTokenizerFast,
 )
+from typer.testing import CliRunner
+
+from orthomerge.cli import app
 
 _VOCABULARY = """
 the a film plot good bad fun dull slow bright dark story love war king queen city night day house
@@ -69,3 +72,12 @@ def write_task(path: Path, count: int = 120, seed: int = 0, regression: bool = F
         rows.append({"text": text, "label": label})
     path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
     return path
+
+
+def call(*arguments: object) -> str:
+    """What a command prints; its error, or a status that is not 0, fails the test."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -7,21 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_texts, write_task
-from typer.testing import CliRunner
+from conftest import call, make_texts, write_task
 
 from orthomerge.adapters import read_adapter, read_kept_out
-from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError
 from orthomerge.features import Statistics
-
-
-def call(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_texts
+from conftest import call, make_texts
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -20,14 +20,6 @@ from orthomerge.cli._app import human_size, parse_size
 from orthomerge.errors import OrthomergeError, RecipeError
 from orthomerge.features import Statistics
 from orthomerge.moments import RowMoment
-
-
-def call(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

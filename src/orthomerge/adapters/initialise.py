@@ -17,10 +17,7 @@ from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
 from orthomerge.files import atomic_path
-from orthomerge.subspace import (
-    Subspace,
-    get_solver,
-)
+from orthomerge.subspace import Subspace, get_solver
 
 
 def new_lora(

@@ -11,7 +11,7 @@ from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers
 from orthomerge.adapters.files import Adapter
 from orthomerge.errors import StatisticsError, SubspaceError
-from orthomerge.features import Statistics
+from orthomerge.features import Statistics, combined_moment
 from orthomerge.files import derive_seed
 from orthomerge.moments import Moment, combine
 from orthomerge.subspace import (
@@ -163,10 +163,11 @@ def kept_out_directions(
         # With a room, layers of any rank share it; without one the rank must stay free.
         key = (owner, 0 if config.room else rank, layer if config.room and existing else "")
         if key not in by_owner:
-            moments = [item.moment(layer) for item in others]
             if config.room is None:
-                by_owner[key] = _loud(combine(moments, config.weights), rank, config.share)
+                other = combined_moment(others, layer, config.weights)
+                by_owner[key] = _loud(other, rank, config.share)
             else:
+                moments = [item.moment(layer) for item in others]
                 mine = own.moment(layer) if own is not None else None
                 by_owner[key] = _free(
                     solver, layer, owner, config.room, moments, mine, config, existing
@@ -194,7 +195,6 @@ def plan_ranks(
     by_owner: dict[str, int] = {}
     for layer, owner in others[0].layers.items():
         if owner not in by_owner:
-            moment = combine([item.moment(layer) for item in others], weights)
-            by_owner[owner] = quiet_directions(moment, energy)
+            by_owner[owner] = quiet_directions(combined_moment(others, layer, weights), energy)
         room[layer] = by_owner[owner]
     return allocate_ranks(room, rank), room
