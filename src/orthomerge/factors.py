@@ -69,6 +69,11 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
     Thin QR of both factors, then an SVD of a matrix of the factors' own rank, in float64:
     O((d_in + d_out) R² + R³). The singular values are shared evenly between A and B.
     """
+    return truncate_measured(factors, rank)[0]
+
+
+def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
+    """`truncate`, and the share of the Frobenius norm that it lost, `‖ΔW - ΔW_k‖ / ‖ΔW‖`."""
     dtype = factors.A.dtype
     Qb, Rb = torch.linalg.qr(factors.B.double())
     Qa, Ra = torch.linalg.qr(factors.A.double().T)
@@ -76,7 +81,9 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
     root = s[:rank].sqrt()
     B = (Qb @ U[:, :rank]) * root
     A = root[:, None] * (Vh[:rank] @ Qa.T)
-    return LoraFactors(A.to(dtype), B.to(dtype), 1.0)
+    norm = float(s.norm())
+    error = float(s[rank:].norm()) / norm if norm else 0.0
+    return LoraFactors(A.to(dtype), B.to(dtype), 1.0), error
 
 
 def from_dense(delta: Float[Tensor, "d_out d_in"], rank: int | None = None) -> LoraFactors:

@@ -1,7 +1,21 @@
 """Merge LoRA adapters from their factors: a registry of pure functions, one idea a file."""
 
-from orthomerge.merging.merge import MergedUpdate, layer_seed, merge_layers
-from orthomerge.merging.registry import MergeMethod, get_method, list_methods, register
+from orthomerge.merging.merge import (
+    MergedLayer,
+    MergedUpdate,
+    iter_merge,
+    layer_seed,
+    merge_layers,
+)
+from orthomerge.merging.registry import (
+    MergeMethod,
+    PerTask,
+    Truncated,
+    Update,
+    get_method,
+    list_methods,
+    register,
+)
 
 # Registration happens on import; the order here is the order of `list_methods`.
 # isort: off
@@ -24,7 +38,11 @@ from orthomerge.merging.core_space import core_space
 
 __all__ = [
     "MergeMethod",
+    "MergedLayer",
     "MergedUpdate",
+    "PerTask",
+    "Truncated",
+    "Update",
     "breadcrumbs",
     "core_space",
     "dare_linear",
@@ -32,6 +50,7 @@ __all__ = [
     "della",
     "get_method",
     "iso_c",
+    "iter_merge",
     "knots_ties",
     "layer_seed",
     "linear",

@@ -25,7 +25,6 @@ _URL = "https://arxiv.org/abs/2311.03099"
     paper=_PAPER,
     url=_URL,
     symmetric=False,
-    random=True,
 )
 def dare_linear(
     factors: Sequence[LoraFactors],
@@ -63,7 +62,6 @@ def dare_linear(
     paper=_PAPER,
     url=_URL,
     symmetric=False,
-    random=True,
 )
 def dare_ties(
     factors: Sequence[LoraFactors],

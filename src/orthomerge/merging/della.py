@@ -23,7 +23,6 @@ from orthomerge.merging.registry import register
     paper="Deep et al. 2024, DELLA-Merging",
     url="https://arxiv.org/abs/2406.11617",
     symmetric=False,
-    random=True,
 )
 def della(
     factors: Sequence[LoraFactors],

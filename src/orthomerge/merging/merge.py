@@ -4,32 +4,69 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import MergeError, unknown_name
-from orthomerge.factors import LoraFactors, from_dense, truncate, weighted_sum
+from orthomerge.factors import LoraFactors, from_dense, truncate_measured
 from orthomerge.merging.parts.options import LayerProblem, check_rank
-from orthomerge.merging.registry import MergeMethod, get_method
+from orthomerge.merging.registry import MergeMethod, PerTask, Truncated, Update, get_method
+from orthomerge.moments import Moment
+
+LayerWeights = Mapping[str, Sequence[float] | float]
+"""Weights of the layers whose name a regular expression matches (`re.search`), first match."""
+
+
+class HasMoments(Protocol):
+    """Statistics of a task, as `orthomerge.features.Statistics`: a moment for every layer."""
+
+    def moment(self, layer: str) -> Moment:
+        """The moment of a layer's input."""
+        ...
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer's result: its shared update, each task's own where the method leaves such.
+
+    `truncation_error` is `‖merged - truncated‖_F / ‖merged‖_F` where a rank was asked for or the
+    method itself truncates, None otherwise.
+    """
+
+    name: str
+    update: Update
+    tasks: tuple[Update, ...] = ()
+    truncation_error: float | None = None
 
 
 @dataclass(frozen=True)
 class MergedUpdate:
     """The merged update of every layer: factors where the method keeps them, else dense.
 
-    `truncation_error` is `‖merged - truncated‖_F / ‖merged‖_F` of each layer, where a rank was
-    asked for or the method itself truncates; otherwise it is empty.
+    `tasks` holds every task's own layers, in the order of the adapters, where the method leaves
+    an update a task; it is empty otherwise. `truncation_error` is by layer, empty where nothing
+    was cut.
     """
 
-    layers: dict[str, LoraFactors | Tensor]
+    layers: dict[str, Update]
     method: str
     truncation_error: dict[str, float] = field(default_factory=dict)
+    tasks: tuple[dict[str, Update], ...] = ()
+
+    def of(self, task: int) -> dict[str, Update]:
+        """What the adapter number `task` becomes: its own layers, or those all tasks share."""
+        return self.tasks[task] if self.tasks else self.layers
 
     def dense(self, layer: str) -> Float[Tensor, "d_out d_in"]:
         """The dense update of one layer. O(d_out · rank · d_in) for factors.
@@ -39,7 +76,8 @@ class MergedUpdate:
         """
         if layer not in self.layers:
             raise unknown_name("layer", layer, self.layers, error=MergeError)
-        return _dense(self.layers[layer])
+        update = self.layers[layer]
+        return update.delta() if isinstance(update, LoraFactors) else update
 
 
 def layer_seed(seed: int, layer: str) -> int:
@@ -56,55 +94,216 @@ def merge_layers(
     *,
     method: str = "linear",
     weights: Sequence[float] | float | None = None,
+    layer_weights: LayerWeights | None = None,
     seed: int = 0,
     rank: int | None = None,
+    statistics: Sequence[HasMoments] | None = None,
+    fisher: Sequence[Mapping[str, Tensor]] | None = None,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> MergedUpdate:
     """Merge N adapters, each a mapping from layer name to factors, by a registered method.
 
-    `W_merged[layer] = method([ΔW_1[layer], ..., ΔW_N[layer]], weights)` for the union of the layer
-    names; a layer that an adapter lacks counts as a zero update there. `weights` is 1.0 for every
-    adapter when None (a sum, not a mean), one number for all, or one a adapter. `rank` truncates
-    every result to its best approximation of that rank, with the error recorded. A method with
-    randomness gets a CPU generator seeded by `layer_seed(seed, layer)`. Options named lambda in
-    the papers are `lambda_`; the key "lambda" is accepted too.
+    All of `iter_merge` at once; the arguments and errors are the same.
+    """
+    layers: dict[str, Update] = {}
+    errors: dict[str, float] = {}
+    tasks: tuple[dict[str, Update], ...] = ()
+    for layer in iter_merge(
+        adapters,
+        method=method,
+        weights=weights,
+        layer_weights=layer_weights,
+        seed=seed,
+        rank=rank,
+        statistics=statistics,
+        fisher=fisher,
+        workers=workers,
+        devices=devices,
+        progress=progress,
+        **options,
+    ):
+        layers[layer.name] = layer.update
+        if layer.truncation_error is not None:
+            errors[layer.name] = layer.truncation_error
+        if layer.tasks:
+            tasks = tasks or tuple({} for _ in layer.tasks)
+            for own, update in zip(tasks, layer.tasks, strict=True):
+                own[layer.name] = update
+    return MergedUpdate(layers, method, errors, tasks)
 
-    Computed in float32 or better; results have the adapters' dtype and device. Cost: the method's,
-    a layer; truncating factors O((d_in + d_out) R² + R³), a dense result O(d_out d_in min(d)).
+
+def iter_merge(
+    adapters: Sequence[Mapping[str, LoraFactors]],
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | float | None = None,
+    layer_weights: LayerWeights | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+    statistics: Sequence[HasMoments] | None = None,
+    fisher: Sequence[Mapping[str, Tensor]] | None = None,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Iterator[MergedLayer]:
+    """The merged layers one after the other, so that no more than a few are in memory at once.
+
+    `W_merged[layer] = method([ΔW_1[layer], ..., ΔW_N[layer]], weights)` for the union of the layer
+    names; a layer that an adapter lacks counts as a zero update there. Computed in float32 or
+    better; results have the adapters' dtype and device. Cost: the method's, a layer; truncating
+    factors O((d_in + d_out) R² + R³), a dense result O(d_out d_in min(d)).
+
+    Args:
+        adapters: mappings from layer name to factors; a lazy mapping is read a layer at a time.
+        method: a registered name.
+        weights: 1.0 for every adapter when None (a sum, not a mean), one number for all, or one an
+            adapter.
+        layer_weights: other weights for the layers that a regular expression matches; the first
+            expression that does decides.
+        seed: a method with randomness gets a CPU generator seeded by `layer_seed(seed, layer)`.
+        rank: cut every result to its best approximation of that rank, with the error recorded.
+        statistics: each adapter's statistics, for methods that need "moments".
+        fisher: each adapter's diagonal Fisher information by layer, for methods that need it.
+        workers: layers merged side by side in threads, each with one thread of its own.
+        devices: devices that take layers side by side; results come back where the adapters are.
+        progress: called with the number of layers done and their total.
+        options: of the method; those named lambda in the papers are `lambda_` or "lambda".
 
     Raises:
         UnknownNameError: no such method.
         MergeError: no adapters; weights that do not match; an unknown option or a bad value;
-            layers whose shapes or devices differ; factors that are not finite.
+            layers whose shapes or devices differ; factors that are not finite; statistics or
+            Fisher information that a method needs and does not get.
     """
-    chosen = get_method(method)
-    values = _options(chosen, options)
-    check_rank("rank", rank)
-    if "rank" in chosen.options:
-        values["rank"] = rank
-    scales = _weights(weights, len(adapters))
-    names = list(dict.fromkeys(name for adapter in adapters for name in adapter))
-    if not names:
-        raise MergeError("there is nothing to merge: give at least one adapter with a layer.")
+    job = _Job(
+        adapters, get_method(method), _weights(weights, len(adapters)), layer_weights or {},
+        seed, rank, statistics, fisher, options,
+    )  # fmt: skip
+    return _run(job, max(workers, len(devices)), list(devices), progress)
 
-    layers: dict[str, LoraFactors | Tensor] = {}
-    errors: dict[str, float] = {}
-    for name in names:
-        factors, dtype = _gather(name, adapters)
-        if chosen.random:
-            generator = torch.Generator().manual_seed(layer_seed(seed, name))
-            values["generator"] = generator
+
+def _run(
+    job: _Job, workers: int, devices: list[str], progress: Callable[[int, int], None] | None
+) -> Iterator[MergedLayer]:
+    total = len(job.names)
+    layers = (
+        (job.merge(name, None) for name in job.names)
+        if workers <= 1 and not devices
+        else _side_by_side(job, workers, devices)
+    )
+    for done, layer in enumerate(layers, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield layer
+
+
+def _side_by_side(job: _Job, workers: int, devices: list[str]) -> Iterator[MergedLayer]:
+    """The layers in order, `workers` of them at work, and no more than as many waiting."""
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for number in range(workers):
+        free.put(devices[number % len(devices)] if devices else None)
+
+    def work(name: str) -> MergedLayer:
+        device = free.get()
         try:
-            merged = chosen.function(factors, scales, **values)
+            return job.merge(name, device)
+        finally:
+            free.put(device)
+
+    waiting: deque[Future[MergedLayer]] = deque()
+    with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+        try:
+            for name in job.names:
+                waiting.append(pool.submit(work, name))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """One thread an operation while several layers are merged side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Job:
+    """A merge that was found to be well defined, and how one layer of it is done."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Mapping[str, LoraFactors]],
+        method: MergeMethod,
+        weights: list[float],
+        layer_weights: LayerWeights,
+        seed: int,
+        rank: int | None,
+        statistics: Sequence[HasMoments] | None,
+        fisher: Sequence[Mapping[str, Tensor]] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.names = list(dict.fromkeys(name for adapter in adapters for name in adapter))
+        if not self.names:
+            raise MergeError("there is nothing to merge: give at least one adapter with a layer.")
+        check_rank("rank", rank)
+        self._adapters, self._method, self._seed, self._rank = adapters, method, seed, rank
+        self._options = _options(method, options)
+        self._cuts = "rank" in method.options
+        if self._cuts:
+            self._options["rank"] = rank
+        self._by_layer = _layer_weights(layer_weights, len(adapters), self.names)
+        self._weights = weights
+        self._statistics = _needed(
+            method, "moments", statistics, len(adapters), "give each adapter's statistics file"
+        )
+        self._fisher = _needed(
+            method, "fisher", fisher, len(adapters), "give each adapter's Fisher file"
+        )
+
+    def merge(self, name: str, device: str | None) -> MergedLayer:
+        """One layer, worked out on `device` (where it is, for None)."""
+        factors, dtype, home = _gather(name, self._adapters)
+        if device is not None:
+            factors = [f.to(device) for f in factors]
+        given: dict[str, Any] = {}
+        if self._method.random:
+            given["generator"] = torch.Generator().manual_seed(layer_seed(self._seed, name))
+        if self._statistics is not None:
+            given["moments"] = [s.moment(name).to(factors[0].A.device) for s in self._statistics]
+        if self._fisher is not None:
+            given["fisher"] = [_fisher_of(f, name, factors[0]) for f in self._fisher]
+        weights = self._by_layer.get(name, self._weights)
+        try:
+            result = self._method.function(factors, list(weights), **self._options, **given)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
-        if "rank" in chosen.options:  # the method is itself the truncation of the exact sum
-            errors[name] = _relative_error(weighted_sum(factors, scales), merged)
-        elif rank is not None:
-            whole, merged = merged, _truncate(merged, rank)
-            errors[name] = _relative_error(whole, merged)
-        layers[name] = merged.to(dtype)
-    return MergedUpdate(layers, method, errors)
+
+        tasks: tuple[Update, ...] = ()
+        error: float | None = None
+        if isinstance(result, PerTask):
+            tasks, update = tuple(result.tasks), result.shared
+        elif isinstance(result, Truncated):
+            update, error = result.update, result.error
+        else:
+            update = result
+        if self._rank is not None and not self._cuts:
+            update, error = _cut(update, self._rank)
+            tasks = tuple(_cut(own, self._rank)[0] for own in tasks)
+        return MergedLayer(
+            name, update.to(home, dtype), tuple(own.to(home, dtype) for own in tasks), error
+        )
 
 
 def _options(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +311,7 @@ def _options(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in given.items():
         name = "lambda_" if key == "lambda" else key
-        if name not in method.options:
+        if name not in method.options and not method.open_options:
             raise unknown_name(
                 "option",
                 key,
@@ -126,7 +325,7 @@ def _options(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _weights(weights: Sequence[float] | float | None, count: int) -> list[float]:
+def _weights(weights: Sequence[float] | float | None, count: int, what: str = "") -> list[float]:
     """One finite weight an adapter."""
     if weights is None:
         weights = 1.0
@@ -134,21 +333,79 @@ def _weights(weights: Sequence[float] | float | None, count: int) -> list[float]
         weights = [weights] * count
     if len(weights) != count:
         raise MergeError(
-            f"{len(weights)} weights for {count} adapters: give one weight for each adapter, "
+            f"{len(weights)} weights{what} for {count} adapters: give one weight for each adapter, "
             "or a single number."
         )
     for number, weight in enumerate(weights, start=1):
         if not math.isfinite(weight):
-            raise MergeError(f"the weight of adapter {number} is {weight}: it must be finite.")
+            raise MergeError(
+                f"the weight{what} of adapter {number} is {weight}: it must be finite."
+            )
     return [float(weight) for weight in weights]
+
+
+def _layer_weights(given: LayerWeights, count: int, names: Sequence[str]) -> dict[str, list[float]]:
+    """The weights of each layer that an expression matches; the first that does decides."""
+    found: dict[str, list[float]] = {}
+    for expression, weights in given.items():
+        values = _weights(weights, count, f" of layers '{expression}'")
+        try:
+            matched = [name for name in names if re.search(expression, name)]
+        except re.error as problem:
+            raise MergeError(
+                f"'{expression}' is not a regular expression ({problem}): give one that finds "
+                "layer names, as 'layer\\.[0-5]\\.'."
+            ) from problem
+        if not matched:
+            raise MergeError(f"no layer matches '{expression}': layers are named as '{names[0]}'.")
+        for name in matched:
+            found.setdefault(name, values)
+    return found
+
+
+def _needed(
+    method: MergeMethod, what: str, given: Sequence[Any] | None, count: int, way: str
+) -> Sequence[Any] | None:
+    """What the method needs, one an adapter; None where it does not need it."""
+    if what not in method.needs:
+        return None
+    if given is None:
+        kind = "statistics" if what == "moments" else "Fisher information"
+        raise MergeError(f"the method '{method.name}' needs {kind}: {way}, in order.")
+    if len(given) != count:
+        raise MergeError(
+            f"{len(given)} of {what} for {count} adapters: {way}, in the order of the adapters."
+        )
+    return given
+
+
+def _fisher_of(by_layer: Mapping[str, Tensor], name: str, like: LoraFactors) -> Tensor:
+    """One adapter's Fisher information of a layer, in float32 or better."""
+    if name not in by_layer:
+        raise MergeError(f"no Fisher information for layer '{name}': collect it on this adapter.")
+    value = by_layer[name]
+    if tuple(value.shape) != like.shape:
+        raise MergeError(
+            f"the Fisher information of layer '{name}' is {list(value.shape)}, the update "
+            f"{list(like.shape)}: it belongs to another model."
+        )
+    if not bool(value.isfinite().all()) or bool((value < 0).any()):
+        raise MergeError(
+            f"the Fisher information of layer '{name}' has values that are negative or not finite."
+        )
+    return value.to(like.A)
 
 
 def _gather(
     name: str, adapters: Sequence[Mapping[str, LoraFactors]]
-) -> tuple[list[LoraFactors], torch.dtype]:
-    """One layer's factors in float32 or better, absent ones of rank 0, and the dtype to return."""
-    first = next(adapter[name] for adapter in adapters if name in adapter)
-    present = [adapter[name] for adapter in adapters if name in adapter]
+) -> tuple[list[LoraFactors], torch.dtype, torch.device]:
+    """One layer's factors in float32 or better, absent ones of rank 0; dtype and device to return.
+
+    Every adapter is asked for the layer once: a lazy one reads it from its file.
+    """
+    found = [adapter.get(name) for adapter in adapters]
+    present = [factors for factors in found if factors is not None]
+    first = present[0]
     tensors = [tensor for factors in present for tensor in (factors.A, factors.B)]
     for factors in present:
         if factors.shape != first.shape:
@@ -169,37 +426,15 @@ def _gather(
     working = torch.promote_types(dtype, torch.float32)
     d_out, d_in = first.shape
     absent = LoraFactors(first.A.new_zeros(0, d_in), first.B.new_zeros(d_out, 0))
-    return [adapter.get(name, absent).to(working) for adapter in adapters], dtype
+    return [(f or absent).to(working) for f in found], dtype, first.A.device
 
 
-def _dense(update: LoraFactors | Tensor) -> Tensor:
-    return update.delta() if isinstance(update, LoraFactors) else update
-
-
-def _truncate(update: LoraFactors | Tensor, rank: int) -> LoraFactors:
+def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:
+    """The best approximation of rank at most `rank`, and the share of the norm that was lost."""
     if isinstance(update, LoraFactors):
-        return update if update.rank <= rank else truncate(update, rank)
-    return from_dense(update, rank)
-
-
-def _relative_error(whole: LoraFactors | Tensor, part: LoraFactors | Tensor) -> float:
-    """`‖whole - part‖_F / ‖whole‖_F` in float64, without a dense matrix where both are factors."""
-    if whole is part:
-        return 0.0
-    if isinstance(whole, LoraFactors) and isinstance(part, LoraFactors):
-        norm, rest = _norm(whole), _norm(weighted_sum([_double(whole), _double(part)], [1.0, -1.0]))
-    else:
-        exact = _dense(whole).double()
-        norm, rest = float(exact.norm()), float((exact - _dense(part).double()).norm())
-    return rest / norm if norm else 0.0
-
-
-def _double(factors: LoraFactors) -> LoraFactors:
-    return factors.to(torch.float64)
-
-
-def _norm(factors: LoraFactors) -> float:
-    """`‖s B A‖_F = |s| ‖R_B R_Aᵀ‖_F` from thin QRs: no cancellation, unlike the inner product."""
-    Rb = torch.linalg.qr(factors.B.double(), mode="r").R
-    Ra = torch.linalg.qr(factors.A.double().T, mode="r").R
-    return abs(factors.scaling) * float((Rb @ Ra.T).norm())
+        return (update, 0.0) if update.rank <= rank else truncate_measured(update, rank)
+    part = from_dense(update, rank)
+    whole = update.double()
+    norm = float(whole.norm())
+    lost = float((whole - part.to(torch.float64).delta()).norm())
+    return part, (lost / norm if norm else 0.0)

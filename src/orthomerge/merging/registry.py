@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.factors import LoraFactors
 
-MergeFunction = Callable[..., "LoraFactors | Tensor"]
-"""`function(factors, weights, *, [generator,] **options)`: one layer, pure, adapters in order."""
+Update = LoraFactors | Tensor
+"""One layer's update: in factors where a method keeps them, else dense `[d_out, d_in]`."""
+
+ENTRY_POINTS = "orthomerge.merging_methods"
+"""The group of entry points under which other packages bring merge methods."""
+
+# Parameters a method asks for by name; they are given by `merge_layers` and are no options.
+GIVEN = ("generator", "moments", "fisher")
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """What a method returns that leaves one update a task: the shared one, and each task's own."""
+
+    shared: Update
+    tasks: Sequence[Update]
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """What a method returns that cuts the rank itself: the update, and the share that was lost.
+
+    `error` is `‖whole - update‖ / ‖whole‖` in the norm the method minimises.
+    """
+
+    update: LoraFactors
+    error: float
+
+
+MergeFunction = Callable[..., "Update | PerTask | Truncated"]
+"""`function(factors, weights, *, [generator, moments, fisher,] **options)`: one layer, pure."""
 
 _F = TypeVar("_F", bound=MergeFunction)
 
@@ -23,9 +55,12 @@ _F = TypeVar("_F", bound=MergeFunction)
 class MergeMethod:
     """A registered merge method and what is promised of it.
 
-    `options` are the function's keyword-only parameters with their defaults. `symmetric`: the
-    order of the adapters (each with its weight) does not matter. `random`: the function draws from
-    the generator it is given. `low_rank`: with default options the result is a `LoraFactors`.
+    `options` are the function's keyword-only parameters with their defaults; `open_options`: it
+    passes further ones on to the method named by its option `inner`. `needs` names what it must be
+    given beside the adapters: "moments" (each adapter's statistics), "fisher" (each adapter's
+    diagonal Fisher information). `symmetric`: the order of the adapters (each with its weight) does
+    not matter. `random`: it draws from the generator it is given. `low_rank`: with default options
+    the result is a `LoraFactors`. `per_task`: it returns an update for every task.
     """
 
     name: str
@@ -38,6 +73,9 @@ class MergeMethod:
     symmetric: bool = True
     random: bool = False
     low_rank: bool = False
+    per_task: bool = False
+    needs: tuple[str, ...] = ()
+    open_options: bool = False
 
 
 _METHODS: dict[str, MergeMethod] = {}
@@ -51,10 +89,13 @@ def register(
     paper: str,
     url: str,
     symmetric: bool = True,
-    random: bool = False,
     low_rank: bool = False,
+    per_task: bool = False,
 ) -> Callable[[_F], _F]:
     """Make a function a merge method under `name`; its keyword-only parameters are its options.
+
+    The parameters `generator`, `moments` and `fisher` are no options but what the method asks to
+    be given; one with a `generator` is random.
 
     Raises:
         MergeError: the name is taken.
@@ -64,10 +105,11 @@ def register(
         if name in _METHODS:
             raise MergeError(f"merging method '{name}' is already registered; choose another name.")
         parameters = inspect.signature(function).parameters.values()
+        asked = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         options = {
             p.name: p.default
             for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.name != "generator"
+            if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN
         }
         _METHODS[name] = MergeMethod(
             name,
@@ -78,12 +120,46 @@ def register(
             function,
             MappingProxyType(options),
             symmetric,
-            random,
-            low_rank,
+            random="generator" in asked,
+            low_rank=low_rank,
+            per_task=per_task,
+            needs=tuple(what for what in ("moments", "fisher") if what in asked),
+            open_options=any(p.kind is p.VAR_KEYWORD for p in parameters),
         )
         return function
 
     return add
+
+
+@cache
+def _load_plugins() -> None:
+    """Let installed packages register their methods, once.
+
+    A plugin that fails is left out with a warning that names it: one broken package must not take
+    the other methods away.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            _load(point)
+        except Exception as problem:
+            warnings.warn(
+                f"the merging method '{point.name}' of '{point.value}' was left out: {problem}; "
+                "mend or uninstall that package.",
+                stacklevel=3,
+            )
+
+
+def _load(point: EntryPoint) -> None:
+    """Import an entry point; a plain function is registered under the entry point's name."""
+    found = point.load()
+    if not callable(found):
+        raise TypeError(f"'{point.value}' is not a function")
+    function = cast(MergeFunction, found)
+    if any(method.function is function for method in _METHODS.values()):
+        return  # its own @register has run on import
+    summary = (inspect.getdoc(function) or "A method of another package.").splitlines()[0]
+    source = point.value.split(":")[0]
+    register(name=point.name, title=point.name, summary=summary, paper=source, url="")(function)
 
 
 def get_method(name: str) -> MergeMethod:
@@ -93,10 +169,13 @@ def get_method(name: str) -> MergeMethod:
         UnknownNameError: no such method; the message lists them and names the nearest.
     """
     if name not in _METHODS:
+        _load_plugins()
+    if name not in _METHODS:
         raise unknown_name("merging method", name, _METHODS)
     return _METHODS[name]
 
 
 def list_methods() -> list[MergeMethod]:
-    """All merge methods, in the order of registration."""
+    """All merge methods, in the order of registration, those of other packages last."""
+    _load_plugins()
     return list(_METHODS.values())

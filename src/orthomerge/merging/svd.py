@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orthomerge.factors import LoraFactors, truncate, weighted_sum
+from orthomerge.factors import LoraFactors, truncate_measured, weighted_sum
 from orthomerge.merging.parts.options import check_rank
-from orthomerge.merging.registry import register
+from orthomerge.merging.registry import Truncated, register
 
 
 @register(
@@ -19,7 +19,7 @@ from orthomerge.merging.registry import register
 )
 def svd(
     factors: Sequence[LoraFactors], weights: Sequence[float], *, rank: int | None = None
-) -> LoraFactors:
+) -> Truncated:
     """The rank-k matrix closest in Frobenius norm to `Σ w_i ΔW_i`; k is the largest input rank.
 
     The dense update is never formed: O((d_in + d_out) R² + R³), R = Σ r_i.
@@ -31,4 +31,4 @@ def svd(
     """
     check_rank("rank", rank)
     keep = rank if rank is not None else max(f.rank for f in factors)
-    return truncate(weighted_sum(factors, weights), keep)
+    return Truncated(*truncate_measured(weighted_sum(factors, weights), keep))
