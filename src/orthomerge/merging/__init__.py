@@ -3,9 +3,11 @@
 from orthomerge.merging.merge import (
     MergedLayer,
     MergedUpdate,
+    MergePlan,
     iter_merge,
     layer_seed,
     merge_layers,
+    plan_merge,
 )
 from orthomerge.merging.registry import (
     MergeMethod,
@@ -38,6 +40,7 @@ from orthomerge.merging.core_space import core_space
 
 __all__ = [
     "MergeMethod",
+    "MergePlan",
     "MergedLayer",
     "MergedUpdate",
     "PerTask",
@@ -58,6 +61,7 @@ __all__ = [
     "magnitude_prune",
     "merge_layers",
     "model_stock",
+    "plan_merge",
     "register",
     "sce",
     "slerp",

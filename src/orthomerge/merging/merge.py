@@ -179,21 +179,51 @@ def iter_merge(
             layers whose shapes or devices differ; factors that are not finite; statistics or
             Fisher information that a method needs and does not get.
     """
-    job = _Job(
+    plan = plan_merge(
+        adapters,
+        method=method,
+        weights=weights,
+        layer_weights=layer_weights,
+        seed=seed,
+        rank=rank,
+        statistics=statistics,
+        fisher=fisher,
+        **options,
+    )
+    return _run(plan, max(workers, len(devices)), list(devices), progress)
+
+
+def plan_merge(
+    adapters: Sequence[Mapping[str, LoraFactors]],
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | float | None = None,
+    layer_weights: LayerWeights | None = None,
+    seed: int = 0,
+    rank: int | None = None,
+    statistics: Sequence[HasMoments] | None = None,
+    fisher: Sequence[Mapping[str, Tensor]] | None = None,
+    **options: Any,
+) -> MergePlan:
+    """A merge that was found to be well defined and whose layers are worked out when asked for.
+
+    For those who write layers in an order of their own, as the shards of a full model. Arguments
+    and errors as of `iter_merge`; what concerns one layer is found when it is merged.
+    """
+    return MergePlan(
         adapters, get_method(method), _weights(weights, len(adapters)), layer_weights or {},
         seed, rank, statistics, fisher, options,
     )  # fmt: skip
-    return _run(job, max(workers, len(devices)), list(devices), progress)
 
 
 def _run(
-    job: _Job, workers: int, devices: list[str], progress: Callable[[int, int], None] | None
+    plan: MergePlan, workers: int, devices: list[str], progress: Callable[[int, int], None] | None
 ) -> Iterator[MergedLayer]:
-    total = len(job.names)
+    total = len(plan.names)
     layers = (
-        (job.merge(name, None) for name in job.names)
+        (plan.merge(name) for name in plan.names)
         if workers <= 1 and not devices
-        else _side_by_side(job, workers, devices)
+        else _side_by_side(plan, workers, devices)
     )
     for done, layer in enumerate(layers, start=1):
         if progress is not None:
@@ -201,7 +231,7 @@ def _run(
         yield layer
 
 
-def _side_by_side(job: _Job, workers: int, devices: list[str]) -> Iterator[MergedLayer]:
+def _side_by_side(plan: MergePlan, workers: int, devices: list[str]) -> Iterator[MergedLayer]:
     """The layers in order, `workers` of them at work, and no more than as many waiting."""
     free: SimpleQueue[str | None] = SimpleQueue()
     for number in range(workers):
@@ -210,14 +240,14 @@ def _side_by_side(job: _Job, workers: int, devices: list[str]) -> Iterator[Merge
     def work(name: str) -> MergedLayer:
         device = free.get()
         try:
-            return job.merge(name, device)
+            return plan.merge(name, device)
         finally:
             free.put(device)
 
     waiting: deque[Future[MergedLayer]] = deque()
     with _single_threaded(), ThreadPoolExecutor(workers) as pool:
         try:
-            for name in job.names:
+            for name in plan.names:
                 waiting.append(pool.submit(work, name))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
@@ -239,8 +269,11 @@ def _single_threaded() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Job:
-    """A merge that was found to be well defined, and how one layer of it is done."""
+class MergePlan:
+    """A merge that was found to be well defined, and how one layer of it is done.
+
+    `names` are the layers, the union over the adapters. Made by `plan_merge`.
+    """
 
     def __init__(
         self,
@@ -272,7 +305,7 @@ class _Job:
             method, "fisher", fisher, len(adapters), "give each adapter's Fisher file"
         )
 
-    def merge(self, name: str, device: str | None) -> MergedLayer:
+    def merge(self, name: str, device: str | None = None) -> MergedLayer:
         """One layer, worked out on `device` (where it is, for None)."""
         factors, dtype, home = _gather(name, self._adapters)
         if device is not None:
