@@ -7,7 +7,7 @@ import torch
 
 from orthomerge.errors import MergeError, OrthomergeError
 from orthomerge.factors import LoraFactors
-from orthomerge.merging import layer_seed, merge_layers
+from orthomerge.merging import iter_merge, layer_seed, merge_layers, plan_merge
 
 
 def factors(seed: int, rank: int = 3, d_out: int = 6, d_in: int = 5, scaling: float = 0.5):
@@ -69,6 +69,32 @@ ERRORS = [
         "layer 'v': space 'factors' needs equal ranks, not 2, 3: use space 'delta'.",
     ),
     ([ONE], {"method": "slerp"}, "slerp merges exactly two adapters, not 1"),
+    (
+        [ONE, TWO],
+        {"method": "regmean"},
+        "the method 'regmean' needs statistics: give each adapter's statistics file, in order.",
+    ),
+    ([ONE, TWO], {"method": "fisher"}, "the method 'fisher' needs Fisher information"),
+    ([ONE, TWO], {"method": "fisher", "fisher": [{}]}, "1 of fisher for 2 adapters"),
+    ([ONE], {"method": "fisher", "fisher": [{}]}, "no Fisher information for layer 'q'"),
+    (
+        [ONE],
+        {"method": "fisher", "fisher": [{"q": torch.ones(2, 2), "v": torch.ones(6, 5)}]},
+        "the Fisher information of layer 'q' is [2, 2], the update [6, 5]",
+    ),
+    (
+        [ONE],
+        {"method": "fisher", "fisher": [{"q": -torch.ones(6, 5), "v": torch.ones(6, 5)}]},
+        "has values that are negative or not finite",
+    ),
+    ([ONE], {"layer_weights": {"k$": 1.0}}, "no layer matches 'k$': layers are named as 'q'."),
+    ([ONE], {"layer_weights": {"(": 1.0}}, "'(' is not a regular expression"),
+    (
+        [ONE, TWO],
+        {"layer_weights": {"q": [1.0]}},
+        "1 weights of layers 'q' for 2 adapters: give one weight for each adapter",
+    ),
+    ([ONE], {"method": "tall_masks", "tall_lambda": 0}, "'tall_lambda' must be a number above 0"),
     ([ONE, TWO], {"method": "slerp", "weights": [1, -1]}, "weights that are not negative"),
     ([ONE, TWO], {"method": "model_stock", "weights": [1, -1]}, "that do not sum to zero"),
     (
@@ -167,3 +193,74 @@ def test_mixed_dtypes_promote():
         [{"q": factors(1).to(torch.bfloat16)}, {"q": factors(2).to(torch.float32)}]
     )
     assert merged.dense("q").dtype == torch.float32
+
+
+def test_weights_by_layer_take_the_first_expression_that_matches():
+    merged = merge_layers(
+        [ONE, TWO], weights=[1.0, 1.0], layer_weights={"^q$": [0.5, -2.0], "q|v": [3.0, 0.0]}
+    )
+    q = 0.5 * ONE["q"].delta() - 2.0 * TWO["q"].delta()
+    torch.testing.assert_close(merged.dense("q"), q)
+    torch.testing.assert_close(merged.dense("v"), 3.0 * ONE["v"].delta())
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "svd", "emr"])
+@pytest.mark.parametrize("how", [{"workers": 3}, {"devices": ["cpu", "cpu"]}])
+def test_layers_side_by_side_give_what_one_after_the_other_gives(method, how):
+    many = [{f"layer{i}": factors(10 * a + i) for i in range(9)} for a in range(3)]
+    alone, beside = (merge_layers(many, method=method, **h) for h in ({}, how))
+    assert list(alone.layers) == list(beside.layers)
+    for layer in alone.layers:
+        torch.testing.assert_close(alone.dense(layer), beside.dense(layer))
+
+
+def test_an_error_in_one_layer_ends_a_merge_side_by_side_and_restores_the_threads():
+    before = torch.get_num_threads()
+    many = {f"layer{i}": factors(i) for i in range(9)} | {"wrong": bad(float("nan"))}
+    with pytest.raises(MergeError, match="layer 'wrong' has values that are not finite"):
+        merge_layers([many, {"wrong": bad(1.0)}], workers=2)
+    assert torch.get_num_threads() == before
+
+
+class Lazy(dict):
+    """Counts how often a layer is read."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.read: list[str] = []
+
+    def __getitem__(self, key):
+        self.read.append(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        if key not in self:
+            return default
+        return self[key]
+
+
+def test_layers_stream_and_a_lazy_adapter_is_read_once_a_layer():
+    lazy = [Lazy(ONE), Lazy(TWO)]
+    seen = []
+    stream = iter_merge(lazy, progress=lambda done, total: seen.append((done, total)))
+    assert not lazy[0].read
+    first = next(stream)
+    assert first.name == "q" and lazy[0].read == ["q"] == lazy[1].read
+    assert [layer.name for layer in stream] == ["v"]
+    assert lazy[0].read == ["q", "v"] and seen == [(1, 2), (2, 2)]
+
+
+def test_a_plan_gives_layers_in_any_order_and_is_refused_at_once():
+    plan = plan_merge([ONE, TWO], method="ties", density=0.5)
+    whole = merge_layers([ONE, TWO], method="ties", density=0.5)
+    for name in reversed(plan.names):
+        torch.testing.assert_close(plan.merge(name).update, whole.dense(name))
+    with pytest.raises(OrthomergeError, match="unknown option"):
+        plan_merge([ONE], nonsense=1)
+
+
+def test_an_adapter_finds_its_own_update_where_the_method_leaves_one():
+    shared, own = merge_layers([ONE, TWO]), merge_layers([ONE, TWO], method="emr", rank=2)
+    assert shared.of(1) is shared.layers
+    assert own.of(0) is own.tasks[0] and own.of(0) is not own.layers
+    assert all(isinstance(u, LoraFactors) and u.rank == 2 for u in own.of(1).values())

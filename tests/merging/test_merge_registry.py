@@ -1,6 +1,8 @@
 """The registry of merge methods."""
 
+import ast
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 from orthomerge.errors import MergeError, UnknownNameError
 from orthomerge.merging import MergeMethod, get_method, list_methods, register
+from orthomerge.merging.registry import ENTRY_POINTS
 
 FIRST = ["linear", "cat", "task_arithmetic", "svd", "ties", "dare_linear", "dare_ties"]
 
@@ -47,6 +50,59 @@ def test_a_name_is_registered_once():
     again = register(name="ties", title="", summary="", paper="", url="")
     with pytest.raises(MergeError, match="'ties' is already registered"):
         again(lambda factors, weights: factors[0])
+
+
+PLUGIN = """
+from orthomerge.factors import weighted_sum
+from orthomerge.merging import register
+
+
+def halved(factors, weights, *, by: float = 2.0):
+    \"\"\"The sum, divided.\"\"\"
+    return weighted_sum(factors, [w / by for w in weights])
+
+
+@register(name="declared", title="D", summary="Use it.", paper="Me", url="https://x", low_rank=True)
+def declared(factors, weights):
+    \"\"\"O(1).\"\"\"
+    return factors[0]
+"""
+
+
+def plugin(tmp_path, points: str) -> dict[str, str]:
+    """An installed package, as pip leaves it: a module and its entry points."""
+    (tmp_path / "my_merges.py").write_text(PLUGIN)
+    info = tmp_path / "my_merges-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-merges\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{points}")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def run(code: str, env) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+def test_another_package_brings_a_method_with_one_function(tmp_path):
+    env = plugin(tmp_path, "halved = my_merges:halved\ndeclared = my_merges:declared\n")
+    code = (
+        "from orthomerge.merging import get_method, list_methods;"
+        "m = get_method('halved');"
+        "print(m.summary, dict(m.options), m.paper);"
+        "print([m.name for m in list_methods()][-2:])"
+    )
+    done = run(code, env)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "The sum, divided. {'by': 2.0} my_merges"
+    assert sorted(ast.literal_eval(said[1])) == ["declared", "halved"]
+
+
+def test_a_plugin_that_fails_is_named_and_takes_no_other_method_away(tmp_path):
+    env = plugin(tmp_path, "broken = my_merges:absent\nhalved = my_merges:halved\n")
+    done = run("from orthomerge.merging import get_method; get_method('halved')", env)
+    assert done.returncode == 0, done.stderr
+    assert "the merging method 'broken' of 'my_merges:absent' was left out" in done.stderr
 
 
 def test_merging_imports_neither_peft_nor_transformers():

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.consensus import weighted_total
-from orthomerge.merging.parts.options import check_choice, check_fraction, check_number
-from orthomerge.merging.parts.space import SPACES, combine_in, scale
+from orthomerge.merging.parts.elementwise import elementwise
+from orthomerge.merging.parts.options import check_fraction
 from orthomerge.merging.parts.sparsify import band
-from orthomerge.merging.registry import register
+from orthomerge.merging.registry import Update, register
 
 
 @register(
@@ -31,11 +28,11 @@ def breadcrumbs(
     gamma: float = 0.01,
     lambda_: float = 1.0,
     space: str = "delta",
-) -> LoraFactors | Tensor:
+) -> Update:
     """`λ Σ w_i m_i ⊙ ΔW_i`: m_i drops the `gamma` share of largest entries, keeps `density` next.
 
     What is left, the 1 - density - gamma share of smallest entries, is dropped. Masks are per
-    layer. Dense `[d_out, d_in]`; `space="factors"` does it on A and B apart, with cross terms.
+    layer. Dense `[d_out, d_in]` in the space "delta", factors in the others (see `ties`).
     O(N d_out d_in log(d_out d_in)).
 
     Raises:
@@ -49,10 +46,11 @@ def breadcrumbs(
         raise MergeError(
             f"options 'density' and 'gamma' must sum to at most 1, not {density} + {gamma}."
         )
-    check_number("lambda_", lambda_)
-    check_choice("space", space, SPACES)
-
-    def combine(updates: Tensor, w: Tensor) -> Tensor:
-        return weighted_total(torch.stack([band(update, density, gamma) for update in updates]), w)
-
-    return scale(combine_in(space, factors, weights, combine), lambda_)
+    return elementwise(
+        factors,
+        weights,
+        sparsify=lambda update: band(update, density, gamma),
+        consensus=weighted_total,
+        space=space,
+        lambda_=lambda_,
+    )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from orthomerge.factors import LoraFactors
-from orthomerge.merging.parts.consensus import SIGN_METHODS, elect_and_mean, weighted_total
-from orthomerge.merging.parts.options import check_choice, check_fraction, check_number
-from orthomerge.merging.parts.space import SPACES, combine_in, scale
+from orthomerge.merging.parts.consensus import elect_and_mean, weighted_total
+from orthomerge.merging.parts.elementwise import elementwise
+from orthomerge.merging.parts.options import check_fraction
 from orthomerge.merging.parts.sparsify import random_drop
-from orthomerge.merging.registry import register
+from orthomerge.merging.registry import Update, register
 
 _PAPER = "Yu et al. 2024, Language Models are Super Mario"
 _URL = "https://arxiv.org/abs/2311.03099"
@@ -33,11 +32,11 @@ def dare_linear(
     generator: torch.Generator | None = None,
     density: float = 0.5,
     space: str = "delta",
-) -> LoraFactors | Tensor:
+) -> Update:
     """`Σ w_i M_i ⊙ ΔW_i / density`, the masks M_i of independent draws with P(1) = density.
 
-    The expectation is the linear merge. Dense `[d_out, d_in]`; `space="factors"` does it on A and
-    B apart, as PEFT does, with cross terms. Draws are made adapter by adapter, A before B; the
+    The expectation is the linear merge. Dense `[d_out, d_in]` in the space "delta", factors in the
+    others (see `ties`). Draws are made adapter by adapter, A before B; the
     paper's drop rate is 1 - density. O(N d_out d_in).
 
     Raises:
@@ -46,13 +45,13 @@ def dare_linear(
     Source: Yu et al. 2024, arXiv 2311.03099.
     """
     check_fraction("density", density)
-    check_choice("space", space, SPACES)
-
-    def combine(updates: Tensor, w: Tensor) -> Tensor:
-        dropped = torch.stack([random_drop(update, density, generator) for update in updates])
-        return weighted_total(dropped, w)
-
-    return combine_in(space, factors, weights, combine)
+    return elementwise(
+        factors,
+        weights,
+        sparsify=lambda update: random_drop(update, density, generator),
+        consensus=weighted_total,
+        space=space,
+    )
 
 
 @register(
@@ -72,12 +71,12 @@ def dare_ties(
     majority_sign_method: str = "total",
     lambda_: float = 1.0,
     space: str = "delta",
-) -> LoraFactors | Tensor:
+) -> Update:
     """TIES with DARE's random mask in place of the trim: `λ · mean over agreeing i`.
 
     Each entry is kept with probability `density` and divided by it; then signs are elected and
-    those that agree averaged, as in `ties`. Dense `[d_out, d_in]`; `space="factors"` does it on A
-    and B apart, as PEFT does, with cross terms. O(N d_out d_in).
+    those that agree averaged, as in `ties`. Dense `[d_out, d_in]` in the space "delta", factors
+    in the others. O(N d_out d_in).
 
     Raises:
         MergeError: an option value out of its range.
@@ -85,12 +84,11 @@ def dare_ties(
     Source: Yu et al. 2024, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708.
     """
     check_fraction("density", density)
-    check_choice("majority_sign_method", majority_sign_method, SIGN_METHODS)
-    check_number("lambda_", lambda_)
-    check_choice("space", space, SPACES)
-
-    def combine(updates: Tensor, w: Tensor) -> Tensor:
-        dropped = torch.stack([random_drop(update, density, generator) for update in updates])
-        return elect_and_mean(dropped, w, majority_sign_method)
-
-    return scale(combine_in(space, factors, weights, combine), lambda_)
+    return elementwise(
+        factors,
+        weights,
+        sparsify=lambda update: random_drop(update, density, generator),
+        consensus=elect_and_mean(majority_sign_method),
+        space=space,
+        lambda_=lambda_,
+    )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors
-from orthomerge.merging.parts.consensus import SIGN_METHODS, elect_and_mean
-from orthomerge.merging.parts.options import check_choice, check_fraction, check_number
-from orthomerge.merging.parts.space import SPACES, combine_in, scale
-from orthomerge.merging.parts.sparsify import magprune
-from orthomerge.merging.registry import register
+from orthomerge.merging.parts.consensus import elect_and_mean
+from orthomerge.merging.parts.elementwise import elementwise
+from orthomerge.merging.parts.options import check_fraction
+from orthomerge.merging.parts.sparsify import check_epsilon, magprune
+from orthomerge.merging.registry import Update, register
 
 
 @register(
@@ -34,12 +32,12 @@ def della(
     majority_sign_method: str = "total",
     lambda_: float = 1.0,
     space: str = "delta",
-) -> LoraFactors | Tensor:
+) -> Update:
     """`λ · mean over agreeing i of w_i magprune(ΔW_i)`, the sign of each entry elected by all.
 
     In each row an entry is kept with a probability that runs, by rank of magnitude, from
     density - ε/2 (smallest) to density + ε/2 (largest), and divided by it; density 1 keeps all.
-    Dense `[d_out, d_in]`; `space="factors"` does it on A and B apart, with cross terms.
+    Dense `[d_out, d_in]` in the space "delta", factors in the others (see `ties`).
     O(N d_out d_in log d_in).
 
     Raises:
@@ -48,18 +46,12 @@ def della(
     Source: Deep et al. 2024, arXiv 2406.11617.
     """
     check_fraction("density", density)
-    check_fraction("epsilon", epsilon, zero=True)
-    if density < 1 and not (density - epsilon / 2 > 0 and density + epsilon / 2 <= 1):
-        raise MergeError(
-            f"option 'epsilon' must keep density ± epsilon/2 within (0, 1], not {epsilon} "
-            f"at density {density}."
-        )
-    check_choice("majority_sign_method", majority_sign_method, SIGN_METHODS)
-    check_number("lambda_", lambda_)
-    check_choice("space", space, SPACES)
-
-    def combine(updates: Tensor, w: Tensor) -> Tensor:
-        pruned = torch.stack([magprune(update, density, epsilon, generator) for update in updates])
-        return elect_and_mean(pruned, w, majority_sign_method)
-
-    return scale(combine_in(space, factors, weights, combine), lambda_)
+    check_epsilon(density, epsilon)
+    return elementwise(
+        factors,
+        weights,
+        sparsify=lambda update: magprune(update, density, epsilon, generator),
+        consensus=elect_and_mean(majority_sign_method),
+        space=space,
+        lambda_=lambda_,
+    )

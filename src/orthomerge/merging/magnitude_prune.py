@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.consensus import weighted_total
-from orthomerge.merging.parts.options import check_choice, check_fraction
-from orthomerge.merging.parts.space import SPACES, combine_in
+from orthomerge.merging.parts.elementwise import elementwise
+from orthomerge.merging.parts.options import check_fraction
 from orthomerge.merging.parts.sparsify import trim
-from orthomerge.merging.registry import register
+from orthomerge.merging.registry import Update, register
 
 
 @register(
@@ -28,7 +25,7 @@ def magnitude_prune(
     *,
     density: float = 0.5,
     space: str = "delta",
-) -> LoraFactors | Tensor:
+) -> Update:
     """`Σ w_i trim(ΔW_i)`: each update keeps its `density` share of largest entries.
 
     Dense `[d_out, d_in]`; `space="factors"` does it on A and B apart, as PEFT does, with cross
@@ -40,9 +37,10 @@ def magnitude_prune(
     Source: PEFT, `peft.utils.merge_utils.magnitude_prune`.
     """
     check_fraction("density", density)
-    check_choice("space", space, SPACES)
-
-    def combine(updates: Tensor, w: Tensor) -> Tensor:
-        return weighted_total(torch.stack([trim(update, density) for update in updates]), w)
-
-    return combine_in(space, factors, weights, combine)
+    return elementwise(
+        factors,
+        weights,
+        sparsify=lambda update: trim(update, density),
+        consensus=weighted_total,
+        space=space,
+    )

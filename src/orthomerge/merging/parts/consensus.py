@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from orthomerge.merging.parts.options import check_choice
 
 SIGN_METHODS = ("total", "frequency")
 
@@ -41,7 +45,27 @@ def disjoint_mean(
 
 
 def elect_and_mean(
-    updates: Float[Tensor, "n ..."], weights: Float[Tensor, " n"], method: str
-) -> Float[Tensor, " ..."]:
-    """Elect a sign at each place from the unweighted updates, then the weighted disjoint mean."""
-    return disjoint_mean(updates, weights, majority_sign(updates, method))
+    method: str,
+) -> Callable[[Float[Tensor, "n ..."], Float[Tensor, " n"]], Float[Tensor, " ..."]]:
+    """Elect a sign at each place from the unweighted updates, then the weighted disjoint mean.
+
+    Raises:
+        MergeError: not one of the two ways to elect.
+    """
+    check_choice("majority_sign_method", method, SIGN_METHODS)
+    return lambda updates, weights: disjoint_mean(updates, weights, majority_sign(updates, method))
+
+
+def energy_weighted(
+    updates: Float[Tensor, "n rows columns"], weights: Float[Tensor, " n"]
+) -> Float[Tensor, "rows columns"]:
+    """`Σ η_i w_i ΔW_i / Σ η_i` over those that agree with the sign of `Σ w_i ΔW_i`.
+
+    `η_i = ‖w_i ΔW_i‖²`: the calculate and erase steps of SCE (Wan et al. 2024, arXiv 2408.07990).
+    O(N · n).
+    """
+    weighted = weights[:, None, None] * updates
+    energy = weighted.square().sum(dim=(1, 2), keepdim=True)
+    coefficients = energy * majority_sign(weighted, "total")
+    total = coefficients.sum(dim=0)
+    return (coefficients * weighted).sum(dim=0) / torch.where(total == 0, 1.0, total)

@@ -33,6 +33,16 @@ def check_number(name: str, value: float) -> None:
         raise MergeError(f"option '{name}' must be a finite number, not {value!r}.")
 
 
+def check_positive(name: str, value: float) -> None:
+    """A finite number above 0.
+
+    Raises:
+        MergeError: it is not.
+    """
+    if not _is_number(value) or value <= 0:
+        raise MergeError(f"option '{name}' must be a number above 0, not {value!r}.")
+
+
 def check_rank(name: str, value: int | None) -> None:
     """None, or a whole number of at least 1.
 

@@ -1,4 +1,4 @@
-"""Where an elementwise method works: on the dense update, or on A and B apart."""
+"""Where a method works: on the dense updates, on A and B apart, or in a basis adapters share."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.factors import LoraFactors
+from orthomerge.merging.parts.lowrank import column_basis, nonzero, numerical_rank, zero_like
 from orthomerge.merging.parts.options import LayerProblem
+from orthomerge.merging.registry import Update
 
-SPACES = ("delta", "factors")
+SPACES = ("delta", "factors", "knots", "core")
 
 Combine = Callable[[Float[Tensor, "n rows columns"], Float[Tensor, " n"]], Tensor]
 
 
 def combine_in(
     space: str, factors: Sequence[LoraFactors], weights: Sequence[float], combine: Combine
-) -> LoraFactors | Tensor:
+) -> Update:
     """Apply `combine(stacked updates, weights)` in the space asked for.
 
     - "delta": on the dense updates `ΔW_i = s_i B_i A_i`: what the papers define. O(N d_out d_in).
     - "factors": on the A_i with weights `sign(w_i s_i) √|w_i s_i|` and on the B_i with
       `√|w_i s_i|`, as PEFT's `add_weighted_adapter` does. The product of the two results has cross
       terms `B_i A_j`, i ≠ j, that belong to no adapter: O(N r (d_in + d_out)), an approximation.
+    - "knots": on the `Σ V_iᵀ` of `[ΔW_1 ... ΔW_N] = U Σ [V_1ᵀ ... V_Nᵀ]`, one basis U of outputs
+      for all (Stoica et al. 2025, arXiv 2410.19735). O((d_out + N d_in) R²), R = Σ r_i.
+    - "core": on the `M_i = Uᵀ ΔW_i V`, of size at most R, in a basis shared on both sides
+      (Panariello et al. 2025, arXiv 2509.17786). O((d_in + d_out) R² + N R²).
+
+    The last two represent every update exactly and return factors; a linear `combine` gives the
+    same sum in them as in "delta".
 
     Raises:
         LayerProblem: "factors" and the ranks differ (an absent layer has any rank).
@@ -32,22 +41,98 @@ def combine_in(
     if space == "delta":
         deltas = torch.stack([f.delta() for f in factors])
         return combine(deltas, deltas.new_tensor(weights))
-    ranks = sorted({f.rank for f in factors if f.rank})
-    if len(ranks) > 1:
-        raise LayerProblem(
-            f"space 'factors' needs equal ranks, not {', '.join(map(str, ranks))}: "
-            "use space 'delta'."
-        )
-    rank = ranks[0] if ranks else 0
-    A = torch.stack([f.A if f.rank else f.A.new_zeros(rank, f.A.shape[1]) for f in factors])
-    B = torch.stack([f.B if f.rank else f.B.new_zeros(f.B.shape[0], rank) for f in factors])
+    if space == "factors":
+        return _combine_factors(factors, weights, combine)
+    present, kept = nonzero(factors, weights)
+    if not present:
+        return zero_like(factors[0])
+    if space == "knots":
+        U, rows = knots_coordinates(present)
+        merged = combine(rows, rows.new_tensor(kept))
+        return LoraFactors(merged.to(factors[0].A), U.to(factors[0].B), 1.0)
+    U, V = core_bases(present)
+    core = torch.stack([f.delta() for f in core_factors(present, U, V)])
+    return lift(combine(core, core.new_tensor(kept)), U, V, factors[0])
+
+
+def _combine_factors(
+    factors: Sequence[LoraFactors], weights: Sequence[float], combine: Combine
+) -> LoraFactors:
+    A, B = stacked_factors(factors, "space 'factors'", "use space 'delta'")
     both = A.new_tensor([w * f.scaling for f, w in zip(factors, weights, strict=True)])
     root = both.abs().sqrt()
     signed = torch.where(both >= 0, root, -root)
     return LoraFactors(combine(A, signed), combine(B, root), 1.0)
 
 
-def scale(update: LoraFactors | Tensor, by: float) -> LoraFactors | Tensor:
+def stacked_factors(
+    factors: Sequence[LoraFactors], what: str, way: str
+) -> tuple[Float[Tensor, "n r d_in"], Float[Tensor, "n d_out r"]]:
+    """The A_i and the B_i of one rank, each in one tensor; an absent layer is zero of that rank.
+
+    `what` needs that, and `way` is the way out, in the error's words.
+
+    Raises:
+        LayerProblem: the ranks differ.
+    """
+    ranks = sorted({f.rank for f in factors if f.rank})
+    if len(ranks) > 1:
+        raise LayerProblem(f"{what} needs equal ranks, not {', '.join(map(str, ranks))}: {way}.")
+    rank = ranks[0] if ranks else 0
+    A = torch.stack([f.A if f.rank else f.A.new_zeros(rank, f.A.shape[1]) for f in factors])
+    B = torch.stack([f.B if f.rank else f.B.new_zeros(f.B.shape[0], rank) for f in factors])
+    return A, B
+
+
+def knots_coordinates(
+    factors: Sequence[LoraFactors],
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "n k d_in"]]:
+    """U and the `Σ V_iᵀ` of the joint SVD `[ΔW_1 ... ΔW_N] = U Σ [V_1ᵀ ... V_Nᵀ]`, in float64.
+
+    The SVD is taken on a QR of the stacked B, and from a Gram matrix's size alone: neither the
+    dense updates nor their concatenation are factored. O(d_out R² + N d_in r R + R³).
+    """
+    Q, R = torch.linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
+    blocks = torch.cat(
+        [
+            r @ f.A.double()
+            for r, f in zip(R.split([f.rank for f in factors], 1), factors, strict=True)
+        ],
+        dim=1,
+    )
+    # The wide [R, N d_in] matrix is reduced to a square one before its SVD.
+    P, s, _ = torch.linalg.svd(torch.linalg.qr(blocks.T, mode="r").R.T, full_matrices=False)
+    k = numerical_rank(s, max(factors[0].shape), factors[0].A.dtype)
+    rows = torch.stack((P[:, :k].T @ blocks).split(factors[0].shape[1], dim=1))
+    return Q @ P[:, :k], rows
+
+
+def core_bases(
+    factors: Sequence[LoraFactors],
+) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in l"]]:
+    """U and V: the singular vectors of the stacked B_i and of the stacked A_i, in float64."""
+    U = column_basis(torch.cat([f.B for f in factors], dim=1))
+    V = column_basis(torch.cat([f.A for f in factors], dim=0).T)
+    return U, V
+
+
+def core_factors(
+    factors: Sequence[LoraFactors], U: Float[Tensor, "d_out k"], V: Float[Tensor, "d_in l"]
+) -> list[LoraFactors]:
+    """Every update in the two bases, `Uᵀ ΔW_i V = s_i (Uᵀ B_i) (A_i V)`, as factors."""
+    return [LoraFactors(f.A.double() @ V, U.T @ f.B.double(), f.scaling) for f in factors]
+
+
+def lift(
+    core: Update, U: Float[Tensor, "d_out k"], V: Float[Tensor, "d_in l"], like: LoraFactors
+) -> LoraFactors:
+    """`U M Vᵀ` as factors in the dtype of `like`."""
+    if isinstance(core, LoraFactors):
+        return LoraFactors((core.A @ V.T).to(like.A), (U @ core.B).to(like.B), core.scaling)
+    return LoraFactors(V.T.to(like.A), (U @ core).to(like.B), 1.0)
+
+
+def scale(update: Update, by: float) -> Update:
     """The update times a number."""
     if isinstance(update, LoraFactors):
         return LoraFactors(update.A, update.B, update.scaling * by)

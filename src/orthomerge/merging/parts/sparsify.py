@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge.errors import MergeError
+from orthomerge.merging.parts.options import check_fraction
+
 
 def trim(update: Float[Tensor, " ..."], density: float) -> Float[Tensor, " ..."]:
     """Keep the ⌊density · n⌋ entries of largest magnitude, zero the others. O(n log n).
@@ -74,3 +77,17 @@ def magprune(
     steps = max(update.shape[1] - 1, 1)
     keep = density + epsilon * (ranks / steps - 0.5)
     return update * bernoulli(keep, generator).to(update) / keep.to(update)
+
+
+def check_epsilon(density: float, epsilon: float) -> None:
+    """The width of `magprune`'s keep probabilities: they must stay within (0, 1].
+
+    Raises:
+        MergeError: they do not, or epsilon is not in [0, 1].
+    """
+    check_fraction("epsilon", epsilon, zero=True)
+    if density < 1 and not (density - epsilon / 2 > 0 and density + epsilon / 2 <= 1):
+        raise MergeError(
+            f"option 'epsilon' must keep density ± epsilon/2 within (0, 1], not {epsilon} "
+            f"at density {density}."
+        )
