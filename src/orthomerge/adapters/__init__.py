@@ -12,12 +12,11 @@ from orthomerge.adapters.constrain import (
 from orthomerge.adapters.files import (
     HEADS,
     Adapter,
-    as_factors,
     read_adapter,
     read_head,
     require_same_base,
-    write_adapter,
 )
+from orthomerge.adapters.heads import POLICIES
 from orthomerge.adapters.initialise import (
     captured,
     check_statistics,
@@ -29,11 +28,13 @@ from orthomerge.adapters.initialise import (
 )
 from orthomerge.adapters.merge import merge_adapters, save_merged
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
+from orthomerge.adapters.write import as_factors
 
 __all__ = [
     "CONSTRAINTS",
     "HEADS",
     "KEPT_OUT",
+    "POLICIES",
     "SHARE",
     "Adapter",
     "Directions",
@@ -57,5 +58,4 @@ __all__ = [
     "save_merged",
     "save_start",
     "unit_rows",
-    "write_adapter",
 ]

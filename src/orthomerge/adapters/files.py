@@ -1,208 +1,207 @@
-"""PEFT adapter folders: read into factors, written from factors. Only safetensors is read."""
+"""PEFT adapter folders read into factors, a layer at a time. Only safetensors is read."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge.adapters.base import BaseWeights, dora_update
+from orthomerge.adapters.hub import locate_adapter
+from orthomerge.adapters.kinds import LayerKeys, check_kind, sort_keys
+from orthomerge.adapters.tensors import LazyTensors, read_shapes, read_tensors
 from orthomerge.errors import AdapterError
-from orthomerge.factors import LoraFactors, from_dense
-from orthomerge.files import atomic_path, file_sha256, slug, write_json
+from orthomerge.factors import LoraFactors
+from orthomerge.files import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 HEADS, HEAD = "heads", ".safetensors"
-PREFIX = "base_model.model."
-_FACTOR = re.compile(rf"^{re.escape(PREFIX)}(?P<layer>.+)\.lora_(?P<which>[AB])\.weight$")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in memory.
+    """A LoRA adapter, in memory or in its file.
 
-    `layers` maps a layer's name in the base model to its factors; `modules` holds the weights of
-    `modules_to_save` (the head) by name; `config` is `adapter_config.json` as it stands.
+    `layers` maps a layer's name in the base model to its factors; one that was read from a folder
+    reads a layer when it is asked for and keeps none. `modules` holds the weights of
+    `modules_to_save` (the head) by name, as lazily; `biases` those that `lora_bias` adds to a
+    layer's output, scaling included; `embeddings` are the layers that are embeddings, whose update
+    is `[dim, vocabulary]`; `config` is `adapter_config.json` as it stands; `source` is what the
+    user called it, or the hub's id and commit.
     """
 
     name: str
-    layers: dict[str, LoraFactors]
-    modules: dict[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, LoraFactors]
+    modules: Mapping[str, Tensor] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     sha256: str | None = None
+    biases: Mapping[str, Float[Tensor, " d_out"]] = field(default_factory=dict)
+    embeddings: frozenset[str] = frozenset()
+    source: str | None = None
 
     @property
     def base_model(self) -> str | None:
         """The base model the adapter says it belongs to."""
         return self.config.get("base_model_name_or_path")
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape (d_out, d_in) of every layer's update, without reading a layer."""
+        if isinstance(self.layers, LazyLayers):
+            return self.layers.shapes
+        return {name: factors.shape for name, factors in self.layers.items()}
 
-def read_adapter(path: str | Path) -> Adapter:
-    """Read a PEFT LoRA folder. Scaling follows rank and alpha patterns and rsLoRA.
+    @property
+    def called(self) -> str:
+        """What an error calls it."""
+        return self.source or str(self.path or self.name)
+
+
+class LazyLayers(Mapping[str, LoraFactors]):
+    """The layers of an adapter's file, each read when it is asked for; none is kept."""
+
+    def __init__(
+        self,
+        path: Path,
+        layers: Mapping[str, LayerKeys],
+        base: BaseWeights | None = None,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        self._path, self._layers, self._base, self._transposed = path, layers, base, transposed
+        self.shapes = {name: keys.shape for name, keys in layers.items()}
+
+    def __getitem__(self, name: str) -> LoraFactors:
+        keys = self._layers[name]
+        wanted = [keys.A, keys.B, *([keys.magnitude] if keys.magnitude else [])]
+        A, B, *magnitude = read_tensors(self._path, wanted)
+        if not (A.is_floating_point() and B.is_floating_point()):
+            raise AdapterError(
+                f"layer '{name}' of '{self._path}' is {str(A.dtype).removeprefix('torch.')}: only "
+                "floating-point factors can be merged."
+            )
+        factors = LoraFactors(A, B.to(A.dtype), keys.scaling)
+        if not magnitude:
+            return factors
+        assert self._base is not None
+        weight = self._base.weight(name, keys.shape, transposed=keys.embedding or self._transposed)
+        return dora_update(factors, magnitude[0], weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers
+
+
+def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
+    """Open a PEFT LoRA folder, or the hub's `org/name` or `org/name@revision`.
+
+    Names and shapes are read now, tensors when they are asked for. Scaling follows rank and alpha
+    patterns and rsLoRA. DoRA needs the base model's weights: `base`, a folder or an id, or else
+    the one its configuration names.
 
     Raises:
-        AdapterError: no adapter there, pickled weights, a kind that is not LoRA (or DoRA), or
-            factors that do not pair up.
+        AdapterError: no adapter there, pickled weights, a file that was cut, a kind whose update
+            is not `B A` or DoRA's, factors that do not pair up or fit, or DoRA without its base.
     """
-    path = Path(path)
-    config_file, weights = path / CONFIG, path / WEIGHTS
-    if not config_file.is_file():
-        raise AdapterError(f"no adapter at '{path}': it has no {CONFIG}.")
+    folder, name, source = locate_adapter(path)
+    config, weights = _config(folder, source), folder / WEIGHTS
+    check_kind(config, source)
     if not weights.is_file():
-        if (path / "adapter_model.bin").is_file():
+        if (folder / "adapter_model.bin").is_file():
             raise AdapterError(
-                f"'{path}' holds pickled weights (adapter_model.bin), which are never read: load "
+                f"'{source}' holds pickled weights (adapter_model.bin), which are never read: load "
                 "it once in PEFT and save it again with save_pretrained to get safetensors."
             )
-        raise AdapterError(f"no adapter at '{path}': it has no {WEIGHTS}.")
+        raise AdapterError(f"no adapter at '{source}': it has no {WEIGHTS}.")
+    shapes = read_shapes(weights)
+    layers, modules = sort_keys(shapes, config, source)
+    biases = {n: keys.bias for n, keys in layers.items() if keys.bias}
+    return Adapter(
+        name,
+        LazyLayers(
+            weights,
+            layers,
+            _base_of(config, base, source) if config.get("use_dora") else None,
+            transposed=bool(config.get("fan_in_fan_out")),
+        ),
+        LazyTensors(weights, modules, shapes),
+        config,
+        folder,
+        file_sha256(weights),
+        {
+            n: bias * layers[n].scaling
+            for n, bias in zip(biases, read_tensors(weights, biases.values()), strict=True)
+        },
+        frozenset(n for n, keys in layers.items() if keys.embedding),
+        source,
+    )
+
+
+def _config(folder: Path, source: str) -> dict[str, Any]:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise AdapterError(f"no adapter at '{source}': it has no {CONFIG}.")
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        tensors = load_file(weights)
-    except (ValueError, SafetensorError, OSError) as problem:
-        raise AdapterError(f"'{path}' cannot be read as an adapter: {problem}.") from problem
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"'{path}' is of type {kind}: only LoRA adapters can be merged.")
-    if config.get("use_dora"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise AdapterError(f"'{file}' cannot be read as JSON: {problem}.") from problem
+    if not isinstance(config, dict):
+        raise AdapterError(f"'{file}' is no adapter's configuration: save the adapter again.")
+    return config
+
+
+def _base_of(config: Mapping[str, Any], base: str | None, source: str) -> BaseWeights:
+    named = base or config.get("base_model_name_or_path")
+    try:
+        if not named:
+            raise AdapterError("its configuration names none")
+        return BaseWeights(named)
+    except AdapterError as problem:
         raise AdapterError(
-            f"'{path}' is a DoRA adapter, whose update is not B A alone: merge it into its base "
-            "with PEFT's merge_and_unload, or train it without use_dora."
-        )
-    halves: dict[str, dict[str, Tensor]] = {}
-    modules: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        match = _FACTOR.match(key)
-        if match:
-            halves.setdefault(match["layer"], {})[match["which"]] = tensor
-        elif ".lora_" in key:
-            raise AdapterError(
-                f"'{path}' holds '{key}', which is not a factor of a linear layer: adapters with "
-                "embeddings or biases of LoRA cannot be merged yet."
-            )
-        else:
-            modules[key.removeprefix(PREFIX)] = tensor
-    layers: dict[str, LoraFactors] = {}
-    for layer, pair in halves.items():
-        if set(pair) != {"A", "B"}:
-            raise AdapterError(
-                f"layer '{layer}' of '{path}' has only lora_{next(iter(pair))}: it was cut."
-            )
-        layers[layer] = LoraFactors(pair["A"], pair["B"], _scaling(config, layer))
-    if not layers:
-        raise AdapterError(
-            f"'{path}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
-        )
-    return Adapter(path.name, layers, modules, config, path, file_sha256(weights))
+            f"'{source}' is a DoRA adapter, whose update needs the base model's weights "
+            f"({str(problem).rstrip('.')}): name the base's folder with --base (base=...)."
+        ) from problem
 
 
-def _scaling(config: Mapping[str, Any], layer: str) -> float:
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), layer), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), layer), config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -> None:
+    """Refuse adapters of different base models, by the base's name and by the layers' shapes.
 
-
-def require_same_base(adapters: list[Adapter]) -> None:
-    """Refuse adapters of different base models.
+    With a `base` the user vouches for the names; different target modules are no difference.
 
     Raises:
-        AdapterError: two adapters name different bases, or share no layer.
+        AdapterError: two adapters name different bases, or a layer has two shapes.
     """
     first = adapters[0]
-    for other in adapters[1:]:
-        if first.base_model and other.base_model and first.base_model != other.base_model:
+    seen: dict[str, tuple[Adapter, tuple[int, int]]] = {}
+    for other in adapters:
+        if not base and first.base_model and other.base_model not in (None, "", first.base_model):
             raise AdapterError(
-                f"'{first.path or first.name}' belongs to '{first.base_model}' and "
-                f"'{other.path or other.name}' to '{other.base_model}': only adapters of one base "
-                "model can be merged."
+                f"'{first.called}' belongs to '{first.base_model}' and '{other.called}' to "
+                f"'{other.base_model}': only adapters of one base model can be merged; where both "
+                "names mean one model, say which with --base (base=...)."
             )
-        if not set(first.layers) & set(other.layers):
-            raise AdapterError(
-                f"'{first.path or first.name}' and '{other.path or other.name}' share no layer: "
-                "they were trained on different models or targets."
-            )
+        for layer, shape in other.shapes.items():
+            known, expected = seen.setdefault(layer, (other, shape))
+            if shape != expected:
+                raise AdapterError(
+                    f"layer '{layer}' is {list(expected)} in '{known.called}' and {list(shape)} in "
+                    f"'{other.called}': merge adapters of the same base model."
+                )
 
 
-def as_factors(update: LoraFactors | Tensor, rank: int | None = None) -> LoraFactors:
-    """A merged layer as factors: as it is, or the (best rank-`rank`) factors of a dense update."""
-    return update if isinstance(update, LoraFactors) else from_dense(update, rank)
-
-
-def write_adapter(
-    path: str | Path,
-    layers: Mapping[str, LoraFactors],
-    *,
-    base_model: str | None,
-    modules: Mapping[str, Tensor] | None = None,
-    modules_to_save: list[str] | None = None,
-    task_type: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
-    readme: str | None = None,
-) -> Path:
-    """Write factors as an ordinary PEFT folder that loads with `PeftModel.from_pretrained`.
-
-    The scaling goes into B (alpha = r). Ranks may differ by layer (`rank_pattern`). `extra` maps
-    further JSON files of the folder to their content; `heads` are written to `heads/<name>`.
-    """
-    path = Path(path)
-    ranks = {name: f.rank for name, f in layers.items()}
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
-    odd = {name: r for name, r in ranks.items() if r != common}
-    config = LoraConfig(
-        r=common,
-        lora_alpha=common,
-        rank_pattern=odd,
-        alpha_pattern=dict(odd),
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in layers})
-        if _ends_suffice(layers)
-        else sorted(layers),
-        modules_to_save=modules_to_save,
-        task_type=task_type,
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    )
-    tensors: dict[str, Tensor] = {}
-    for name, item in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = item.A.contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = (item.B * item.scaling).contiguous()
-    for name, tensor in (modules or {}).items():
-        tensors[PREFIX + name] = tensor.contiguous()
-    with atomic_path(path) as folder:
-        folder.mkdir()
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
-        for name, content in (extra or {}).items():
-            write_json(folder / name, content)
-        for name, head in (heads or {}).items():
-            (folder / HEADS).mkdir(exist_ok=True)
-            save_file(
-                {k: v.contiguous() for k, v in head.items()}, folder / HEADS / f"{slug(name)}{HEAD}"
-            )
-        if readme is not None:
-            (folder / "README.md").write_text(readme, encoding="utf-8")
-    return path
-
-
-def _ends_suffice(layers: Mapping[str, Any]) -> bool:
-    """Whether naming the last parts of the layer names adapts these layers in every block."""
-    ends = {name.rsplit(".", 1)[-1] for name in layers}
-    blocks = {re.sub(rf"\.({'|'.join(map(re.escape, ends))})$", "", n) for n in layers}
-    return len(layers) == len(ends) * len(blocks)
-
-
-def read_head(path: str | Path) -> dict[str, Tensor]:
+def read_head(path: str | Path) -> Mapping[str, Tensor]:
     """A task's head, from a `heads/<task>.safetensors` or from the task's own adapter folder.
 
     Raises:
@@ -213,7 +212,5 @@ def read_head(path: str | Path) -> dict[str, Tensor]:
         return read_adapter(path).modules
     if path.suffix != HEAD or not path.is_file():
         raise AdapterError(f"no head at '{path}': name an adapter folder or a {HEAD} file.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise AdapterError(f"'{path}' cannot be read as a head: {problem}.") from problem
+    shapes = read_shapes(path)
+    return LazyTensors(path, {name: name for name in shapes}, shapes)

@@ -119,9 +119,9 @@ def _solve_all(
 def rows_of(adapters: Sequence[Adapter], layer: str) -> torch.Tensor | None:
     """The rows of all adapters' `A` at a layer, which adapters name below their head model."""
     rows = [
-        factors.A
+        adapter.layers[name].A
         for adapter in adapters
-        for name, factors in adapter.layers.items()
+        for name in adapter.layers
         if name == layer or name.endswith(f".{layer}")
     ]
     return torch.cat([r.double() for r in rows]) if rows else None

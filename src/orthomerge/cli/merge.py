@@ -1,22 +1,36 @@
-"""`orthomerge merge` and `orthomerge methods`."""
+"""`orthomerge merge`, `orthomerge methods` and `orthomerge tasks`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._app import app, err, out, parse_numbers, parse_options, print_json
+from orthomerge.errors import RecipeError
 
 
 @app.command()
 def merge(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT adapter folders, in order.")],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     method: Annotated[str, typer.Option(help="A name of 'orthomerge methods'.")] = "linear",
     weights: Annotated[
-        str | None, typer.Option(help="One a adapter or one for all, as 1,1,0.5; default 1.")
+        str | None,
+        typer.Option(help="One an adapter or one for all, as 1,1,0.5 or =-1,1; default 1."),
+    ] = None,
+    layer_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights of the layers a regular expression finds, as 'layer.[0-5].=0.5' or "
+            "'query=1,0.5'; repeat, the first that finds a layer decides."
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
@@ -24,7 +38,31 @@ def merge(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Rank of the result; default what the method gives.")
     ] = None,
+    heads: Annotated[
+        str,
+        typer.Option(help="Task heads: 'keep' apart by task, 'average' into the result, 'refuse'."),
+    ] = "keep",
+    stats: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Statistics of each adapter's task, in order, for methods that need moments."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model, for DoRA and where adapters call it by several names; default "
+            "what they name."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Layers merged side by side.")] = 1,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Device that takes layers, as cuda:0; repeat.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Merge LoRA adapters of one base model into one adapter, straight from their factors.
@@ -32,37 +70,118 @@ def merge(
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
     """
     from orthomerge.adapters import merge_adapters
-    from orthomerge.factors import LoraFactors
 
-    numbers = parse_numbers(weights, "weights")
-    given = numbers[0] if numbers is not None and len(numbers) == 1 else numbers
-    merged = merge_adapters(
-        list(adapters),
-        method=method,
-        weights=given,
-        rank=rank,
-        seed=seed,
-        output=output,
-        **parse_options(option or []),
-    )
+    with _layer_bar() as progress:
+        merged = merge_adapters(
+            list(adapters),
+            method=method,
+            weights=_weights(weights, "weights"),
+            layer_weights=_layer_weights(layer_weights or []),
+            rank=rank,
+            seed=seed,
+            statistics=stats,
+            base=base,
+            heads=heads,
+            output=output,
+            overwrite=overwrite,
+            workers=workers,
+            devices=device or (),
+            progress=progress,
+            **_options(option or []),
+        )
+    layers: Any = merged.layers
+    highest = max(factors.rank for factors in layers.values())
     errors = merged.truncation_error
-    worst = max(errors.values(), default=0.0)
-    ranks = [
-        f.rank if isinstance(f, LoraFactors) else (rank or min(f.shape))
-        for f in merged.layers.values()
-    ]
     if json:
         print_json(
-            {"path": str(output), "method": method, "layers": len(ranks), "rank": max(ranks),
-             "truncation_error": errors}
+            {"path": str(output), "method": method, "layers": len(layers), "rank": highest,
+             "truncation_error": errors, "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
+    worst = max(errors.values(), default=0.0)
     cut = f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
+    own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
     out.print(
-        f"{output}: {len(adapters)} adapters, {len(ranks)} layers, method {method}, rank "
-        f"{max(ranks)}{cut}.",
+        f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {method}, rank "
+        f"{highest}{cut}{own}.",
         soft_wrap=True,
     )
+
+
+@contextmanager
+def _layer_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the layers done with the time that remains; nothing where there is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as progress:
+        bar = progress.add_task("layers", total=None)
+        yield lambda done, of: progress.update(bar, completed=done, total=of)
+
+
+def _weights(text: str | None, what: str) -> list[float] | float | None:
+    numbers = parse_numbers(text, what)
+    return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
+def _layer_weights(pairs: list[str]) -> dict[str, list[float] | float]:
+    """`REGEX=numbers`, the numbers after the last equals sign."""
+    found: dict[str, list[float] | float] = {}
+    for pair in pairs:
+        expression, equals, numbers = pair.rpartition("=")
+        values = _weights(numbers, f"the weights of '{expression}',")
+        if not equals or not expression or values is None:
+            raise RecipeError(f"layer weights '{pair}' are not REGEX=NUMBERS, as in 'query=1,0.5'.")
+        if expression in found:
+            raise RecipeError(f"layer weights for '{expression}' are given twice: keep one.")
+        found[expression] = values
+    return found
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """The method's options, typed; what has an option of its own on the command line is refused."""
+    import inspect
+
+    from orthomerge.adapters import merge_adapters
+
+    ours = {
+        name
+        for name, parameter in inspect.signature(merge_adapters).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    options = parse_options(pairs)
+    for name, value in options.items():
+        if name in ours:
+            raise RecipeError(
+                f"'{name}' is no option of a method: give it to the command itself "
+                "('orthomerge merge --help')."
+            )
+        options[name] = _number_or(value)
+    return options
+
+
+def _number_or(value: Any) -> Any:
+    """YAML takes 1e-3 for a word; nobody means one by it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 @app.command()
@@ -70,6 +189,7 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """The merging methods with their options and the paper each comes from."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from orthomerge.merging import list_methods
@@ -79,18 +199,38 @@ def methods(
         print_json(
             [
                 {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper,
-                 "url": m.url, "options": dict(m.options), "low_rank": m.low_rank}
+                 "url": m.url, "options": dict(m.options), "low_rank": m.low_rank,
+                 "needs": list(m.needs), "per_task": m.per_task}
                 for m in found
             ]
         )  # fmt: skip
         return
-    table = Table(title="merging methods", show_lines=False, expand=False)
-    for column in ("method", "when to use it", "options", "paper"):
-        table.add_column(column, overflow="fold")
+    table = Table(title="merging methods", box=SIMPLE, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("when to use it, and its options", ratio=1)
+    table.add_column("paper", max_width=24)
     for m in found:
-        options = ", ".join(f"{k.rstrip('_')}={v}" for k, v in m.options.items())
-        table.add_row(f"[bold]{m.name}[/]", m.summary, options, m.paper)
+        table.add_row(f"[bold]{m.name}[/]", _about(m), m.paper)
     out.print(table)
+
+
+def _about(method: Any) -> str:
+    """Summary, options and what the method needs, under each other."""
+    from rich.markup import escape
+
+    lines = [escape(method.summary)]
+    if method.options:
+        options = (f"{k.rstrip('_')}={v}" for k, v in method.options.items())
+        lines.append(f"[cyan]{escape('  '.join(options))}[/]")
+    needs = [
+        {"moments": "each task's statistics (--stats)", "fisher": "Fisher information"}[what]
+        for what in method.needs
+    ]
+    if needs:
+        lines.append(f"[yellow]needs {' and '.join(needs)}[/]")
+    if method.per_task:
+        lines.append("[yellow]leaves an adapter a task as well[/]")
+    return "\n".join(lines)
 
 
 @app.command()

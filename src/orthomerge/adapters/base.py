@@ -1,0 +1,90 @@
+"""The base model's weights, read a layer at a time from its safetensors; DoRA needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.adapters.tensors import read_shapes, read_tensors
+from orthomerge.assets import resolve_model
+from orthomerge.errors import AdapterError, AssetError
+from orthomerge.factors import LoraFactors
+
+
+class BaseWeights:
+    """The weights of a base model's layers by the names adapters use.
+
+    Adapters name a layer below the model with its head, base models are often saved without: the
+    end that both names share decides.
+
+    Raises:
+        AdapterError: no such model, or none in safetensors.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            self._folder = Path(resolve_model(model).path_or_id)
+        except AssetError as problem:
+            raise AdapterError(str(problem)) from problem
+        self._model = model
+        self._files = {
+            key.removesuffix(".weight"): file
+            for file in sorted(self._folder.glob("*.safetensors"))
+            for key in read_shapes(file)
+            if key.endswith(".weight")
+        }
+
+    def weight(
+        self, layer: str, shape: tuple[int, int], *, transposed: bool
+    ) -> Float[Tensor, "d_out d_in"]:
+        """`W` of a layer; `transposed` says how it is kept where the shape does not (GPT-2).
+
+        Raises:
+            AdapterError: the model has no such layer, or one of another shape.
+        """
+        ends = [".".join(layer.split(".")[i:]) for i in range(layer.count(".") + 1)]
+        name = next((end for end in ends if end in self._files), None)
+        if name is None:  # saved with a prefix that the adapter's model lacks
+            longer = [key for key in self._files if key.endswith(f".{layer}")]
+            name = longer[0] if len(longer) == 1 else None
+        if name is None:
+            raise AdapterError(
+                f"the base model '{self._model}' has no weight for layer '{layer}': name the model "
+                "that the adapter was trained on."
+            )
+        weight = read_tensors(self._files[name], [f"{name}.weight"])[0]
+        if tuple(weight.shape) not in (shape, shape[::-1]):
+            raise AdapterError(
+                f"layer '{layer}' is {list(weight.shape)} in the base model '{self._model}' and "
+                f"{list(shape)} in the adapter: name the model that the adapter was trained on."
+            )
+        square = shape[0] == shape[1]
+        return weight.T if (transposed if square else tuple(weight.shape) != shape) else weight
+
+
+def dora_update(
+    factors: LoraFactors,
+    magnitude: Float[Tensor, " d_out"],
+    weight: Float[Tensor, "d_out d_in"],
+) -> LoraFactors:
+    """DoRA's dense update `ΔW = m · (W + s B A) / ‖W + s B A‖ - W`, norms by row, as factors.
+
+    It has no low rank: one factor is the update itself, the other the identity. In float64, then
+    float32 or better (Liu et al. 2024, arXiv 2402.09353, equation 5).
+    """
+    W = weight.double()
+    moved = W + factors.to(torch.float64).delta()
+    scale = magnitude.double().reshape(-1, 1) / moved.norm(dim=1, keepdim=True)
+    dtype = torch.promote_types(factors.A.dtype, torch.float32)
+    return dense_factors((scale * moved - W).to(dtype))
+
+
+def dense_factors(delta: Float[Tensor, "d_out d_in"]) -> LoraFactors:
+    """A dense update as factors, exactly: itself beside the identity on its smaller side."""
+    d_out, d_in = delta.shape
+    if d_out <= d_in:
+        return LoraFactors(delta, torch.eye(d_out, dtype=delta.dtype, device=delta.device))
+    return LoraFactors(torch.eye(d_in, dtype=delta.dtype, device=delta.device), delta)

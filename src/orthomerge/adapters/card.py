@@ -1,0 +1,97 @@
+"""What a merged adapter says of itself: the record `merge.json` and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from orthomerge.adapters.files import HEADS, Adapter
+from orthomerge.merging import get_method
+
+# The class that has the layers' names, by PEFT's task type.
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+
+
+def merge_record(
+    method: str,
+    adapters: Sequence[Adapter],
+    names: Sequence[str],
+    weights: Sequence[float],
+    *,
+    base_model: str | None,
+    layer_weights: Mapping[str, Any],
+    options: Mapping[str, Any],
+    seed: int,
+    rank: int | None,
+    heads: str,
+) -> dict[str, Any]:
+    """What went into a merge, as `merge.json` holds it; the truncation errors come later."""
+    return {
+        "method": method,
+        "paper": get_method(method).paper,
+        "options": dict(options),
+        "seed": seed,
+        "rank": rank,
+        "layer_weights": dict(layer_weights),
+        "heads": heads,
+        "base_model": base_model,
+        "adapters": [
+            {"name": n, "path": a.called, "sha256": a.sha256, "weight": w}
+            for n, a, w in zip(names, adapters, weights, strict=True)
+        ],
+        "versions": {p: version(p) for p in ("orthomerge", "peft", "torch", "transformers")},
+    }
+
+
+def model_card(record: Mapping[str, Any], task_type: str | None, notes: Sequence[str]) -> str:
+    """The README of a merged adapter; `notes` are sentences on what lies beside it."""
+    rows = "\n".join(
+        f"| {a['name']} | {a['weight']:g} | `{(a['sha256'] or '')[:12]}` |"
+        for a in record["adapters"]
+    )
+    said = "".join(f"\n{note}\n" for note in notes)
+    base = record["base_model"] or "base-model"
+    auto = _AUTO.get(task_type or "", "AutoModel")
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, merged, orthomerge]
+---
+# Merged LoRA adapter
+
+{len(record["adapters"])} adapters of `{base}` merged with `{record["method"]}`
+({record["paper"]}), options `{record["options"]}`, seed {record["seed"]}.
+
+| adapter | weight | sha256 |
+| --- | --- | --- |
+{rows}
+{said}
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "path/to/this/folder")
+```
+
+Everything that went in is in `merge.json`.
+"""
+
+
+def notes_on(heads: str, *, modules: bool, tasks: bool) -> list[str]:
+    """What the card says of heads and of the tasks' own adapters."""
+    notes = []
+    if modules and heads == "keep":
+        notes.append(
+            f"Each task keeps its own head under `{HEADS}/`; load the one of the task you run."
+        )
+    if modules and heads == "average":
+        notes.append("The tasks' heads were averaged; the mean is part of this adapter.")
+    if tasks:
+        notes.append("Each task's own adapter lies under `tasks/`, with its own head.")
+    return notes

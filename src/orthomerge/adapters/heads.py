@@ -1,0 +1,77 @@
+"""What becomes of task heads and other `modules_to_save` in a merge: kept, averaged or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from orthomerge.adapters.files import Adapter
+from orthomerge.adapters.tensors import shapes_of
+from orthomerge.errors import AdapterError, unknown_name
+
+POLICIES = ("keep", "average", "refuse")
+
+
+def check_heads(adapters: Sequence[Adapter], policy: str) -> None:
+    """Refuse heads that cannot be treated as the user asks, before any work.
+
+    Raises:
+        AdapterError: no such policy, heads though they are refused, or heads of different shapes
+            that should be averaged.
+    """
+    if policy not in POLICIES:
+        raise unknown_name("treatment of heads", policy, POLICIES, error=AdapterError)
+    if policy == "refuse":
+        for adapter in adapters:
+            if adapter.modules:
+                raise AdapterError(
+                    f"'{adapter.called}' carries '{next(iter(adapter.modules))}' beside its LoRA "
+                    "layers: keep such heads apart with --heads keep, or average them."
+                )
+    if policy == "average":
+        _require_equal_shapes(adapters)
+
+
+def _require_equal_shapes(adapters: Sequence[Adapter]) -> None:
+    seen: dict[str, tuple[Adapter, tuple[int, ...]]] = {}
+    for adapter in adapters:
+        for name, shape in shapes_of(adapter.modules).items():
+            known, expected = seen.setdefault(name, (adapter, shape))
+            if shape != expected:
+                raise AdapterError(
+                    f"'{name}' is {list(expected)} in '{known.called}' and {list(shape)} in "
+                    f"'{adapter.called}', so it cannot be averaged: use --heads keep."
+                )
+
+
+class AveragedModules(Mapping[str, Tensor]):
+    """The plain mean of every module over the adapters that have it, worked out when asked for."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._modules = [adapter.modules for adapter in adapters if adapter.modules]
+        self._names = list(dict.fromkeys(name for modules in self._modules for name in modules))
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = [modules[name] for modules in self._modules if name in modules]
+        if not found:
+            raise KeyError(name)
+        if not found[0].is_floating_point():
+            return found[0]
+        total = sum((t.double() for t in found), start=torch.zeros_like(found[0]).double())
+        return (total / len(found)).to(found[0].dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def saved_modules(adapters: Sequence[Adapter], modules: Mapping[str, Tensor]) -> list[str] | None:
+    """What PEFT's `modules_to_save` must say so that these modules are loaded."""
+    named = {name for a in adapters for name in a.config.get("modules_to_save") or ()}
+    there = {part for name in modules for part in name.split(".")}
+    dotted = {n for n in named if "." in n and any(f"{n}." in f"{name}." for name in modules)}
+    return sorted((named & there) | dotted) or None

@@ -1,0 +1,51 @@
+"""Where an adapter lies: a folder, or a repository of the hub, of which only safetensors is got."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+
+from orthomerge.errors import AdapterError
+
+FILES = ["adapter_config.json", "*.safetensors"]
+_HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$", re.ASCII)
+
+
+class Located(NamedTuple):
+    """An adapter's folder, its short name, and where it is from (a path, or a hub id@commit)."""
+
+    folder: Path
+    name: str
+    source: str
+
+
+def locate_adapter(named: str | Path) -> Located:
+    """The folder of that name, else the hub's snapshot of `org/name` or `org/name@revision`.
+
+    Raises:
+        AdapterError: neither of the two; the message says what the hub answered.
+    """
+    folder = Path(named).expanduser()
+    match = _HUB_ID.match(str(named))
+    if folder.exists() or match is None or str(named).startswith((".", "~", "/")):
+        return Located(folder, folder.resolve().name, str(named))
+    try:
+        found = Path(
+            snapshot_download(
+                match["id"],
+                revision=match["revision"],
+                allow_patterns=FILES,
+                ignore_patterns=["*/*"],
+            )
+        )
+    # The client raises its transport's errors, its own and ValueErrors for odd ids: all of them
+    # mean that the hub did not give the adapter.
+    except Exception as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
+        raise AdapterError(
+            f"no adapter '{named}': there is no folder of that name, and the hub said: {reason}."
+        ) from problem
+    return Located(found, match["id"].split("/")[1], f"{match['id']}@{found.name}")

@@ -1,0 +1,168 @@
+"""What the tensors of a PEFT LoRA folder are, and which kinds of LoRA are no plain update."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft.utils.other import get_pattern_key
+
+from orthomerge.errors import AdapterError
+
+PREFIX = "base_model.model."
+_PART = re.compile(
+    r"^(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
+    r"(\.(?P<kind>weight|bias))?$"
+)
+_FLAGS = {
+    "use_qalora": "QALoRA, which pools its inputs",
+    "alora_invocation_tokens": "aLoRA, which acts from a token on only",
+    "use_bdlora": "block-diagonal",
+    "target_parameters": "of single parameters of a layer (target_parameters)",
+    "trainable_token_indices": "LoRA with single tokens trained (trainable_token_indices)",
+    "layer_replication": "made for a base whose layers are repeated (layer_replication)",
+    "megatron_config": "made for Megatron's parallel layers",
+}
+# PEFT changes the base weights by these starts, so that B A alone is not the update.
+_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LayerKeys:
+    """Where one layer lies in the file: the keys of its tensors, its scaling and its shape.
+
+    `shape` is (d_out, d_in); an embedding is read as the linear layer over one-hot tokens that it
+    is, so its d_in is the vocabulary.
+    """
+
+    A: str
+    B: str
+    scaling: float
+    shape: tuple[int, int]
+    bias: str | None = None
+    magnitude: str | None = None
+    embedding: bool = False
+
+
+def check_kind(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what is not LoRA, or whose update is not `B A` (or DoRA's) on the plain base.
+
+    Raises:
+        AdapterError: one of those; the message says which.
+    """
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"'{where}' is of type {config.get('peft_type')}: only LoRA adapters can be merged."
+        )
+    for flag, what in _FLAGS.items():
+        if config.get(flag):
+            raise AdapterError(
+                f"'{where}' is {what}: only adapters that add a plain update to the base's weights "
+                "can be merged."
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_STARTS):
+        raise AdapterError(
+            f"'{where}' was started with '{start}', which changes the base's weights: save it as a "
+            "plain adapter with save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        )
+
+
+def sort_keys(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], where: str
+) -> tuple[dict[str, LayerKeys], dict[str, str]]:
+    """The adapted layers by their name in the base model, and the other modules' keys by name.
+
+    The copies of the base's embeddings that PEFT saves beside adapted ones are left out.
+
+    Raises:
+        AdapterError: halves that are missing, sizes that do not fit, or tensors of no known kind.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    modules: dict[str, str] = {}
+    for key in shapes:
+        name = key.removeprefix(PREFIX)
+        match = _PART.match(name)
+        if match:
+            part = "bias" if match["kind"] == "bias" else match["part"]
+            found = parts.setdefault(match["layer"], {})
+            found[f"embedding_{part}" if match["embedding"] else part] = key
+        elif ".lora_" in name or name.endswith("trainable_tokens_delta"):
+            raise AdapterError(
+                f"'{where}' holds '{key}', which is no factor of a linear or embedding layer: "
+                "adapters of that kind cannot be merged."
+            )
+        elif not name.endswith(".base_layer.weight"):
+            modules[name] = key
+    if not parts:
+        raise AdapterError(
+            f"'{where}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
+        )
+    _refuse_base_biases(modules, config, where)
+    return {
+        layer: _layer(layer, found, shapes, config, where) for layer, found in parts.items()
+    }, modules
+
+
+def _layer(
+    layer: str,
+    found: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+    where: str,
+) -> LayerKeys:
+    embedding = any(part.startswith("embedding_") for part in found)
+    A, B = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    for part in (A, B):
+        if part not in found:
+            raise AdapterError(
+                f"layer '{layer}' of '{where}' has no lora_{part}: it was cut; save it again."
+            )
+    a, b = shapes[found[A]], shapes[found[B]]
+    if len(a) != 2 or len(b) != 2:
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
+            "embedding layers can be merged."
+        )
+    rank = _by_pattern(config.get("rank_pattern"), layer, config.get("r"))
+    if not a[0] == b[1] == rank:
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has A {list(a)} and B {list(b)} where its config says "
+            f"rank {rank}: A must be [rank, d_in] and B [d_out, rank]; save it again."
+        )
+    bias, magnitude = found.get("bias"), found.get("magnitude_vector")
+    for key in (bias, magnitude):
+        if key is not None and math.prod(shapes[key]) != b[0]:
+            raise AdapterError(
+                f"'{key}' of '{where}' is {list(shapes[key])} and the layer has {b[0]} outputs: "
+                "save it again."
+            )
+    if (magnitude is not None) != bool(config.get("use_dora")):
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' and its config do not agree on use_dora: save it again."
+        )
+    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LayerKeys(found[A], found[B], scaling, (b[0], a[1]), bias, magnitude, embedding)
+
+
+def _by_pattern(pattern: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
+    """What PEFT takes for a layer: keys are regular expressions for the end of its name."""
+    pattern = pattern or {}
+    return pattern.get(get_pattern_key(list(pattern), layer), otherwise)
+
+
+def _refuse_base_biases(modules: Mapping[str, str], config: Mapping[str, Any], where: str) -> None:
+    """`bias="all"` trains the base's biases: the adapter holds new values, not an update."""
+    if config.get("bias") in (None, "none"):
+        return
+    saved = set(config.get("modules_to_save") or ())
+    for name in modules:
+        if name.endswith(".bias") and not saved & set(name.split(".")):
+            raise AdapterError(
+                f"'{where}' trained the base's own biases ('{name}', bias='{config['bias']}'): "
+                "they cannot be merged; train it with bias='none' or lora_bias=True."
+            )

@@ -1,0 +1,66 @@
+"""Each adapter's statistics for a merge, under the names adapters give to layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orthomerge.adapters.files import Adapter
+from orthomerge.assets import resolve_model
+from orthomerge.errors import MergeError
+from orthomerge.features import Statistics
+from orthomerge.merging import MergeMethod
+from orthomerge.moments import Moment
+
+
+class NamedByAdapters:
+    """Statistics whose layers, named below the head model, are found by an adapter's names."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+
+    def moment(self, layer: str) -> Moment:
+        """The moment of a layer's input.
+
+        Raises:
+            StatisticsError: no statistics for that layer.
+        """
+        known = (n for n in self._statistics.layers if layer == n or layer.endswith(f".{n}"))
+        return self._statistics.moment(next(known, layer))
+
+
+def matched_statistics(
+    method: MergeMethod,
+    statistics: Sequence[str | Path | Statistics] | None,
+    adapters: Sequence[Adapter],
+    base: str | None,
+) -> list[NamedByAdapters] | None:
+    """The statistics, read an entry at a time, where the method needs them.
+
+    They must be of one model; where the base model is a folder or is named, of that one.
+
+    Raises:
+        StatisticsError: an unreadable file, or statistics of another model.
+        MergeError: statistics for a method that looks at none.
+    """
+    if not statistics:
+        return None
+    if "moments" not in method.needs and not method.open_options:
+        raise MergeError(
+            f"the method '{method.name}' takes no statistics: leave them out, or choose one that "
+            "needs moments ('orthomerge methods')."
+        )
+    read = [s if isinstance(s, Statistics) else Statistics.load(s, lazy=True) for s in statistics]
+    called = [
+        f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"
+        for i, s in enumerate(statistics, start=1)
+    ]
+    named = base or adapters[0].base_model
+    first = read[0].meta
+    known, model = first.model_sha256, first.model_id
+    if named and (base or Path(named).expanduser().is_dir()):
+        known, model = resolve_model(named).sha256, named
+    if known:
+        for item, name in zip(read, called, strict=True):
+            item.require_model(known, model, name=name)
+    return [NamedByAdapters(item) for item in read]

@@ -1,0 +1,156 @@
+"""Adapters written as ordinary PEFT folders, a layer at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from peft import LoraConfig
+from torch import Tensor
+
+from orthomerge.adapters.base import dense_factors
+from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS
+from orthomerge.adapters.kinds import PREFIX
+from orthomerge.adapters.tensors import TensorWriter
+from orthomerge.errors import AdapterError
+from orthomerge.factors import LoraFactors, from_dense
+from orthomerge.files import slug
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What an adapter is beside its factors.
+
+    `targets` are PEFT's target modules, None for the full names of the layers; `embeddings` the
+    layers that are embeddings; `biases` what `lora_bias` adds to a layer's output; `modules` the
+    weights of `modules_to_save`, by name.
+    """
+
+    base_model: str | None
+    targets: list[str] | None = None
+    embeddings: frozenset[str] = frozenset()
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    modules: Mapping[str, Tensor] = field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    task_type: str | None = None
+    transposed: bool = False
+
+
+def as_factors(update: LoraFactors | Tensor, rank: int | None = None) -> LoraFactors:
+    """A merged layer as factors: cut to `rank` where it is dense, exact where no rank is given.
+
+    Factors of more than full rank, or of none, become those of full rank, or of rank 1: PEFT takes
+    no others.
+    """
+    if isinstance(update, Tensor):
+        return dense_factors(update) if rank is None else from_dense(update, rank)
+    if update.rank > min(update.shape):
+        return dense_factors(update.delta())
+    if update.rank == 0:
+        d_out, d_in = update.shape
+        return LoraFactors(update.A.new_zeros(1, d_in), update.B.new_zeros(d_out, 1))
+    return update
+
+
+class AdapterWriter:
+    """A PEFT folder in the making: add every layer, then leave the block.
+
+    The scaling goes into B (alpha = r). Ranks may differ by layer (`rank_pattern`). `names` are
+    the layers that will be added.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], frame: Frame) -> None:
+        self._folder, self._frame = folder, frame
+        self.ranks: dict[str, int] = {}
+        folder.mkdir(parents=True)
+        announced = [key for name in names for key in self._keys(name)]
+        announced += [PREFIX + name for name in frame.modules]
+        self._file = TensorWriter(folder / WEIGHTS, announced)
+
+    def _keys(self, name: str) -> tuple[str, str, str]:
+        if name in self._frame.embeddings:
+            return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B", ""
+        stem = f"{PREFIX}{name}.lora_"
+        return f"{stem}A.weight", f"{stem}B.weight", f"{stem}B.bias"
+
+    def __enter__(self) -> AdapterWriter:
+        return self
+
+    def add(self, name: str, update: LoraFactors | Tensor, rank: int | None = None) -> None:
+        """Write one layer."""
+        factors = as_factors(update, rank)
+        key_A, key_B, key_bias = self._keys(name)
+        self._file.add(key_A, factors.A)
+        self._file.add(key_B, factors.B * factors.scaling)
+        if self._frame.biases:
+            bias = self._frame.biases.get(name)
+            zero = factors.B.new_zeros(factors.shape[0])
+            self._file.add(key_bias, zero if bias is None else bias.to(zero))
+        self.ranks[name] = factors.rank
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if problem is not None:
+            self._file.__exit__(kind, problem, trace)
+            return
+        with self._file:
+            for name, tensor in self._frame.modules.items():
+                self._file.add(PREFIX + name, tensor)
+        self._config().save_pretrained(str(self._folder))
+
+    def _config(self) -> LoraConfig:
+        ranks, frame = self.ranks, self._frame
+        common = max(set(ranks.values()), key=list(ranks.values()).count)
+        odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
+        return LoraConfig(
+            r=common,
+            lora_alpha=common,
+            rank_pattern=odd,
+            alpha_pattern=dict(odd),
+            target_modules=frame.targets or sorted(ranks),
+            fan_in_fan_out=frame.transposed,
+            lora_bias=bool(frame.biases),
+            modules_to_save=frame.modules_to_save,
+            task_type=frame.task_type,
+            base_model_name_or_path=frame.base_model,
+            inference_mode=True,
+        )
+
+
+def _pattern(name: str, layers: Iterable[str]) -> str:
+    """A layer's name for PEFT's patterns, which match ends: bound where it ends another's."""
+    ends = any(other.endswith(f".{name}") for other in layers)
+    return f"^{re.escape(name)}" if ends else name
+
+
+def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Each task's modules as `heads/<task>.safetensors`."""
+    for name, head in heads.items():
+        (folder / HEADS).mkdir(exist_ok=True)
+        with TensorWriter(folder / HEADS / f"{slug(name)}{HEAD}", head) as file:
+            for key, tensor in head.items():
+                file.add(key, tensor)
+
+
+def require_free(output: str | Path, *, overwrite: bool) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        AdapterError: a file, or a folder that is not empty though nothing may be overwritten.
+    """
+    output = Path(output)
+    if output.is_dir():
+        if not overwrite and any(output.iterdir()):
+            raise AdapterError(
+                f"the output folder '{output}' is not empty: choose another, or replace all of it "
+                "with --overwrite (overwrite=True)."
+            )
+    elif output.exists():
+        raise AdapterError(f"the output '{output}' is a file: name a folder.")
