@@ -143,9 +143,10 @@ def _layer_weights(pairs: list[str]) -> dict[str, list[float] | float]:
     found: dict[str, list[float] | float] = {}
     for pair in pairs:
         expression, equals, numbers = pair.rpartition("=")
-        values = _weights(numbers, f"the weights of '{expression}',")
-        if not equals or not expression or values is None:
+        if not equals or not expression:
             raise RecipeError(f"layer weights '{pair}' are not REGEX=NUMBERS, as in 'query=1,0.5'.")
+        values = _weights(numbers, f"the weights of '{expression}',")
+        assert values is not None
         if expression in found:
             raise RecipeError(f"layer weights for '{expression}' are given twice: keep one.")
         found[expression] = values
