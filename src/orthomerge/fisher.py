@@ -1,0 +1,351 @@
+"""Diagonal Fisher information of adapted layers on a task's rows, and the file that carries it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from orthomerge.errors import AdapterError, StatisticsError
+from orthomerge.files import atomic_path, fingerprint
+
+FORMAT = 1
+SUFFIX = ".fisher.safetensors"
+_HEADER = "orthomerge-fisher"
+_AT_ONCE = 2**24
+"""Numbers in the per-sample gradients that are held at once: 64 MiB in float32."""
+
+_Calls = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def collect_fisher(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    layers: Sequence[str],
+    *,
+    regression: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """The diagonal Fisher information of the layers' weights, `[d_out, d_in]` a layer.
+
+    `F = E_x E_{y ~ p(y|x)} [(∂ log p(y|x) / ∂W)²]`: the mean over the samples, the expectation
+    over labels exact, one backward pass a label. A regression's output is the mean of a Gaussian
+    of variance 1, which gives `E_x [(∂f/∂W)²]`. The gradient of a sample is the sum over its
+    positions of `g hᵀ`, with `h` the layer's input there and `g` the gradient at its output; a
+    layer that runs several times (shared weights) sums over its calls before squaring. It is never
+    negative. Units: squared nats per squared unit of weight.
+
+    Cost: a forward pass and C backward passes a batch, and O(C · positions · d_out · d_in) a layer;
+    memory one float64 number a weight, and the gradients of a few samples.
+
+    Args:
+        model: the fine-tuned model: base, adapter and the task's head. It runs in eval mode and is
+            left as it was; a PEFT model runs with its adapters, `W` being the effective weight.
+        batches: model inputs; a `labels` entry is ignored, since the model's own labels count.
+        layers: names of `nn.Linear` or `Conv1D` layers in the model.
+        regression: the model has one output, a value.
+        progress: called with the number of samples after each batch.
+
+    Raises:
+        AdapterError: a layer that the model does not have, or that does not run.
+        StatisticsError: no samples; information that is not finite; a layer that does not see its
+            input a sample at a time.
+
+    Source: Matena and Raffel 2022, arXiv 2111.09832, eq. 3.
+    """
+    modules = {name: _linear(model, name) for name in layers}
+    parameter = next(model.parameters())
+    sums: dict[str, Tensor] = {}
+    samples = 0
+    with _evaluating(model), _watching(modules) as calls:
+        for batch in batches:
+            inputs = {
+                k: v.to(parameter.device) if isinstance(v, Tensor) else v
+                for k, v in batch.items()
+                if k != "labels"
+            }
+            with torch.enable_grad():
+                logits = model(**inputs).logits
+            _add(sums, calls, logits, regression=regression)
+            calls.clear()
+            samples += len(logits)
+            if progress is not None:
+                progress(len(logits))
+    if not samples:
+        raise StatisticsError("no samples to take Fisher information of: give at least one row.")
+    for name in layers:
+        if name not in sums:
+            raise AdapterError(f"layer '{name}' has no part in the model's output: leave it out.")
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    found = {name: (sums[name] / samples).to(dtype) for name in layers}
+    for name, value in found.items():
+        if not bool(value.isfinite().all()):
+            raise StatisticsError(
+                f"the Fisher information of layer '{name}' is not finite: check the adapter, or "
+                "collect it in float32."
+            )
+    return found
+
+
+def _linear(model: nn.Module, name: str) -> nn.Module:
+    inner = getattr(model, "get_base_model", lambda: model)()
+    try:
+        module = inner.get_submodule(name)
+    except AttributeError as problem:
+        raise AdapterError(
+            f"the model has no layer '{name}': the adapter was made for another model."
+        ) from problem
+    base = getattr(module, "base_layer", module)
+    if not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+        raise AdapterError(
+            f"layer '{name}' is of type {type(base).__name__}: Fisher information is taken of "
+            "linear layers only."
+        )
+    return module
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a block, then every part in the mode it had."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextmanager
+def _watching(modules: Mapping[str, nn.Module]) -> Iterator[_Calls]:
+    """What goes into each layer and what comes out, by call; gradients can be taken at the outs."""
+    calls: _Calls = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            # In a frozen model nothing before the first layer carries gradients: begin here.
+            probe = output if output.requires_grad else output.detach().requires_grad_()
+            calls.setdefault(name, []).append((inputs[0].detach(), probe))
+            return probe.clone()  # what changes the output in place must not change the probe
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(sums: dict[str, Tensor], calls: _Calls, logits: Tensor, *, regression: bool) -> None:
+    """Add a batch: for every label, its probability times the squared gradients of its log."""
+    names = list(calls)
+    if not names or not logits.requires_grad:
+        return  # none of the layers has a part in the output
+    probes = [probe for name in names for _, probe in calls[name]]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if regression:
+        heights, shares = logits[:, :1], torch.ones_like(logits[:, :1])
+    else:
+        heights = logits.log_softmax(dim=-1)
+        shares = heights.detach().exp()
+    count = heights.shape[1]
+    for label in range(count):
+        # Samples do not meet in the model, so the gradient of the sum holds each one's own.
+        gradients = iter(
+            torch.autograd.grad(
+                heights[:, label].sum(), probes, retain_graph=label + 1 < count, allow_unused=True
+            )
+        )
+        for name in names:
+            pairs = [(h, g) for h, _ in calls[name] if (g := next(gradients)) is not None]
+            _add_squares(sums, name, pairs, shares[:, label])
+
+
+def _add_squares(
+    sums: dict[str, Tensor], name: str, pairs: Sequence[tuple[Tensor, Tensor]], shares: Tensor
+) -> None:
+    """Add `Σ_b share_b (Σ_calls Σ_positions g hᵀ)²`, a few samples at a time."""
+    if not pairs:
+        return
+    size = len(shares)
+    if any(len(h) != size for h, _ in pairs):
+        raise StatisticsError(
+            f"layer '{name}' does not see its input a sample at a time: its Fisher information "
+            "cannot be taken."
+        )
+    d_in, d_out = pairs[0][0].shape[-1], pairs[0][1].shape[-1]
+    if name not in sums:
+        wide = torch.float32 if shares.device.type == "mps" else torch.float64
+        sums[name] = torch.zeros(d_out, d_in, dtype=wide, device=shares.device)
+    step = max(1, _AT_ONCE // (d_in * d_out))
+    for start in range(0, size, step):
+        piece = slice(start, start + step)
+        gradient = sum(
+            torch.einsum(
+                "bto,bti->boi",
+                g[piece].reshape(len(g[piece]), -1, d_out).to(shares.dtype),
+                h[piece].reshape(len(h[piece]), -1, d_in).to(shares.dtype),
+            )
+            for h, g in pairs
+        )
+        assert isinstance(gradient, Tensor)
+        sums[name] += torch.einsum("b,boi->oi", shares[piece], gradient.square())
+
+
+@dataclass(frozen=True)
+class FisherMeta:
+    """What the information belongs to; enough to refuse a mismatch.
+
+    `model_sha256` identifies the base model, `adapter_sha256` the adapter's weights; `samples` is
+    the number of rows, `task` the task they are of.
+    """
+
+    model_id: str
+    adapter_sha256: str
+    task: str
+    samples: int
+    model_sha256: str | None = None
+    data: str | None = None
+    format: int = FORMAT
+    tool: str = field(default_factory=lambda: f"orthomerge {version('orthomerge')}")
+
+
+_META = TypeAdapter(FisherMeta)
+
+
+class Fisher(Mapping[str, Tensor]):
+    """Fisher information by layer, as read from a file: `[d_out, d_in]` each, and `meta`.
+
+    A layer is read, and checked, when it is asked for, and none is kept: a merge that goes layer by
+    layer holds no more than it needs.
+    """
+
+    def __init__(self, path: Path, digests: Mapping[str, str], meta: FisherMeta) -> None:
+        self.path, self.meta = path, meta
+        self._digests = dict(digests)
+
+    def __getitem__(self, layer: str) -> Tensor:
+        digest = self._digests[layer]
+        with _said_plainly(self.path), safe_open(self.path, framework="pt") as stream:
+            value = stream.get_tensor(layer)
+            if _digest(layer, value) != digest:
+                raise ValueError(f"layer '{layer}' is not what was written")
+        return value
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._digests  # the inherited one would read the layer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def save_fisher(path: str | Path, fisher: Mapping[str, Tensor], meta: FisherMeta) -> Path:
+    """Write one `.safetensors` file, at once or not at all; equal information gives equal bytes.
+
+    Raises:
+        StatisticsError: there is no layer.
+        OrthomergeError: the path cannot be written.
+    """
+    path = Path(path)
+    if not fisher:
+        raise StatisticsError("no Fisher information to write: name at least one layer.")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
+    meta = replace(meta, format=FORMAT)
+    content = {
+        "format": FORMAT,
+        "meta": asdict(meta),
+        "layers": {name: _digest(name, value) for name, value in tensors.items()},
+    }
+    header = {_HEADER: json.dumps({"sha256": fingerprint(content), **content})}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+    return path
+
+
+def load_fisher(
+    path: str | Path, *, adapter_sha256: str | None = None, model_sha256: str | None = None
+) -> Fisher:
+    """The Fisher information in a file, layer by layer when asked for.
+
+    Args:
+        path: a file of `save_fisher` or `orthomerge fisher`.
+        adapter_sha256: the adapter it must be of, by the SHA-256 of its weights file.
+        model_sha256: the base model it must be of.
+
+    Raises:
+        StatisticsError: no such file, none of ours, another format, a file that was cut or altered
+            (a layer is checked when it is read), or one of another adapter or base model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StatisticsError(f"no Fisher file '{path}': make one with 'orthomerge fisher'.")
+    with _said_plainly(path), safe_open(path, framework="pt") as stream:
+        header = stream.metadata() or {}
+        if _HEADER not in header:
+            raise StatisticsError(
+                f"'{path}' is not a Fisher file: make one with 'orthomerge fisher'."
+            )
+        content = json.loads(header[_HEADER])
+        digest = content.pop("sha256", None)
+        if content.get("format") != FORMAT:
+            raise StatisticsError(
+                f"'{path}' has format {content.get('format')}, this version reads {FORMAT}: "
+                "collect it again, or update orthomerge."
+            )
+        if digest != fingerprint(content):
+            raise ValueError("its metadata is not what was written")
+        meta = _META.validate_python(content["meta"])
+        digests = {str(k): str(v) for k, v in content["layers"].items()}
+        if set(digests) != set(stream.keys()):
+            raise ValueError("its layers are not those that were written")
+    for what, mine, theirs in (
+        ("adapter", meta.adapter_sha256, adapter_sha256),
+        ("base model", meta.model_sha256, model_sha256),
+    ):
+        if None not in (mine, theirs) and mine != theirs:
+            raise StatisticsError(
+                f"'{path}' is the Fisher information of another {what} ({str(mine)[:12]}, not "
+                f"{str(theirs)[:12]}): collect it on this one."
+            )
+    return Fisher(path, digests, meta)
+
+
+@contextmanager
+def _said_plainly(path: Path) -> Iterator[None]:
+    """What goes wrong in reading is a `StatisticsError` that names the file."""
+    try:
+        yield
+    except StatisticsError:
+        raise
+    except (
+        SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError,
+    ) as problem:  # fmt: skip
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise StatisticsError(
+            f"'{path}' cannot be read as Fisher information ({reason}): it was cut, altered or "
+            "never one; collect it again."
+        ) from problem
+
+
+def _digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 (hex) of a tensor with its name, type and shape."""
+    tensor = tensor.contiguous()
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+    digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
