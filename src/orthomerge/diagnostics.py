@@ -59,21 +59,13 @@ def interference(
     for layer in names:
         energies = torch.zeros(size, size, dtype=torch.float64)
         for j, item in enumerate(stats):
-            moment = item.moment(_in_trunk(layer, item))
+            moment = item.moment(layer)
             for i, adapter in enumerate(read):
                 if layer in adapter.layers:
                     energies[i, j] = max(energy(adapter.layers[layer], moment), 0.0)
         total += energies
         layers[layer] = _relative(energies)
     return Interference([a.name for a in read], _relative(total), layers)
-
-
-def _in_trunk(layer: str, statistics: Statistics) -> str:
-    """The layer's name in the statistics, which name layers below the head model."""
-    for known in statistics.layers:
-        if layer == known or layer.endswith(f".{known}"):
-            return known
-    return layer
 
 
 def _relative(energies: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Evaluator:
             AdapterError: the update or the head does not fit the model.
         """
         model = self._model(num_labels, regression)
-        _load_head(model, head)
+        load_head(model, head)
         predictions = np.zeros(len(rows), dtype=float if regression else int)
         with applied(model, update), torch.inference_mode():
             for indices, batch in self._batched(rows):
@@ -150,7 +150,12 @@ class Evaluator:
         return predictions
 
 
-def _load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+    """Put a task's head into a classifier.
+
+    Raises:
+        AdapterError: no head, or one that does not fit the model.
+    """
     if not head:
         raise AdapterError(
             "the adapter carries no head, so the task cannot be scored: train it with "

@@ -208,18 +208,18 @@ def test_what_an_arm_says_of_its_constraint_reaches_its_start_and_its_training(r
     execute(values, tmp_path / "arms")
     run = Run(parse_recipe(values), tmp_path / "arms")
     for name, dims in (("share", None), ("room", 6)):
-        directions = read_kept_out(run.start(name, "one", 0))
+        directions = read_kept_out(run.pieces.start(name, "one", 0))
         assert directions.within == (dims is not None)
         assert all(rows.shape[0] == (dims or rows.shape[0]) for rows in directions.rows.values())
-        trained = read_adapter(run.adapter(name, "one", 0, 5e-3))
+        trained = read_adapter(run.pieces.adapter(name, "one", 0, 5e-3))
         for layer, factors in trained.layers.items():
             rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
             inside = factors.A.double() @ rows.T @ rows
             wrong = factors.A - inside if directions.within else inside
             assert float(wrong.norm()) <= 1e-6
-    start = json.loads((run.start("quiet", "one", 0) / "adapter_config.json").read_text())
+    start = json.loads((run.pieces.start("quiet", "one", 0) / "adapter_config.json").read_text())
     assert start["rank_pattern"]
-    assert {run.statistics("one", "token", n).meta.samples for n in (2, None)} == {2, 6}
+    assert {run.pieces.statistics("one", "token", n).meta.samples for n in (2, None)} == {2, 6}
 
 
 def test_the_lowest_rate_within_the_tolerance_is_taken(recipe, tmp_path):
@@ -229,3 +229,49 @@ def test_the_lowest_rate_within_the_tolerance_is_taken(recipe, tmp_path):
         training = {**recipe["training"], "learning_rate": rates, "rate_tolerance": tolerance}
         rows, _ = execute({**recipe, "arms": arms, "training": training}, tmp_path / "rates")
         assert {r.learning_rate for r in rows if r.split == "test"} <= chosen
+
+
+def test_a_weight_is_chosen_on_selection_rows_and_tested_once(recipe, finished, tmp_path):
+    """Of 1 and the candidates the best by selection rows is tested; the run then asks for nothing.
+
+    The adapters are those of the finished run: only merges are made.
+    """
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    candidates = [0.3, 2.0]
+    values = {
+        **recipe,
+        "arms": {"osrm-frozen": recipe["arms"]["osrm-frozen"]},
+        "merges": [{"method": m, "choose_from": candidates} for m in ("ties", "emr")],
+    }
+    rows, reporter = execute(values, output)
+    assert not reporter.trained and reporter.units == reporter.size
+    for method in ("ties", "emr"):
+        for seed in (0, 1):
+            mine = [r for r in rows if r.method == method and r.seed == seed]
+            scores = {}
+            for row in mine:
+                if row.split == "selection":
+                    scores.setdefault(row.weight, []).append(row.value)
+            assert set(scores) == {1.0, *candidates}
+            best = max(scores, key=lambda w: (sum(scores[w]), -abs(w - 1)))
+            assert {r.weight for r in mine if r.split == "test"} == {1.0, best}
+    about = json.loads((output / "run.json").read_text())
+    assert about["expected_rows"] == len(rows)
+    again, reporter = execute(values, output)
+    assert not reporter.rows and {r.key for r in again} == {r.key for r in rows}
+
+
+def test_methods_get_the_statistics_and_fisher_information_they_need(recipe, finished, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    values = {
+        **recipe,
+        "arms": {"osrm-frozen": {**recipe["arms"]["osrm-frozen"], "seeds": [0]}},
+        "merges": [{"method": m} for m in ("regmean", "osrm_aware", "fisher", "emr")],
+    }
+    rows, reporter = execute(values, output)
+    assert not reporter.trained
+    assert {r.method for r in rows if r.split == "test"} >= {"regmean", "osrm_aware", "fisher"}
+    assert len(list((output / "fisher" / "osrm-frozen" / "seed0").iterdir())) == 3
+    assert len(list((output / "merged" / "osrm-frozen" / "seed0").glob("emr*"))) == 1

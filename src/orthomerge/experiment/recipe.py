@@ -124,10 +124,15 @@ class Arm(_Part):
 
 
 class Merge(_Part):
-    """One merging method at each of `weights`, which multiply every adapter's update."""
+    """One merging method at each of `weights`, which multiply every adapter's update.
+
+    Of the weights in `choose_from` only the one with the best mean score on the selection split is
+    tested too; weights and candidates of an arm and seed are chosen for all tasks together.
+    """
 
     method: str
     weights: list[float] = Field(default=[1.0], min_length=1)
+    choose_from: list[float] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
     rank: int | None = Field(default=None, gt=0)
 

@@ -95,15 +95,21 @@ class Statistics:
     def moment(self, layer: str) -> Moment:
         """The moment of a layer's input, in whatever representation it is held.
 
+        `layer` may carry the prefix of a model with a head (`bert.encoder...`): statistics are
+        collected on, and name layers within, the part below it.
+
         Raises:
             StatisticsError: no statistics for that layer.
         """
-        if layer not in self.layers:
-            raise StatisticsError(
-                f"no statistics for layer '{layer}': these cover "
-                f"{', '.join(self.meta.target_modules)} of '{self.meta.model_id}'."
-            )
-        return self.moments[self.layers[layer]]
+        if layer in self.layers:
+            return self.moments[self.layers[layer]]
+        for known, lead in self.layers.items():
+            if layer.endswith(f".{known}"):
+                return self.moments[lead]
+        raise StatisticsError(
+            f"no statistics for layer '{layer}': these cover "
+            f"{', '.join(self.meta.target_modules)} of '{self.meta.model_id}'."
+        )
 
     def second_moment(self, layer: str) -> Float[Tensor, "d_in d_in"]:
         """`S` at a layer's input, dense, float64.

@@ -284,7 +284,9 @@ def summarize(rows: Iterable[ResultRow], tasks: Sequence[str] = ()) -> Summary:
         columns=columns,
         cells=cells,
         per_task=per_task,
-        selection=_selection([r for r in kept if r.split == "selection"], names, chosen),
+        selection=_selection(
+            [r for r in kept if r.split == "selection" and r.method == SINGLE], names, chosen
+        ),
         notices=notices,
         rows=len(given),
     )
