@@ -306,6 +306,36 @@ def test_tied_three_times_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_biases_are_added_to_those_of_the_base(tmp_path):
+    """As PEFT merges an adapter with lora_bias; a layer without a bias cannot take one."""
+    tiny_bert().save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    config = LoraConfig(
+        r=3, target_modules=["query", "dense"], lora_bias=True, init_lora_weights=False
+    )
+    get_peft_model(tiny_bert(), config).save_pretrained(tmp_path / "a")
+    read = read_adapter(tmp_path / "a")
+    save_full_model(
+        tmp_path / "out", tmp_path / "base", read.layers.get, names=list(read.layers),
+        biases=read.biases,
+    )  # fmt: skip
+    auto = AutoModelForSequenceClassification
+    expected = PeftModel.from_pretrained(
+        auto.from_pretrained(tmp_path / "base"), tmp_path / "a"
+    ).merge_and_unload()
+    state = auto.from_pretrained(tmp_path / "out").state_dict()
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(state[key], value, atol=1e-6, rtol=1e-5)
+
+    llama().save_pretrained(tmp_path / "llama")
+    name = "model.layers.0.self_attn.q_proj"
+    with pytest.raises(AdapterError, match="has no bias"):
+        save_full_model(
+            tmp_path / "no", tmp_path / "llama", lambda _: None, names=[name],
+            biases={name: torch.ones(32)},
+        )  # fmt: skip
+
+
 def test_a_tied_bias_comes_along(tmp_path):
     torch.manual_seed(0)
     config = BertConfig(

@@ -22,8 +22,8 @@ from torch import Tensor
 from orthomerge.errors import AdapterError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-BLOCK = 32 * 2**20
-"""Bytes read, or values worked on, at once."""
+BLOCK = 4 * 2**20
+"""Bytes read at once: few enough that what is worked out from them stays in the cache."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -59,6 +59,11 @@ class Stored:
                 piece = _exactly(stream, min(left, BLOCK), self.path)
                 left -= len(piece)
                 yield piece
+
+    def tensor(self) -> Tensor:
+        """The whole tensor: for small ones."""
+        data = bytearray(b"".join(self.pieces()))  # writable, as torch asks
+        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
 
     def row_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows of a matrix, `[rows, columns]`, in the stored dtype."""

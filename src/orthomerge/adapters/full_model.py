@@ -53,6 +53,7 @@ def save_full_model(
     extra: Mapping[str, Any] | None = None,
     readme: str | None = None,
     modules: Mapping[str, Tensor] | None = None,
+    biases: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -79,6 +80,7 @@ def save_full_model(
         extra: JSON files to write beside, by name.
         readme: the text of README.md.
         modules: whole tensors by name (a head) that replace the checkpoint's or are added to it.
+        biases: what is added to the biases of layers, `[d_out]` a layer (LoRA's `lora_bias`).
         config: keys of `config.json` to change, as `architectures` and `id2label` for a new head.
         progress: called with the number of layers done and their total.
 
@@ -105,6 +107,7 @@ def save_full_model(
         for key, item in stored.items()
     }
     _check_floats(stored, layers, base)
+    _add_biases(planned, stored, biases or {}, shape.prefix, base)
     _put_modules(planned, modules or {}, shape.prefix, layers)
     home = {key: checkpoint.file(key) for key in checkpoint.tensors}
     rename = _missing_prefix(checkpoint.tensors, planned, shape)
@@ -163,15 +166,44 @@ def _sum_blocks(stored: Stored, layer: str, update: Update, turned: bool) -> Ite
     dtype = DTYPES[stored.dtype]
     own = update.A.dtype if isinstance(update, LoraFactors) else update.dtype
     working = torch.promote_types(torch.promote_types(own, dtype), torch.float32)
-    delta = _delta_rows(_as_stored(update, stored.shape, layer, turned), working)
+    add = _adding(_as_stored(update, stored.shape, layer, turned), working)
+    most = torch.finfo(dtype).max
     for rows, block in stored.row_blocks():
-        result = (block.to(working) + delta(rows)).to(dtype)
-        if not bool(result.isfinite().all()):
+        result = add(block.to(working), rows)
+        least, greatest = torch.aminmax(result)
+        if not (least >= -most and greatest <= most):  # nor where it is not a number
             raise AdapterError(
                 f"layer '{layer}' is not finite in {stored.dtype} after the merge: lower the "
                 "weights, or save the base model in a dtype of more range."
             )
-        yield as_bytes(result)
+        yield as_bytes(result.to(dtype))
+
+
+def _add_biases(
+    planned: dict[str, Planned],
+    stored: Mapping[str, Stored],
+    biases: Mapping[str, Tensor],
+    prefix: str,
+    base: Path,
+) -> None:
+    """`b + Δb` in the place of every named layer's bias, in its dtype."""
+    for layer, bias in biases.items():
+        key = _find(f"{layer}.bias", stored, prefix)
+        if key is None:
+            raise AdapterError(
+                f"layer '{layer}' has no bias in '{base}' for the adapters' lora_bias "
+                "to join: write the merge as an adapter."
+            )
+        _check_float(key, stored[key], base)
+        before = stored[key].tensor()
+        if before.shape != bias.shape:
+            raise AdapterError(
+                f"the bias of layer '{layer}' is {list(before.shape)} in '{base}' and its update "
+                f"{list(bias.shape)}: the adapters belong to another base model."
+            )
+        working = torch.promote_types(torch.promote_types(bias.dtype, before.dtype), torch.float32)
+        summed = before.to(working) + bias.to("cpu", working)
+        planned[key] = Planned.tensor(summed, stored[key].dtype)
 
 
 def _as_stored(update: Update, shape: tuple[int, ...], layer: str, turned: bool) -> Update:
@@ -189,27 +221,32 @@ def _as_stored(update: Update, shape: tuple[int, ...], layer: str, turned: bool)
     )
 
 
-def _delta_rows(update: Update, working: torch.dtype) -> Callable[[slice], Tensor]:
+def _adding(update: Update, working: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """What adds the update's rows to a block of the weight's, in the block's own memory."""
     if isinstance(update, Tensor):
-        return lambda rows: update[rows].to("cpu", working)
+        return lambda block, rows: block.add_(update[rows].to("cpu", working))
     left = update.B.to("cpu", working) * update.scaling
     right = update.A.to("cpu", working)
-    return lambda rows: left[rows] @ right
+    return lambda block, rows: block.addmm_(left[rows], right)
 
 
 def _check_floats(stored: Mapping[str, Stored], layers: Mapping[str, str], base: Path) -> None:
     """Only a matrix of plain floats can take an update."""
     for key, layer in layers.items():
-        item = stored[key]
-        if item.dtype not in _FLOATS:
+        _check_float(key, stored[key], base)
+        if len(stored[key].shape) != 2:
             raise AdapterError(
-                f"'{key}' of '{base}' is stored as {item.dtype}: an update cannot be added to "
-                "quantized weights; name the base model in 16 or 32 bits."
+                f"layer '{layer}' is {list(stored[key].shape)} in '{base}': only matrices take an "
+                "update."
             )
-        if len(item.shape) != 2:
-            raise AdapterError(
-                f"layer '{layer}' is {list(item.shape)} in '{base}': only matrices take an update."
-            )
+
+
+def _check_float(key: str, item: Stored, base: Path) -> None:
+    if item.dtype not in _FLOATS:
+        raise AdapterError(
+            f"'{key}' of '{base}' is stored as {item.dtype}: an update cannot be added to "
+            "quantized weights; name the base model in 16 or 32 bits."
+        )
 
 
 # ---------------------------------------------------------------------------------------------
