@@ -26,6 +26,7 @@ def page() -> str:
         _subspace(_read("subspace")),
         _statistics(_read("statistics")),
         _starts(_read("starts")),
+        _full_model(_read("full_model")),
     ]
     return "\n".join(parts)
 
@@ -115,6 +116,35 @@ def _starts(record: dict) -> str:
         f"Projecting all twelve `A` after a step takes {1e3 * held['projection_s']:.1f} ms beside "
         f"{1e3 * held['step_s']:.0f} ms for the step (16 texts of 48 tokens): **{share:.1%}** "
         f"(wanted: below 3 %). It leaves ‖A P‖ at {held['violation']:.0e}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _full_model(record: dict) -> str:
+    lines = [
+        "## A merge written as a full model",
+        "",
+        f"`python -m benchmarks.full_model`; {record['machine']}. Each side in a process of "
+        "its own; memory is the peak of what is resident, imports included; time is the median of "
+        "three, taken in turns on a machine that had other work.",
+        "",
+        "| work | against | ours | theirs | wanted | ours | theirs |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["rows"]:
+        lines.append(
+            f"| {row['work']} | {row['against']} | **{row['ours_gib']:g} GiB** | "
+            f"{row['theirs_gib']:g} GiB | ≤ {row['wanted_gib']:g} GiB | {row['ours_s']:g} s | "
+            f"{row['theirs_s']:g} s |"
+        )
+    last = record["rows"][-1]
+    lines += [
+        "",
+        f"The largest shard is {last['shard_gib']:g} GiB and {last['imports_gib']:g} GiB are the "
+        "imports: of the model, a block of one weight is held. Both round to bfloat16; the distance "
+        "to the exact sum, relative to the update, is "
+        f"{last['ours_error']:.1%} here, and {last['theirs_error']:.1%} there.",
         "",
     ]
     return "\n".join(lines)
