@@ -142,8 +142,8 @@ def _full_model(record: dict) -> str:
     lines += [
         "",
         f"The largest shard is {last['shard_gib']:g} GiB and {last['imports_gib']:g} GiB are the "
-        "imports: of the model, a block of one weight is held. Both round to bfloat16; the distance "
-        "to the exact sum, relative to the update, is "
+        "imports: of the model, a block of one weight is held. Both round to bfloat16; the "
+        "distance to the exact sum, relative to the update, is "
         f"{last['ours_error']:.1%} here, and {last['theirs_error']:.1%} there.",
         "",
     ]
