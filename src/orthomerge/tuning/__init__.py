@@ -1,5 +1,26 @@
 """Weights of a merge found on data: searched on validation rows, or by entropy; Fisher weights."""
 
+from orthomerge.tuning.adamerging import EntropySettings, minimise_entropy
+from orthomerge.tuning.fisher import adapter_fisher
 from orthomerge.tuning.groups import depth_groups
+from orthomerge.tuning.inputs import Inputs, TuneTask, read_inputs
+from orthomerge.tuning.result import MERGED, WEIGHTS, Method, Trial, Tuned
+from orthomerge.tuning.search import SearchSettings, require_optuna, search_weights
 
-__all__ = ["depth_groups"]
+__all__ = [
+    "MERGED",
+    "WEIGHTS",
+    "EntropySettings",
+    "Inputs",
+    "Method",
+    "SearchSettings",
+    "Trial",
+    "TuneTask",
+    "Tuned",
+    "adapter_fisher",
+    "depth_groups",
+    "minimise_entropy",
+    "read_inputs",
+    "require_optuna",
+    "search_weights",
+]

@@ -1,0 +1,281 @@
+"""AdaMerging: coefficients of an exact sum that make its answers on unlabelled rows sure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from orthomerge.errors import AdapterError, MergeError
+from orthomerge.evaluation import load_head
+from orthomerge.factors import LoraFactors
+from orthomerge.files import derive_seed
+from orthomerge.merging import plan_merge
+from orthomerge.tasks import Row
+from orthomerge.tuning.inputs import Inputs, encoded_batches, load_with_head, tokenizer_of
+from orthomerge.tuning.result import Method, Trial, Tuned
+
+_KEPT = 200
+"""Steps that are kept in the record, besides the last."""
+
+
+@dataclass(frozen=True)
+class EntropySettings:
+    """The paper's settings: Adam at 1e-3 from 0.3, 500 steps of 16 rows a task.
+
+    `layerwise` gives every layer coefficients of its own. As in the authors' code, coefficients
+    stay in [0, 1].
+    """
+
+    steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    init: float = 0.3
+    layerwise: bool = False
+    seed: int = 0
+    max_length: int = 48
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise MergeError(f"{name} {getattr(self, name)}: it must be at least 1.")
+        if not 0 < self.learning_rate < math.inf:
+            raise MergeError(f"learning rate {self.learning_rate:g}: it must be above 0.")
+        if not 0 <= self.init <= 1:
+            raise MergeError(f"initial coefficient {self.init:g}: it must be from 0 to 1.")
+
+
+def minimise_entropy(
+    inputs: Inputs,
+    *,
+    settings: EntropySettings | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Tuned:
+    """The coefficients λ of `Σ_t λ_t ΔW_t` that minimise the entropy of the predictions.
+
+    `min_λ Σ_t E_{x in task t} H(p(· | x; W + Σ_u λ_u ΔW_u, head t))`, H in nats, by Adam on seeded
+    batches of every task; λ one a task, or one a task and layer. Labels are not looked at. The sum
+    is applied in factors, `W x + Σ_t λ_t s_t B_t (A_t x)`, so that nothing dense is formed. Cost:
+    T forward and backward passes a step, and one pass over all rows at the end.
+
+    Args:
+        inputs: adapters, tasks and rows, from `read_inputs`.
+        settings: of the descent.
+        progress: called with the steps done, their total and the mean entropy of the step, in nats.
+
+    Returns:
+        the last coefficients with every task's entropy over all its rows, and the descent as
+        trials: every few steps the coefficients (layerwise: their means over the layers) and the
+        entropies of that step's batches; the last one over all rows.
+
+    Raises:
+        MergeError: a task that is a regression, which has no entropy.
+        AdapterError: an adapter or a head that does not fit the base.
+
+    Source: Yang et al. 2024, arXiv 2310.02575, eq. 4 and section 3.2.2.
+    """
+    settings = settings or EntropySettings()
+    for task in inputs.tasks:
+        if task.regression:
+            raise MergeError(
+                f"task '{task.task.name}' is a regression, whose predictions have no entropy: "
+                "leave it out, or tune on validation rows."
+            )
+    plan_merge([a.layers for a in inputs.adapters])
+    entropies = Entropies(inputs, settings.max_length, settings.batch_size)
+    rows = len(inputs.layers) if settings.layerwise else 1
+    coefficients = torch.full((rows, len(inputs.adapters)), settings.init, requires_grad=True)
+    optimizer = torch.optim.Adam([coefficients], lr=settings.learning_rate)
+    draws = [_Draws(len(t.rows), settings, i) for i, t in enumerate(inputs.tasks)]
+    trials: list[Trial] = []
+    every = max(1, settings.steps // _KEPT)
+    for step in range(settings.steps):
+        chosen = [draw.batch() for draw in draws]
+        before = coefficients.detach().clone()
+        optimizer.zero_grad()
+        values = entropies.descend(coefficients, chosen)
+        optimizer.step()
+        with torch.no_grad():
+            coefficients.clamp_(0, 1)
+        if step % every == 0:
+            trials.append(_trial(step, before, values))
+        if progress is not None:
+            progress(step + 1, settings.steps, sum(values) / len(values))
+    final = coefficients.detach()
+    values = entropies.over_all(final)
+    trials.append(_trial(settings.steps, final, values))
+    return _tuned(inputs, settings, final, trials)
+
+
+def _trial(step: int, coefficients: Tensor, values: list[float]) -> Trial:
+    means = [float(value) for value in coefficients.mean(dim=0)]
+    return Trial(step, means, sum(values) / len(values), values)
+
+
+def _tuned(
+    inputs: Inputs, settings: EntropySettings, coefficients: Tensor, trials: list[Trial]
+) -> Tuned:
+    last = trials[-1]
+    by_layer: dict[str, list[float]] = {}
+    if settings.layerwise:
+        for layer, row in zip(inputs.layers, coefficients, strict=True):
+            by_layer[f"^{re.escape(layer)}$"] = [float(value) for value in row]
+    return Tuned(
+        objective="entropy",
+        weights=last.weights,
+        layer_weights=by_layer,
+        value=last.value,
+        tasks=last.tasks,
+        best=last.number,
+        trials=trials,
+        labels=inputs.names,
+        method=Method("linear"),
+        settings=asdict(settings),
+    )
+
+
+class Entropies:
+    """The mean entropy of every task's predictions, as a function of the coefficients.
+
+    Coefficients are `[1, adapters]`, or `[layers, adapters]` in the order of `inputs.layers`.
+    """
+
+    def __init__(self, inputs: Inputs, max_length: int, batch_size: int) -> None:
+        self._inputs, self._max_length, self._batch_size = inputs, max_length, batch_size
+        self._tokenizer = tokenizer_of(inputs.base)
+        self._models: dict[int, Any] = {}
+        for adapter, task in zip(inputs.adapters, inputs.tasks, strict=True):
+            if task.outputs in self._models:
+                load_head(self._models[task.outputs], adapter.modules)
+            else:
+                self._models[task.outputs] = load_with_head(
+                    inputs.base, adapter.modules, task.outputs, regression=False
+                )
+        self._sums = [
+            _RankOnes.of([a.layers.get(layer) for a in inputs.adapters]) for layer in inputs.layers
+        ]
+
+    def of(self, index: int, coefficients: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The mean entropy, in nats, of one task's predictions on rows; differentiable."""
+        (batch,) = encoded_batches(
+            self._tokenizer, rows, batch_size=len(rows), max_length=self._max_length
+        )
+        model = self._models[self._inputs.tasks[index].outputs]
+        by_layer = coefficients.expand(len(self._sums), -1)
+        with _adding(model, self._inputs.layers, self._sums, by_layer):
+            head = {k: v.to(model.dtype) for k, v in self._inputs.adapters[index].modules.items()}
+            logs = functional_call(model, head, kwargs=batch).logits.log_softmax(dim=-1)
+        return -(logs.exp() * logs).sum(dim=-1).mean()
+
+    def descend(self, coefficients: Tensor, chosen: Sequence[Sequence[int]]) -> list[float]:
+        """Add the gradient of the sum over tasks, a task at a time; each one's entropy."""
+        values: list[float] = []
+        for index, places in enumerate(chosen):
+            rows = self._inputs.tasks[index].rows
+            loss = self.of(index, coefficients, [rows[i] for i in places])
+            loss.backward()
+            values.append(float(loss.detach()))
+        return values
+
+    def over_all(self, coefficients: Tensor) -> list[float]:
+        """Each task's entropy over all its rows."""
+        values: list[float] = []
+        for index, task in enumerate(self._inputs.tasks):
+            total = 0.0
+            for start in range(0, len(task.rows), self._batch_size):
+                piece = task.rows[start : start + self._batch_size]
+                with torch.no_grad():
+                    total += len(piece) * float(self.of(index, coefficients, piece))
+            values.append(total / len(task.rows))
+        return values
+
+
+@dataclass(frozen=True)
+class _RankOnes:
+    """A layer's updates of all adapters side by side: `A [R, d_in]`, `B [d_out, R]`, scaled.
+
+    `owner [R]` is the number of the adapter that each rank is of.
+    """
+
+    A: Tensor
+    B: Tensor
+    owner: Tensor
+
+    @classmethod
+    def of(cls, factors: Sequence[LoraFactors | None]) -> _RankOnes:
+        held = [(i, f.to(torch.float32)) for i, f in enumerate(factors) if f is not None]
+        return cls(
+            torch.cat([f.A for _, f in held]),
+            torch.cat([f.scaling * f.B for _, f in held], dim=1),
+            torch.cat([torch.full((f.rank,), i) for i, f in held]),
+        )
+
+    def __call__(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        """`Σ_t λ_t s_t B_t (A_t x)` for rows x. O(rows · R (d_in + d_out))."""
+        return ((x @ self.A.T) * coefficients[self.owner]) @ self.B.T
+
+
+@contextmanager
+def _adding(
+    model: nn.Module, layers: Sequence[str], sums: Sequence[_RankOnes], coefficients: Tensor
+) -> Iterator[None]:
+    """The model with the weighted sum of the updates at its layers, for the length of a block."""
+
+    def hook(place: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def add(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output + sums[place](given[0], coefficients[place]).to(output.dtype)
+
+        return add
+
+    handles: list[Any] = []
+    try:
+        for place, name in enumerate(layers):
+            handles.append(_layer(model, name, sums[place]).register_forward_hook(hook(place)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer(model: nn.Module, name: str, update: _RankOnes) -> nn.Module:
+    shape = (len(update.B), update.A.shape[1])
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError as problem:
+        raise AdapterError(
+            f"the model has no layer '{name}': the adapter was made for another model."
+        ) from problem
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    # GPT-2's Conv1D keeps its weight transposed.
+    there = tuple(weight.T.shape if type(layer).__name__ == "Conv1D" else weight.shape)
+    if there != shape:
+        raise AdapterError(
+            f"layer '{name}' is {list(there)}, the update {list(shape)}: the adapter was made for "
+            "another model."
+        )
+    return layer
+
+
+class _Draws:
+    """Seeded batches of a task's rows: every row once before any comes again."""
+
+    def __init__(self, rows: int, settings: EntropySettings, index: int) -> None:
+        seed = derive_seed(settings.seed, "entropy", str(index))
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rows, self._size = rows, min(settings.batch_size, rows)
+        self._waiting: list[int] = []
+
+    def batch(self) -> list[int]:
+        """The numbers of the next rows."""
+        while len(self._waiting) < self._size:
+            self._waiting += torch.randperm(self._rows, generator=self._generator).tolist()
+        taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+        return taken
