@@ -18,8 +18,8 @@ from orthomerge.errors import OrthomergeError, RecipeError
 
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
-    "demo", "run", "report", "stats", "init", "train", "merge", "eval", "diagnose", "methods",
-    "solvers", "tasks",
+    "demo", "run", "report", "stats", "init", "train", "merge", "tune", "fisher", "eval",
+    "diagnose", "methods", "solvers", "tasks",
 )  # fmt: skip
 _UNITS = {"": 1, "B": 1} | {
     name: base ** (power + 1)

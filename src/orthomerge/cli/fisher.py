@@ -1,0 +1,59 @@
+"""`orthomerge fisher`: an adapter's Fisher information as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orthomerge.cli._app import app, err, human_size, out, print_json
+from orthomerge.cli.train import Json, Rows, TaskName
+
+
+@app.command()
+def fisher(
+    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder with its task's head.")],
+    task: TaskName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    samples: Annotated[int, typer.Option(min=1, help="Rows of the task, without labels.")] = 100,
+    base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
+    batch_size: Rows = 16,
+    max_length: Rows = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
+    json: Json = False,
+) -> None:
+    """How much each weight matters to an adapter's answers, for the merging method 'fisher'.
+
+    Example: [bold]orthomerge fisher mine/ --task sentiment --output mine.fisher.safetensors[/]
+    """
+    from rich.progress import Progress
+
+    from orthomerge.fisher import save_fisher
+    from orthomerge.tuning import adapter_fisher
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task(f"Fisher information on {task}", total=samples)
+        found, meta = adapter_fisher(
+            adapter,
+            task,
+            base=base,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            max_length=max_length,
+            progress=lambda done: progress.advance(bar, done),
+        )
+    save_fisher(output, found, meta)
+    size = output.stat().st_size
+    if json:
+        print_json(
+            {"path": str(output), "task": meta.task, "samples": meta.samples,
+             "layers": len(found), "bytes": size}
+        )  # fmt: skip
+        return
+    out.print(
+        f"{output}: Fisher information of {len(found)} layers on {meta.samples} rows of "
+        f"{meta.task}, {human_size(size)}.",
+        soft_wrap=True,
+    )

@@ -1,0 +1,261 @@
+"""`orthomerge tune`: merge weights found on data, and the merge that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthomerge.cli._app import app, err, out, parse_options, print_json
+from orthomerge.cli.train import Json, Rows
+from orthomerge.errors import MergeError, unknown_name
+
+if TYPE_CHECKING:
+    from orthomerge.tuning import Inputs, Method, SearchSettings, Tuned
+
+OBJECTIVES = ("validation", "entropy")
+
+
+@app.command()
+def tune(
+    adapters: Annotated[list[Path], typer.Argument(help="PEFT adapter folders with their heads.")],
+    task: Annotated[
+        list[str],
+        typer.Option(help="The task of each adapter, in order: a name or a file; repeat."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the study and what comes of it.")
+    ],
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="validation (score on selection rows, searched) or entropy (of the predictions on "
+            "their texts, by gradient: AdaMerging)."
+        ),
+    ] = "validation",
+    method: Annotated[str, typer.Option(help="A name of 'orthomerge methods'.")] = "linear",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the merge.")] = None,
+    stats: Annotated[
+        list[Path] | None, typer.Option(help="Statistics of each task, for methods that need it.")
+    ] = None,
+    fisher: Annotated[
+        list[Path] | None, typer.Option(help="Fisher file of each adapter, for 'fisher'.")
+    ] = None,
+    groups: Annotated[
+        int, typer.Option(min=1, help="Cut the layers in depth, with weights of each group's own.")
+    ] = 1,
+    layerwise: Annotated[
+        bool, typer.Option("--layerwise", help="Entropy: coefficients of each layer's own.")
+    ] = False,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials in all, those of an earlier run included.")
+    ] = 50,
+    low: Annotated[float, typer.Option(help="Lowest weight.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Highest weight.")] = 1.5,
+    steps: Annotated[int, typer.Option(min=1, help="Entropy: steps of Adam.")] = 500,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Entropy: of Adam.")] = 1e-3,
+    init: Annotated[float, typer.Option(min=0, max=1, help="Entropy: first coefficient.")] = 0.3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Entropy: rows a task and step.")] = 16,
+    rows: Annotated[int, typer.Option(min=1, help="Selection rows a task; never test rows.")] = 100,
+    data_seed: Annotated[
+        int, typer.Option(help="Seed of the rows: that of training keeps them apart from it.")
+    ] = 0,
+    base: Annotated[str | None, typer.Option(help="Base model; default the adapters'.")] = None,
+    max_length: Rows = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the search and of methods that draw.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Entropy: replace what an earlier run wrote.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Find the weights of a merge on data, and merge with them; called again, go on.
+
+    Writes weights.json, the merged adapter (merged/) and a page of the trials (trials.html).
+
+    Examples: [bold]orthomerge tune a/ b/ --task sentiment --task topic --output tuned/[/]
+
+    [bold]orthomerge tune a/ b/ --task sentiment --task topic --objective entropy --layerwise
+    --output tuned/[/]
+    """
+    from orthomerge.tuning import (
+        EntropySettings,
+        SearchSettings,
+        minimise_entropy,
+        read_inputs,
+        require_optuna,
+    )
+
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES, error=MergeError)
+    entropy = objective == "entropy"
+    if entropy:
+        _only_sums(method, option, stats, fisher, rank, groups)
+    elif layerwise:
+        raise MergeError("--layerwise goes with --objective entropy; for a search use --groups.")
+    else:
+        require_optuna()
+    _require_ours(output, entropy=entropy, overwrite=overwrite)
+    settings = SearchSettings(trials, groups, low, high, seed, max_length)
+    inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
+    if entropy:
+        with _bar("entropy, steps") as progress:
+            tuned = minimise_entropy(
+                inputs,
+                settings=EntropySettings(
+                    steps, batch_size, learning_rate, init, layerwise, seed, max_length
+                ),
+                progress=progress,
+            )
+    else:
+        how = merge_method(inputs, method, parse_options(option or []), rank, seed, stats, fisher)
+        tuned = tune_validation(inputs, output, how, settings)
+    page = finish(tuned, inputs, output)
+    if json:
+        print_json({"path": str(output), "page": str(page), **tuned.record(inputs)})
+        return
+    _say(tuned, inputs, output)
+
+
+def merge_method(
+    inputs: Inputs,
+    name: str,
+    options: dict[str, Any],
+    rank: int | None,
+    seed: int,
+    stats: Sequence[Path] | None = None,
+    fisher: Sequence[Path] | None = None,
+) -> Method:
+    """The merge apart from its weights, with the files it needs read."""
+    from orthomerge.features import Statistics
+    from orthomerge.files import file_sha256
+    from orthomerge.fisher import load_fisher
+    from orthomerge.tuning import Method
+
+    shas = [a.sha256 for a in inputs.adapters] if fisher else []
+    if fisher and len(fisher) != len(shas):
+        raise MergeError(
+            f"{len(fisher)} Fisher files for {len(shas)} adapters: give one --fisher for each, in "
+            "their order."
+        )
+    read = [load_fisher(f, adapter_sha256=s) for f, s in zip(fisher or (), shas, strict=True)]
+    return Method(
+        name,
+        options,
+        rank,
+        seed,
+        [Statistics.load(path, lazy=True) for path in stats] if stats else None,
+        read or None,
+        [file_sha256(path) for path in [*(stats or ()), *(fisher or ())]],
+    )
+
+
+def tune_validation(
+    inputs: Inputs, output: Path, method: Method, settings: SearchSettings
+) -> Tuned:
+    """Search the weights with a bar of the trials; `output` keeps the study.
+
+    For `orthomerge merge --tune validation` as well: `tuned.weights` and `tuned.layer_weights` go
+    into the merge as they are.
+    """
+    from orthomerge.tuning import search_weights
+
+    with _bar("trials") as progress:
+        return search_weights(inputs, output, method=method, settings=settings, progress=progress)
+
+
+def finish(tuned: Tuned, inputs: Inputs, output: Path) -> Path:
+    """Write the merge, `weights.json` and the page of the trials; the page's path."""
+    from orthomerge.report.trials import build_trials_page
+
+    tuned.save(inputs, output)
+    return build_trials_page(output)
+
+
+def _only_sums(
+    method: str,
+    option: list[str] | None,
+    stats: list[Path] | None,
+    fisher: list[Path] | None,
+    rank: int | None,
+    groups: int,
+) -> None:
+    """Entropy is minimised over exact sums; what asks for something else is refused."""
+    if method != "linear" or option or stats or fisher or rank is not None:
+        raise MergeError(
+            "--objective entropy finds the coefficients of the exact sum: leave out --method, "
+            "--option, --rank, --stats and --fisher, or search with --objective validation."
+        )
+    if groups != 1:
+        raise MergeError("--groups goes with --objective validation; for entropy use --layerwise.")
+
+
+def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something else, before any work."""
+    from orthomerge.tuning import WEIGHTS
+    from orthomerge.tuning.search import STUDY
+
+    if output.exists() and not output.is_dir():
+        raise MergeError(f"'{output}' is a file: choose another --output.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    study = (output / STUDY).is_file()
+    if not entropy and not study:
+        raise MergeError(f"'{output}' is not empty and holds no study: choose another --output.")
+    if entropy and (study or not overwrite or not (output / WEIGHTS).is_file()):
+        remedy = "choose another --output" + ("" if study else ", or give --overwrite")
+        raise MergeError(f"'{output}' is not empty: {remedy}.")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar with the value so far; nothing where there is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[value]}"),
+        TimeRemainingColumn(compact=True),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as progress:
+        bar = progress.add_task(what, total=None, value="")
+        yield lambda done, of, value: progress.update(
+            bar, completed=done, total=of, value=f"{value:.4f}"
+        )
+
+
+def _say(tuned: Tuned, inputs: Inputs, output: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    entropy = tuned.objective == "entropy"
+    table = Table(box=SIMPLE_HEAD)
+    mean = " (mean over layers)" if tuned.layer_weights else ""
+    for column in ("adapter", "task", "entropy" if entropy else "score", f"weight{mean}"):
+        table.add_column(column, overflow="fold")
+    for name, task, value, weight in zip(
+        inputs.names, inputs.tasks, tuned.tasks, tuned.weights, strict=True
+    ):
+        table.add_row(name, task.task.name, f"{value:.4f}", f"{weight:.3f}")
+    out.print(table)
+    what = (
+        f"mean entropy {tuned.value:.4f} nats after {tuned.best} steps"
+        if entropy
+        else f"mean score {tuned.value:.4f} at trial {tuned.best} of {len(tuned.trials)}"
+    )
+    out.print(f"{output}: {what}; merged/, weights.json, trials.html.", soft_wrap=True)

@@ -1,0 +1,175 @@
+"""The page of a search for merge weights, from its `weights.json` alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from orthomerge.errors import OrthomergeError
+from orthomerge.files import write_text
+from orthomerge.report.figures import DARK, INK, LIGHT, SYMBOLS
+
+RECORD, PAGE = "weights.json", "trials.html"
+_ABREAST = 4
+
+
+def build_trials_page(folder: str | Path) -> Path:
+    """Write `trials.html` beside the `weights.json` of `orthomerge tune`; no network is needed.
+
+    Raises:
+        OrthomergeError: there is no such record, or the page cannot be written.
+    """
+    file = Path(folder) / RECORD
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        page = _render(Path(folder).resolve().name, record)
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise OrthomergeError(
+            f"'{file}' cannot be read as the record of a search: make one with 'orthomerge tune'."
+        ) from problem
+    target = Path(folder) / PAGE
+    write_text(target, page)
+    return target
+
+
+def trial_figure(record: dict[str, Any]) -> go.Figure:
+    """The objective by trial with the running best; an entropy by step, with every task's own."""
+    trials = record["trials"]
+    numbers = [t["number"] for t in trials]
+    figure = go.Figure()
+    if record["objective"] == "entropy":
+        # The last is over all rows; those before are over the batches of their step.
+        for slot, task in enumerate(record["tasks"]):
+            _line(figure, numbers, [t["tasks"][slot] for t in trials], task["name"], slot)
+        _line(figure, numbers, [t["value"] for t in trials], "mean", INK, width=3)
+        titles = ("step", "entropy, nats")
+    else:
+        values = [100 * t["value"] for t in trials]
+        figure.add_scatter(
+            x=numbers, y=values, mode="markers", name="trial", meta={"slot": 0},
+            marker={"color": LIGHT[0], "size": 8}, text=[_hover(record, t) for t in trials],
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=numbers, y=list(accumulate(values, max)), mode="lines", name="best so far",
+            line={"color": LIGHT[1], "width": 2, "shape": "hv"}, meta={"slot": 1},
+        )  # fmt: skip
+        titles = ("trial", "mean score × 100")
+    return _layout(figure, *titles, height=400)
+
+
+def weights_figure(record: dict[str, Any]) -> go.Figure:
+    """The score against each weight, a panel a weight; an entropy's coefficients by step."""
+    labels, trials = record["labels"], record["trials"]
+    if record["objective"] == "entropy":
+        figure = go.Figure()
+        numbers = [t["number"] for t in trials]
+        for slot, label in enumerate(labels):
+            _line(figure, numbers, [t["weights"][slot] for t in trials], label, slot)
+        title = "coefficient, mean over layers" if record["layer_weights"] else "coefficient"
+        return _layout(figure, "step", title, height=400)
+    columns = min(_ABREAST, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_yaxes=True, subplot_titles=[_safe(x) for x in labels],
+        vertical_spacing=0.25 / rows, horizontal_spacing=0.03,
+    )  # fmt: skip
+    best = next(t for t in trials if t["number"] == record["best"])
+    for place, _ in enumerate(labels):
+        where: dict[str, Any] = {"row": place // columns + 1, "col": place % columns + 1}
+        for shown, slot, size, name in ((trials, 0, 7, "trial"), ([best], 1, 13, "best")):
+            figure.add_scatter(
+                x=[t["weights"][place] for t in shown], y=[100 * t["value"] for t in shown],
+                mode="markers", name=name, showlegend=place == 0, legendgroup=name,
+                marker={"color": LIGHT[slot], "size": size, "symbol": SYMBOLS[6 * slot]},
+                text=[_hover(record, t) for t in shown], hovertemplate="%{text}<extra></extra>",
+                meta={"slot": slot}, **where,
+            )  # fmt: skip
+    return _layout(figure, "", "", height=120 + 230 * rows)
+
+
+def _line(
+    figure: go.Figure, x: list[int], y: list[float], name: str, slot: int, *, width: int = 2
+) -> None:
+    colour = "#57616b" if slot == INK else LIGHT[slot % len(LIGHT)]
+    figure.add_scatter(
+        x=x, y=y, mode="lines", name=_safe(name), meta={"slot": slot},
+        line={"color": colour, "width": width},
+    )  # fmt: skip
+
+
+def _layout(figure: go.Figure, x: str, y: str, *, height: int) -> go.Figure:
+    figure.update_layout(
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1b2026"},
+        paper_bgcolor="#ffffff",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 56, "r": 16, "t": 36, "b": 48},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        height=height,
+    )
+    figure.update_xaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
+    if x:
+        figure.update_layout(xaxis_title=x, yaxis_title=y)
+    return figure
+
+
+def _safe(text: str) -> str:
+    """Plotly reads names as a little HTML."""
+    return escape(text, quote=False)
+
+
+def _hover(record: dict[str, Any], trial: dict[str, Any]) -> str:
+    lines = [f"<b>trial {trial['number']}</b>: {100 * trial['value']:.1f}"]
+    names = [t["name"] for t in record["tasks"]]
+    lines += [f"{_safe(n)} {100 * v:.1f}" for n, v in zip(names, trial["tasks"], strict=True)]
+    weights = zip(record["labels"], trial["weights"], strict=True)
+    return "<br>".join([*lines, *(f"weight of {_safe(n)} {w:.3f}" for n, w in weights)])
+
+
+def _render(name: str, record: dict[str, Any]) -> str:
+    source = files("orthomerge.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    template = environment.from_string(source.joinpath("trials.html").read_text(encoding="utf-8"))
+    figures = {"trials": trial_figure(record), "weights": weights_figure(record)}
+    data = {
+        "figures": {key: json.loads(figure.to_json() or "{}") for key, figure in figures.items()},
+        "palette": {"light": LIGHT, "dark": DARK},
+    }
+    entropy = record["objective"] == "entropy"
+    best = next(t for t in record["trials"] if t["number"] == record["best"])
+    ordered = sorted(record["trials"], key=lambda t: -t["value"])
+    return template.render(
+        name=name,
+        record=record,
+        entropy=entropy,
+        best=best,
+        top=[] if entropy else ordered[:20],
+        scale=1 if entropy else 100,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version("orthomerge"),
+        css=Markup(source.joinpath("page.css").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+        data=_script_json(data),
+    )
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
