@@ -88,8 +88,8 @@ def test_factors_are_read_when_asked_for_and_none_is_kept(tmp_path, monkeypatch)
 
     save_adapter(tmp_path / "a", bert, 1, target_modules=["query"])
     asked = []
-    original = files.read_tensors
-    monkeypatch.setattr(files, "read_tensors", lambda p, k: asked.extend(k) or original(p, k))
+    original = files.read_tensor
+    monkeypatch.setattr(files, "read_tensor", lambda s: asked.append(s) or original(s))
     adapter = read_adapter(tmp_path / "a")
     assert adapter.shapes == dict.fromkeys(adapter.layers, (32, 32))
     assert "other" not in adapter.layers
@@ -144,6 +144,8 @@ def _nothing(tensors):
         (_nothing, {"use_dora": True, "base_model_name_or_path": ""}, ["do not agree on use_dora"]),
         (lambda t: t.update({"base_model.model.q.bias": torch.ones(2)}), {"bias": "all"},
          ["the base's own biases", "lora_bias=True"]),
+        (lambda t: t.update({_key(t, "lora_A"): t[_key(t, "lora_A")].to(torch.int8)}), {},
+         ["type I8", "only floating-point"]),
         (lambda t: t.update({"base_model.model.x.lora_C": torch.ones(2)}), {}, ["no factor"]),
     ],
 )  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge.adapters.tensors import read_shapes, read_tensors
+from orthomerge.adapters.checkpoint import read_checkpoint
+from orthomerge.adapters.tensors import read_tensor
 from orthomerge.assets import resolve_model
 from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
@@ -26,14 +27,13 @@ class BaseWeights:
 
     def __init__(self, model: str) -> None:
         try:
-            self._folder = Path(resolve_model(model).path_or_id)
+            folder = Path(resolve_model(model).path_or_id)
         except AssetError as problem:
             raise AdapterError(str(problem)) from problem
         self._model = model
-        self._files = {
-            key.removesuffix(".weight"): file
-            for file in sorted(self._folder.glob("*.safetensors"))
-            for key in read_shapes(file)
+        self._weights = {
+            key.removesuffix(".weight"): stored
+            for key, stored in read_checkpoint(folder).tensors.items()
             if key.endswith(".weight")
         }
 
@@ -46,16 +46,16 @@ class BaseWeights:
             AdapterError: the model has no such layer, or one of another shape.
         """
         ends = [".".join(layer.split(".")[i:]) for i in range(layer.count(".") + 1)]
-        name = next((end for end in ends if end in self._files), None)
+        name = next((end for end in ends if end in self._weights), None)
         if name is None:  # saved with a prefix that the adapter's model lacks
-            longer = [key for key in self._files if key.endswith(f".{layer}")]
+            longer = [key for key in self._weights if key.endswith(f".{layer}")]
             name = longer[0] if len(longer) == 1 else None
         if name is None:
             raise AdapterError(
                 f"the base model '{self._model}' has no weight for layer '{layer}': name the model "
                 "that the adapter was trained on."
             )
-        weight = read_tensors(self._files[name], [f"{name}.weight"])[0]
+        weight = read_tensor(self._weights[name])
         if tuple(weight.shape) not in (shape, shape[::-1]):
             raise AdapterError(
                 f"layer '{layer}' is {list(weight.shape)} in the base model '{self._model}' and "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from orthomerge.adapters.base import BaseWeights, dora_update
 from orthomerge.adapters.hub import locate_adapter
-from orthomerge.adapters.kinds import LayerKeys, check_kind, sort_keys
-from orthomerge.adapters.tensors import LazyTensors, read_shapes, read_tensors
+from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
+from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.files import file_sha256
@@ -69,30 +69,24 @@ class LazyLayers(Mapping[str, LoraFactors]):
 
     def __init__(
         self,
-        path: Path,
-        layers: Mapping[str, LayerKeys],
+        layers: Mapping[str, StoredLayer],
         base: BaseWeights | None = None,
         *,
         transposed: bool = False,
     ) -> None:
-        self._path, self._layers, self._base, self._transposed = path, layers, base, transposed
-        self.shapes = {name: keys.shape for name, keys in layers.items()}
+        self._layers, self._base, self._transposed = layers, base, transposed
+        self.shapes = {name: layer.shape for name, layer in layers.items()}
 
     def __getitem__(self, name: str) -> LoraFactors:
-        keys = self._layers[name]
-        wanted = [keys.A, keys.B, *([keys.magnitude] if keys.magnitude else [])]
-        A, B, *magnitude = read_tensors(self._path, wanted)
-        if not (A.is_floating_point() and B.is_floating_point()):
-            raise AdapterError(
-                f"layer '{name}' of '{self._path}' is {str(A.dtype).removeprefix('torch.')}: only "
-                "floating-point factors can be merged."
-            )
-        factors = LoraFactors(A, B.to(A.dtype), keys.scaling)
-        if not magnitude:
+        layer = self._layers[name]
+        A, B = read_tensor(layer.A), read_tensor(layer.B)
+        factors = LoraFactors(A, B.to(A.dtype), layer.scaling)
+        if layer.magnitude is None:
             return factors
         assert self._base is not None
-        weight = self._base.weight(name, keys.shape, transposed=keys.embedding or self._transposed)
-        return dora_update(factors, magnitude[0], weight)
+        turned = layer.embedding or self._transposed
+        weight = self._base.weight(name, layer.shape, transposed=turned)
+        return dora_update(factors, read_tensor(layer.magnitude), weight)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -125,26 +119,17 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
                 "it once in PEFT and save it again with save_pretrained to get safetensors."
             )
         raise AdapterError(f"no adapter at '{source}': it has no {WEIGHTS}.")
-    shapes = read_shapes(weights)
-    layers, modules = sort_keys(shapes, config, source)
-    biases = {n: keys.bias for n, keys in layers.items() if keys.bias}
+    layers, modules = sort_keys(open_tensors(weights), config, source)
+    base_weights = _base_of(config, base, source) if config.get("use_dora") else None
     return Adapter(
         name,
-        LazyLayers(
-            weights,
-            layers,
-            _base_of(config, base, source) if config.get("use_dora") else None,
-            transposed=bool(config.get("fan_in_fan_out")),
-        ),
-        LazyTensors(weights, modules, shapes),
+        LazyLayers(layers, base_weights, transposed=bool(config.get("fan_in_fan_out"))),
+        LazyTensors(modules),
         config,
         folder,
         file_sha256(weights),
-        {
-            n: bias * layers[n].scaling
-            for n, bias in zip(biases, read_tensors(weights, biases.values()), strict=True)
-        },
-        frozenset(n for n, keys in layers.items() if keys.embedding),
+        {n: read_tensor(item.bias) * item.scaling for n, item in layers.items() if item.bias},
+        frozenset(n for n, item in layers.items() if item.embedding),
         source,
     )
 
@@ -212,5 +197,4 @@ def read_head(path: str | Path) -> Mapping[str, Tensor]:
         return read_adapter(path).modules
     if path.suffix != HEAD or not path.is_file():
         raise AdapterError(f"no head at '{path}': name an adapter folder or a {HEAD} file.")
-    shapes = read_shapes(path)
-    return LazyTensors(path, {name: name for name in shapes}, shapes)
+    return LazyTensors(open_tensors(path))

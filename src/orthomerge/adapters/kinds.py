@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from peft.utils.other import get_pattern_key
 
+from orthomerge.adapters.checkpoint import Stored
+from orthomerge.adapters.tensors import FLOATS
 from orthomerge.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -31,19 +33,19 @@ _STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class LayerKeys:
-    """Where one layer lies in the file: the keys of its tensors, its scaling and its shape.
+class StoredLayer:
+    """Where one layer's tensors lie in the file, its scaling and its shape.
 
     `shape` is (d_out, d_in); an embedding is read as the linear layer over one-hot tokens that it
     is, so its d_in is the vocabulary.
     """
 
-    A: str
-    B: str
+    A: Stored
+    B: Stored
     scaling: float
     shape: tuple[int, int]
-    bias: str | None = None
-    magnitude: str | None = None
+    bias: Stored | None = None
+    magnitude: Stored | None = None
     embedding: bool = False
 
 
@@ -72,9 +74,9 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
 
 
 def sort_keys(
-    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], where: str
-) -> tuple[dict[str, LayerKeys], dict[str, str]]:
-    """The adapted layers by their name in the base model, and the other modules' keys by name.
+    entries: Mapping[str, Stored], config: Mapping[str, Any], where: str
+) -> tuple[dict[str, StoredLayer], dict[str, Stored]]:
+    """The adapted layers by their name in the base model, and the other modules by name.
 
     The copies of the base's embeddings that PEFT saves beside adapted ones are left out.
 
@@ -82,8 +84,8 @@ def sort_keys(
         AdapterError: halves that are missing, sizes that do not fit, or tensors of no known kind.
     """
     parts: dict[str, dict[str, str]] = {}
-    modules: dict[str, str] = {}
-    for key in shapes:
+    modules: dict[str, Stored] = {}
+    for key in entries:
         name = key.removeprefix(PREFIX)
         match = _PART.match(name)
         if match:
@@ -96,24 +98,24 @@ def sort_keys(
                 "adapters of that kind cannot be merged."
             )
         elif not name.endswith(".base_layer.weight"):
-            modules[name] = key
+            modules[name] = entries[key]
     if not parts:
         raise AdapterError(
             f"'{where}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
         )
     _refuse_base_biases(modules, config, where)
     return {
-        layer: _layer(layer, found, shapes, config, where) for layer, found in parts.items()
+        layer: _layer(layer, found, entries, config, where) for layer, found in parts.items()
     }, modules
 
 
 def _layer(
     layer: str,
     found: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
+    entries: Mapping[str, Stored],
     config: Mapping[str, Any],
     where: str,
-) -> LayerKeys:
+) -> StoredLayer:
     embedding = any(part.startswith("embedding_") for part in found)
     A, B = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     for part in (A, B):
@@ -121,24 +123,33 @@ def _layer(
             raise AdapterError(
                 f"layer '{layer}' of '{where}' has no lora_{part}: it was cut; save it again."
             )
-    a, b = shapes[found[A]], shapes[found[B]]
+    factor_A, factor_B = entries[found[A]], entries[found[B]]
+    a, b = factor_A.shape, factor_B.shape
     if len(a) != 2 or len(b) != 2:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
             "embedding layers can be merged."
         )
+    for key in found.values():
+        if entries[key].dtype not in FLOATS:
+            raise AdapterError(
+                f"'{key}' of '{where}' is of type {entries[key].dtype}: only floating-point "
+                "factors can be merged; save it in 16 or 32 bits."
+            )
     rank = _by_pattern(config.get("rank_pattern"), layer, config.get("r"))
     if not a[0] == b[1] == rank:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has A {list(a)} and B {list(b)} where its config says "
             f"rank {rank}: A must be [rank, d_in] and B [d_out, rank]; save it again."
         )
-    bias, magnitude = found.get("bias"), found.get("magnitude_vector")
-    for key in (bias, magnitude):
-        if key is not None and math.prod(shapes[key]) != b[0]:
+    bias, magnitude = (
+        entries[found[part]] if part in found else None for part in ("bias", "magnitude_vector")
+    )
+    for part in (bias, magnitude):
+        if part is not None and math.prod(part.shape) != b[0]:
             raise AdapterError(
-                f"'{key}' of '{where}' is {list(shapes[key])} and the layer has {b[0]} outputs: "
-                "save it again."
+                f"layer '{layer}' of '{where}' has {b[0]} outputs and a bias or magnitude of "
+                f"{list(part.shape)}: save it again."
             )
     if (magnitude is not None) != bool(config.get("use_dora")):
         raise AdapterError(
@@ -146,7 +157,7 @@ def _layer(
         )
     alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LayerKeys(found[A], found[B], scaling, (b[0], a[1]), bias, magnitude, embedding)
+    return StoredLayer(factor_A, factor_B, scaling, (b[0], a[1]), bias, magnitude, embedding)
 
 
 def _by_pattern(pattern: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
@@ -155,7 +166,7 @@ def _by_pattern(pattern: Mapping[str, Any] | None, layer: str, otherwise: Any) -
     return pattern.get(get_pattern_key(list(pattern), layer), otherwise)
 
 
-def _refuse_base_biases(modules: Mapping[str, str], config: Mapping[str, Any], where: str) -> None:
+def _refuse_base_biases(modules: Iterable[str], config: Mapping[str, Any], where: str) -> None:
     """`bias="all"` trains the base's biases: the adapter holds new values, not an update."""
     if config.get("bias") in (None, "none"):
         return

@@ -1,4 +1,4 @@
-"""Each adapter's statistics for a merge, under the names adapters give to layers."""
+"""Each adapter's statistics for a merge, held to be of the adapters' base model."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from orthomerge.assets import resolve_model
 from orthomerge.errors import MergeError
 from orthomerge.features import Statistics
 from orthomerge.merging import MergeMethod
-from orthomerge.moments import Moment
-
-
-class NamedByAdapters:
-    """Statistics whose layers, named below the head model, are found by an adapter's names."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        self._statistics = statistics
-
-    def moment(self, layer: str) -> Moment:
-        """The moment of a layer's input.
-
-        Raises:
-            StatisticsError: no statistics for that layer.
-        """
-        known = (n for n in self._statistics.layers if layer == n or layer.endswith(f".{n}"))
-        return self._statistics.moment(next(known, layer))
 
 
 def matched_statistics(
@@ -34,7 +17,7 @@ def matched_statistics(
     statistics: Sequence[str | Path | Statistics] | None,
     adapters: Sequence[Adapter],
     base: str | None,
-) -> list[NamedByAdapters] | None:
+) -> list[Statistics] | None:
     """The statistics, read an entry at a time, where the method needs them.
 
     They must be of one model; where the base model is a folder or is named, of that one.
@@ -63,4 +46,4 @@ def matched_statistics(
     if known:
         for item, name in zip(read, called, strict=True):
             item.require_model(known, model, name=name)
-    return [NamedByAdapters(item) for item in read]
+    return read

@@ -4,77 +4,83 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from orthomerge.adapters.checkpoint import DTYPES, Stored, as_bytes, read_header
 from orthomerge.errors import AdapterError
 
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+FLOATS = ("F64", "F32", "F16", "BF16")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ENTRY = 160  # more than the header says of one tensor, beside its name
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file; what is wrong with it is an `AdapterError` that names it."""
+def open_tensors(path: Path) -> dict[str, Stored]:
+    """Every tensor's name, shape, type and place, from the header alone.
+
+    Raises:
+        AdapterError: the file is not safetensors, or was cut.
+    """
     try:
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (SafetensorError, OSError, ValueError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
+        return read_header(path)
+    except AdapterError as problem:
+        reason = str(problem.__cause__ or problem).strip().splitlines()[0].rstrip(". ")
         raise AdapterError(
             f"'{path}' cannot be read as safetensors ({reason}): it was cut, altered or never one; "
             "copy it again."
         ) from problem
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's name and shape, from the header alone.
+def read_tensor(stored: Stored) -> Tensor:
+    """One tensor, in memory of its own.
+
+    Read and not mapped: pages of a map are counted as held, and come in one fault at a time, which
+    took a hundred times as long for factors of 200 kB.
 
     Raises:
-        AdapterError: the file is not safetensors, or was cut.
+        AdapterError: a type that PyTorch has not, or a file that changed since it was opened.
     """
-    with _opened(path) as stream:
-        return {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
-
-
-def read_tensors(path: Path, keys: Iterable[str]) -> list[Tensor]:
-    """The named tensors, copied, so that the file is not held in memory behind them.
-
-    The file is opened anew each time: an open one keeps every page that was read mapped.
-
-    Raises:
-        AdapterError: the file is not safetensors, was cut, or lacks a tensor.
-    """
-    with _opened(path) as stream:
-        return [stream.get_tensor(key).clone() for key in keys]
+    if stored.dtype not in DTYPES:
+        raise AdapterError(
+            f"'{stored.path}' holds tensors of type {stored.dtype}, which cannot be read: save it "
+            "in a common type."
+        )
+    data = bytearray(stored.end - stored.begin)
+    try:
+        with stored.path.open("rb") as stream:
+            stream.seek(stored.begin)
+            whole = stream.readinto(data) == len(data)
+    except OSError as problem:
+        raise AdapterError(f"'{stored.path}' cannot be read: {problem.strerror}.") from problem
+    if not whole:
+        raise AdapterError(f"'{stored.path}' ends too early: it changed while it was read.")
+    dtype = DTYPES[stored.dtype]
+    tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return tensor.reshape(stored.shape)
 
 
 class LazyTensors(Mapping[str, Tensor]):
     """Tensors of a file by names of our own, each read when it is asked for; none is kept."""
 
-    def __init__(self, path: Path, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]):
-        self._path = path
-        self._keys = dict(keys)
-        self.shapes = {name: shapes[key] for name, key in keys.items()}
+    def __init__(self, entries: Mapping[str, Stored]) -> None:
+        self._entries = dict(entries)
+        self.shapes = {name: stored.shape for name, stored in entries.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return read_tensors(self._path, [self._keys[name]])[0]
+        return read_tensor(self._entries[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -111,7 +117,7 @@ class TensorWriter:
             "data_offsets": [start, self._end],
         }  # fmt: skip
         if data.numel():
-            self._stream.write(data.reshape(-1).view(torch.uint8).numpy().data)
+            self._stream.write(as_bytes(data))
 
     def __exit__(
         self,
