@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthomerge.errors import AdapterError
-from orthomerge.factors import LoraFactors, energy, from_dense, inner, truncate, weighted_sum
+from orthomerge.factors import (
+    LoraFactors,
+    energy,
+    from_dense,
+    inner,
+    truncate,
+    truncate_measured,
+    weighted_sum,
+)
 from orthomerge.moments import SecondMoment
 
 
@@ -55,3 +63,26 @@ def test_inner_and_energy_equal_their_dense_forms():
 def test_factors_that_do_not_pair_are_refused():
     with pytest.raises(AdapterError, match="do not share a rank"):
         LoraFactors(torch.zeros(3, 4), torch.zeros(5, 2))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rank=st.integers(1, 12), keep=st.integers(1, 12), dtype=st.sampled_from(["float32", "bfloat16"])
+)
+def test_truncation_from_gram_matrices_is_as_good_as_the_dtype(rank, keep, dtype):
+    """Factors below float64 take another way; a repeated row makes them rank deficient as well."""
+    item = factors(rank).to(getattr(torch, dtype))
+    item = LoraFactors(torch.cat([item.A, item.A[:1]]), torch.cat([item.B, item.B[:, :1]], 1), 2.0)
+    cut, lost = truncate_measured(item.to(torch.float32), keep)
+    exact = item.to(torch.float64).delta()
+    _, s, _ = torch.linalg.svd(exact)
+    error = torch.linalg.matrix_norm(exact - cut.to(torch.float64).delta())
+    assert float(error) == pytest.approx(float(s[keep:].norm()), rel=1e-5, abs=1e-5 * float(s[0]))
+    assert lost == pytest.approx(float(s[keep:].norm() / s.norm()), rel=1e-5, abs=1e-6)
+
+
+def test_truncating_nothing_gives_nothing():
+    for dtype in (torch.float32, torch.float64):
+        zero = LoraFactors(torch.zeros(3, 9, dtype=dtype), torch.zeros(7, 3, dtype=dtype))
+        cut, lost = truncate_measured(zero, 2)
+        assert not cut.delta().any() and cut.delta().isfinite().all() and lost == 0.0

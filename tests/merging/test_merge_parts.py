@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from orthomerge.factors import LoraFactors, weighted_sum
 from orthomerge.merging import linear
 from orthomerge.merging.parts.consensus import disjoint_mean, majority_sign
-from orthomerge.merging.parts.lowrank import polar, thin_svd
+from orthomerge.merging.parts.lowrank import polar, thin_svd, truncate_dense
 from orthomerge.merging.parts.sparsify import band, magprune, random_drop, trim
 
 
@@ -113,3 +113,33 @@ def test_polar_is_the_inverse_square_root_form():
     values, vectors = torch.linalg.eigh(X.T @ X)
     whitened = X @ (vectors * values.rsqrt()) @ vectors.T
     assert torch.allclose(polar(X, X.dtype), whitened)
+
+
+@pytest.mark.parametrize("shape", [(300, 260), (240, 400)])
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_dense_update_is_cut_as_well_as_by_a_full_decomposition(shape, decay):
+    """Also where no gap follows the wanted directions: what is lost is then the same."""
+    g = torch.Generator().manual_seed(0)
+    columns = torch.arange(1, shape[1] + 1, dtype=torch.float64) ** -decay
+    update = torch.randn(*shape, generator=g, dtype=torch.float64) * columns
+    part, lost = truncate_dense(update, 4)
+    s = torch.linalg.svdvals(update)
+    error = float((update - part.delta()).norm())
+    assert part.rank == 4
+    assert error == pytest.approx(float(s[4:].norm()), rel=1e-6)
+    assert lost == pytest.approx(error / float(update.norm()), rel=1e-6)
+
+
+def test_cutting_a_low_rank_or_zero_dense_update_is_exact():
+    g = torch.Generator().manual_seed(1)
+    low = torch.randn(300, 3, generator=g) @ torch.randn(3, 280, generator=g)
+    part, lost = truncate_dense(low, 6)
+    assert lost < 1e-5 and torch.allclose(part.delta(), low, atol=1e-4)
+    part, lost = truncate_dense(torch.zeros(300, 280), 6)
+    assert lost == 0.0 and not part.delta().any()
+
+
+def test_trim_keeps_the_exact_number_where_entries_are_equal():
+    update = torch.tensor([[1.0, -1.0, 1.0], [2.0, -1.0, 0.0]])
+    assert trim(update, 0.5).tolist() == [[1.0, -1.0, 0.0], [2.0, 0.0, 0.0]]
+    assert not trim(update, 0.1).any()

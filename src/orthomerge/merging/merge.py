@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import MergeError, unknown_name
-from orthomerge.factors import LoraFactors, from_dense, truncate_measured
+from orthomerge.factors import LoraFactors, truncate_measured
+from orthomerge.merging.parts.lowrank import truncate_dense
 from orthomerge.merging.parts.options import LayerProblem, check_rank
 from orthomerge.merging.registry import MergeMethod, PerTask, Truncated, Update, get_method
 from orthomerge.moments import Moment
@@ -466,8 +467,4 @@ def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:
     """The best approximation of rank at most `rank`, and the share of the norm that was lost."""
     if isinstance(update, LoraFactors):
         return (update, 0.0) if update.rank <= rank else truncate_measured(update, rank)
-    part = from_dense(update, rank)
-    whole = update.double()
-    norm = float(whole.norm())
-    lost = float((whole - part.to(torch.float64).delta()).norm())
-    return part, (lost / norm if norm else 0.0)
+    return truncate_dense(update, rank)

@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge.factors import LoraFactors
+from orthomerge.factors import LoraFactors, from_dense
+from orthomerge.subspace.krylov import largest
+
+# Columns beyond the wanted ones, and how many times the whole they must fit into a side for a
+# Krylov space to pay.
+_OVERSAMPLE = 8
+_SMALL_PART = 20
+# A relative change of the squared singular values that moves their vectors by its root.
+_SETTLED = 1e-10
 
 
 def numerical_rank(values: Float[Tensor, " k"], size: int, dtype: torch.dtype) -> int:
@@ -30,6 +38,38 @@ def thin_svd(
     U, s, Vh = torch.linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
     k = numerical_rank(s, max(factors.shape), factors.A.dtype)
     return Qb @ U[:, :k], s[:k], Vh[:k] @ Qa.T
+
+
+def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[LoraFactors, float]:
+    """The best approximation of rank at most `rank`, and the share of the norm it lost.
+
+    Its few leading singular vectors by a block Krylov space of `ΔWᵀΔW`, in float64; a full SVD
+    where they do not settle or are no small part: O(steps · rank · d_out d_in), at most
+    O(d_out d_in min(d)).
+    """
+    wide = update.double()
+    flat = wide if wide.shape[0] >= wide.shape[1] else wide.T
+    block, size = rank + _OVERSAMPLE, flat.shape[1]
+    found = None
+    if _SMALL_PART * block <= size:
+        g = torch.Generator().manual_seed(0)
+        start = torch.randn(block, size, generator=g, dtype=torch.float64).to(wide.device)
+        found = largest(lambda rows: (rows @ flat.T) @ flat, start, rank, tolerance=_SETTLED)
+    if found is None:
+        part = from_dense(update, rank)
+        lost = float((wide - part.to(torch.float64).delta()).norm())
+    else:
+        V = found.vectors
+        image = flat @ V
+        root = found.values.clamp(min=0) ** 0.25
+        scaled = torch.where(root > 0, 1 / torch.where(root > 0, root, 1.0), 0.0)
+        B, A = image * scaled, (V * root).T
+        B, A = (B, A) if flat is wide else (A.T, B.T)
+        part = LoraFactors(A.to(update.dtype), B.to(update.dtype), 1.0)
+        rest = float(wide.square().sum() - image.square().sum())
+        lost = max(rest, 0.0) ** 0.5
+    norm = float(wide.norm())
+    return part, (lost / norm if norm else 0.0)
 
 
 def column_basis(matrix: Float[Tensor, "d r"]) -> Float[Tensor, "d k"]:

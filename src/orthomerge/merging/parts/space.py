@@ -89,22 +89,20 @@ def knots_coordinates(
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "n k d_in"]]:
     """U and the `Σ V_iᵀ` of the joint SVD `[ΔW_1 ... ΔW_N] = U Σ [V_1ᵀ ... V_Nᵀ]`, in float64.
 
-    The SVD is taken on a QR of the stacked B, and from a Gram matrix's size alone: neither the
-    dense updates nor their concatenation are factored. O(d_out R² + N d_in r R + R³).
+    With thin QRs `[s_1 B_1 ...] = Q [R_1 ...]` and `A_iᵀ = Q_i L_i` the concatenation is
+    `Q [R_1 L_1ᵀ ... R_N L_Nᵀ] blockdiag(Q_iᵀ)`, so its SVD is that of one matrix of size R: neither
+    the dense updates nor their concatenation is formed. O(d_out R² + N d_in r R + R³).
     """
     Q, R = torch.linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
-    blocks = torch.cat(
-        [
-            r @ f.A.double()
-            for r, f in zip(R.split([f.rank for f in factors], 1), factors, strict=True)
-        ],
-        dim=1,
+    parts = R.split([f.rank for f in factors], dim=1)
+    A = [f.A.double() for f in factors]
+    small = torch.cat(
+        [r @ torch.linalg.qr(a.T, mode="r").R.T for r, a in zip(parts, A, strict=True)], dim=1
     )
-    # The wide [R, N d_in] matrix is reduced to a square one before its SVD.
-    P, s, _ = torch.linalg.svd(torch.linalg.qr(blocks.T, mode="r").R.T, full_matrices=False)
-    k = numerical_rank(s, max(factors[0].shape), factors[0].A.dtype)
-    rows = torch.stack((P[:, :k].T @ blocks).split(factors[0].shape[1], dim=1))
-    return Q @ P[:, :k], rows
+    P, s, _ = torch.linalg.svd(small, full_matrices=False)
+    P = P[:, : numerical_rank(s, max(factors[0].shape), factors[0].A.dtype)]
+    rows = torch.stack([(P.T @ r) @ a for r, a in zip(parts, A, strict=True)])
+    return Q @ P, rows
 
 
 def core_bases(

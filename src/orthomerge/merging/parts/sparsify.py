@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orthomerge.errors import MergeError
@@ -11,17 +12,30 @@ from orthomerge.merging.parts.options import check_fraction
 
 
 def trim(update: Float[Tensor, " ..."], density: float) -> Float[Tensor, " ..."]:
-    """Keep the ⌊density · n⌋ entries of largest magnitude, zero the others. O(n log n).
+    """Keep the ⌊density · n⌋ entries of largest magnitude, zero the others. O(n).
 
     The trim step of TIES (Yadav et al. 2023, arXiv 2306.01708).
     """
     if density >= 1:
         return update
-    flat = update.abs().flatten()
-    kept = torch.topk(flat, int(density * flat.numel())).indices
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[kept] = True
-    return torch.where(mask.view_as(update), update, torch.zeros_like(update))
+    sizes = update.abs().flatten()
+    mask = _largest(sizes, int(density * len(sizes)))
+    return torch.where(mask.view_as(update), update, 0.0)
+
+
+def _largest(sizes: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
+    """Which `count` entries are largest, the earlier of equal ones. O(n): nothing is sorted."""
+    if count <= 0:
+        return torch.zeros_like(sizes, dtype=torch.bool)
+    place = len(sizes) - count
+    if sizes.device.type == "cpu":  # a third of the time of torch.kthvalue
+        least = float(np.partition(sizes.numpy(), place)[place])
+    else:
+        least = float(sizes.kthvalue(place + 1).values)
+    mask = sizes > least
+    short = count - int(mask.sum())
+    mask[(sizes == least).nonzero().flatten()[:short]] = True
+    return mask
 
 
 def random_drop(
@@ -47,16 +61,14 @@ def bernoulli(
 
 
 def band(update: Float[Tensor, " ..."], density: float, gamma: float) -> Float[Tensor, " ..."]:
-    """Drop the ⌊gamma · n⌋ largest magnitudes, keep the next ⌊density · n⌋. O(n log n).
+    """Drop the ⌊gamma · n⌋ largest magnitudes, keep the next ⌊density · n⌋. O(n).
 
     The mask of Model Breadcrumbs (Davari & Belilovsky 2023, arXiv 2312.06795).
     """
-    flat = update.abs().flatten()
-    order = flat.argsort(descending=True, stable=True)
-    top = int(gamma * len(flat))
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[order[top : top + int(density * len(flat))]] = True
-    return torch.where(mask.view_as(update), update, torch.zeros_like(update))
+    sizes = update.abs().flatten()
+    top = int(gamma * len(sizes))
+    kept = _largest(sizes, top + int(density * len(sizes))) & ~_largest(sizes, top)
+    return torch.where(kept.view_as(update), update, 0.0)
 
 
 def magprune(
