@@ -256,6 +256,6 @@ def _say(tuned: Tuned, inputs: Inputs, output: Path) -> None:
     what = (
         f"mean entropy {tuned.value:.4f} nats after {tuned.best} steps"
         if entropy
-        else f"mean score {tuned.value:.4f} at trial {tuned.best} of {len(tuned.trials)}"
+        else f"mean score {tuned.value:.4f} at trial {tuned.best}, {len(tuned.trials)} tried"
     )
     out.print(f"{output}: {what}; merged/, weights.json, trials.html.", soft_wrap=True)

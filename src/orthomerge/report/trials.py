@@ -97,6 +97,9 @@ def weights_figure(record: dict[str, Any]) -> go.Figure:
                 text=[_hover(record, t) for t in shown], hovertemplate="%{text}<extra></extra>",
                 meta={"slot": slot}, **where,
             )  # fmt: skip
+    low, high = record["settings"]["low"], record["settings"]["high"]
+    edge = 0.04 * (high - low)
+    figure.update_xaxes(range=[low - edge, high + edge])
     return _layout(figure, "", "", height=120 + 230 * rows)
 
 
@@ -115,8 +118,8 @@ def _layout(figure: go.Figure, x: str, y: str, *, height: int) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1b2026"},
         paper_bgcolor="#ffffff",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 56, "r": 16, "t": 36, "b": 48},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        margin={"l": 56, "r": 16, "t": 60, "b": 84},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         height=height,
     )
     figure.update_xaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
