@@ -35,11 +35,11 @@ def gpt2():
 
 def save_adapter(folder: Path, base, seed: int, *, base_name: str = "", **config) -> Path:
     """A random adapter, nothing in it at its start."""
-    torch.manual_seed(seed)
     options = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, **config}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base(), LoraConfig(**options))
+        torch.manual_seed(seed)  # the base has a seed of its own
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "magnitude" in name:

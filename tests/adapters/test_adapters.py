@@ -63,9 +63,10 @@ def lora(seed=0, **changes):
 
 
 def random_adapter(folder, seed, *, rank=4, model_name="base", **config):
-    torch.manual_seed(seed)
+    base = tiny_bert()
+    torch.manual_seed(seed)  # after the base, which has a seed of its own
     model = get_peft_model(
-        tiny_bert(),
+        base,
         LoraConfig(
             r=rank, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False,
             task_type="SEQ_CLS", **config,

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from orthomerge.adapters import read_adapter
 from orthomerge.cli import main
+from orthomerge.fisher import FisherMeta, save_fisher
 from orthomerge.merging import MergeMethod, list_methods
 
 
 def save(folder, seed, *, base="", model=None, **config):
-    torch.manual_seed(seed)
     options = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]} | config
-    wrapped = get_peft_model(model or tiny_bert(), LoraConfig(**options, init_lora_weights=False))
+    model = model or tiny_bert()
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, LoraConfig(**options, init_lora_weights=False))
     wrapped.peft_config["default"].base_model_name_or_path = base
     wrapped.save_pretrained(folder)
     return folder
@@ -55,6 +57,13 @@ def files(tmp_path_factory, tiny_base):
         (other / file.name).write_bytes(file.read_bytes())
     call("stats", other, "--data", folder / "a.jsonl", "--targets", "query,value",
          "--output", folder / "other.stats.safetensors")  # fmt: skip
+    for name in ("a", "b"):
+        adapter = read_adapter(folder / name)
+        ones = {n: torch.ones(shape) for n, shape in adapter.shapes.items()}
+        save_fisher(
+            folder / f"{name}.fisher.safetensors", ones,
+            FisherMeta(str(tiny_base), adapter.sha256 or "", name, 8),
+        )  # fmt: skip
     save(folder / "elsewhere", 3, base="another/base")
     save(folder / "wide", 4, base=str(tiny_base), model=_wide())
     save(folder / "three", 5, base=str(tiny_base), model=tiny_bert(labels=3), task_type="SEQ_CLS")
@@ -116,6 +125,10 @@ BAD = [
     pytest.param("a b --layer-weights query=1,x", ["not numbers"], id="layer weight a word"),
     pytest.param("a b --layer-weights query=1,2,3", ["3 weights", "'query'"], id="layer counts"),
     pytest.param("a b --stats a.stats.safetensors", ["takes no statistics"], id="stats unused"),
+    pytest.param("a b --fisher x.fisher.safetensors", ["takes no Fisher"], id="Fisher unused"),
+    pytest.param("a b -m fisher", ["needs Fisher information"], id="no Fisher"),
+    pytest.param("a b -m fisher --fisher a.fisher.safetensors --fisher a.fisher.safetensors",
+                 ["a.fisher.safetensors"], id="Fisher of another adapter"),
 ]  # fmt: skip
 
 
@@ -175,6 +188,16 @@ def test_statistics_are_found_under_the_adapters_names(files, tmp_path):
          files / "a.stats.safetensors", "--stats", files / "b.stats.safetensors", "--rank", 4,
          "--output", tmp_path / "out")  # fmt: skip
     assert len(read_adapter(tmp_path / "out").layers) == 4
+
+
+def test_equal_fisher_information_gives_the_mean(files, tmp_path):
+    given = [x for n in "ab" for x in ("--fisher", files / f"{n}.fisher.safetensors")]
+    call("merge", files / "a", files / "b", "--method", "fisher", *given, "--output",
+         tmp_path / "out")  # fmt: skip
+    a, b, out = (read_adapter(p).layers for p in (files / "a", files / "b", tmp_path / "out"))
+    for name, merged in out.items():
+        expected = (a[name].delta() + b[name].delta()) / 2
+        torch.testing.assert_close(merged.delta(), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_weights_may_be_negative_and_differ_by_layer(files, tmp_path):

@@ -1,14 +1,17 @@
-"""Each adapter's statistics for a merge, held to be of the adapters' base model."""
+"""What a method needs beside the adapters, held to belong to them: statistics and Fisher."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from orthomerge.adapters.files import Adapter
 from orthomerge.assets import resolve_model
 from orthomerge.errors import MergeError
 from orthomerge.features import Statistics
+from orthomerge.fisher import load_fisher
 from orthomerge.merging import MergeMethod
 
 
@@ -47,3 +50,31 @@ def matched_statistics(
         for item, name in zip(read, called, strict=True):
             item.require_model(known, model, name=name)
     return read
+
+
+def matched_fisher(
+    method: MergeMethod,
+    fisher: Sequence[str | Path | Mapping[str, Tensor]] | None,
+    adapters: Sequence[Adapter],
+) -> list[Mapping[str, Tensor]] | None:
+    """The Fisher information, read a layer at a time, where the method needs it.
+
+    Raises:
+        StatisticsError: an unreadable file, or one of another adapter.
+        MergeError: Fisher information for a method that looks at none, or not one an adapter.
+    """
+    if not fisher:
+        return None
+    if "fisher" not in method.needs and not method.open_options:
+        raise MergeError(
+            f"the method '{method.name}' takes no Fisher information: leave it out, or choose one "
+            "that needs it ('orthomerge methods')."
+        )
+    if len(fisher) != len(adapters):
+        raise MergeError(
+            f"{len(fisher)} Fisher files for {len(adapters)} adapters: give one for each, in order."
+        )
+    return [
+        load_fisher(item, adapter_sha256=adapter.sha256) if isinstance(item, str | Path) else item
+        for item, adapter in zip(fisher, adapters, strict=True)
+    ]

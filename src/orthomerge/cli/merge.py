@@ -48,6 +48,10 @@ def merge(
             help="Statistics of each adapter's task, in order, for methods that need moments."
         ),
     ] = None,
+    fisher: Annotated[
+        list[Path] | None,
+        typer.Option(help="Fisher file of each adapter, in order, for methods that need it."),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +84,7 @@ def merge(
             rank=rank,
             seed=seed,
             statistics=stats,
+            fisher=fisher,
             base=base,
             heads=heads,
             output=output,
@@ -223,10 +228,11 @@ def _about(method: Any) -> str:
     if method.options:
         options = (f"{k.rstrip('_')}={v}" for k, v in method.options.items())
         lines.append(f"[cyan]{escape('  '.join(options))}[/]")
-    needs = [
-        {"moments": "each task's statistics (--stats)", "fisher": "Fisher information"}[what]
-        for what in method.needs
-    ]
+    given = {
+        "moments": "each task's statistics (--stats)",
+        "fisher": "each adapter's Fisher information (--fisher)",
+    }
+    needs = [given[what] for what in method.needs]
     if needs:
         lines.append(f"[yellow]needs {' and '.join(needs)}[/]")
     if method.per_task:
