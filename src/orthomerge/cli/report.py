@@ -15,11 +15,23 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, with its results.jsonl.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
+    by_method: Annotated[
+        bool,
+        typer.Option(
+            "--by-method",
+            help="Print merging methods against arms, untuned and at the best weight; no page.",
+        ),
+    ] = False,
 ) -> None:
     """Rebuild a run's page from its result rows alone.
 
-    Example: [bold]orthomerge report runs/demo[/]
+    Examples: [bold]orthomerge report runs/demo[/]
+
+    [bold]orthomerge report results/which-method --by-method --markdown[/]
     """
+    if by_method:
+        _methods(folder, json=json, markdown=markdown)
+        return
     from orthomerge.report import build_report, markdown_table, summary_table
     from orthomerge.rows import read_rows
 
@@ -32,3 +44,20 @@ def report(
     else:
         out.print(summary_table(rows))
         out.print(f"page: {page.resolve()}", soft_wrap=True)
+
+
+def _methods(folder: Path, *, json: bool, markdown: bool) -> None:
+    """The merging methods of a run against its arms."""
+    from orthomerge.merging import list_methods
+    from orthomerge.report import markdown_methods, method_table, methods_json, methods_text
+    from orthomerge.rows import read_rows
+
+    rows = read_rows(folder / "results.jsonl")
+    table = method_table(rows, per_task=[m.name for m in list_methods() if m.per_task])
+    if json:
+        print_json(methods_json(table))
+    elif markdown:
+        out.print(markdown_methods(table), soft_wrap=True, highlight=False, markup=False, end="")
+    else:
+        for part in methods_text(table):
+            out.print(part)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from orthomerge.report.methods import MethodTable, caption, grid
 from orthomerge.report.tables import PLAIN, Arm, Column, Summary, percent, summarize
 from orthomerge.rows import SINGLE, ResultRow
 
@@ -72,3 +73,23 @@ def _caption(summary: Summary) -> Text:
         if len(summary.notices) > 1:
             text += f" (and {len(summary.notices) - 1} more notices on the page)"
     return Text(text if seeds else "Nothing is scored on every task yet.", style="dim")
+
+
+def methods_text(table: MethodTable) -> Iterator[Table | Text]:
+    """Merging methods, a table an arm, and what is left out of them."""
+    yield Text(caption(table))
+    for per_task in (False, True):
+        for arm in table.arms:
+            cells = grid(table, per_task=per_task, arms=[arm])
+            if not cells:
+                continue
+            title = f"{arm}, an update a task" if per_task else arm
+            shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+            shown.add_column("method", overflow="fold")
+            for header in cells[0][1:]:
+                shown.add_column(Text(header.removeprefix(f"{arm}, ")), justify="right")
+            for line in cells[1:]:
+                shown.add_row(*map(Text, line))
+            yield shown
+    for notice in table.notices:
+        yield Text(notice, style="dim")
