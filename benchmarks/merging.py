@@ -1,7 +1,7 @@
 """Merging on the factors against PEFT and against the dense form of every method.
 
-    python benchmarks/merging.py             # ratios at d=2048, 8 adapters of rank 16
-    python benchmarks/merging.py --whole     # whole adapters of Llama-3-8B shape, time and memory
+    python -m benchmarks.merging             # ratios at d=2048, 8 adapters of rank 16
+    python -m benchmarks.merging --whole     # whole adapters of Llama-3-8B shape, time and memory
 
 The dense side is what the papers' own code does: an SVD of the dense updates or of their
 concatenation. Every ratio is of one run; both results are compared before they are timed.
@@ -21,8 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import median_seconds, save
 from orthomerge.factors import LoraFactors
@@ -282,7 +280,7 @@ def whole(methods: Sequence[str], workers: int) -> list[dict]:
         folders = [str(make_adapter(Path(scratch), seed)) for seed in range(ADAPTERS)]
         for method in methods:
             done = subprocess.run(
-                [sys.executable, __file__, "--child", method, "--workers", str(workers), *folders],
+                [sys.executable, "-m", "benchmarks.merging", "--child", method, "--workers", str(workers), *folders],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             rows.append({"method": method, **json.loads(done.stdout.splitlines()[-1])})

@@ -231,3 +231,19 @@ def _count(folder) -> int:
             return base.execute("select count(*) from trials where state='COMPLETE'").fetchone()[0]
         except sqlite3.OperationalError:
             return 0
+
+
+def test_merge_finds_its_weights_first_when_asked(files, tmp_path):
+    """`merge --tune validation`: the output is the merge at the weights of the study beside it."""
+    out = tmp_path / "merged"
+    tasks = ["--task", files / "a.jsonl", "--task", files / "b.jsonl"]
+    call("merge", files / "a", files / "b", "-o", out, "--tune", "validation", *tasks,
+         "--trials", 7, "--rows", 12)  # fmt: skip
+    study = tmp_path / "merged.tune"
+    best = json.loads((study / "weights.json").read_text())
+    weights = [a["weight"] for a in json.loads((out / "merge.json").read_text())["adapters"]]
+    assert weights == best["weights"]
+    assert (study / "trials.html").is_file()
+    ours, theirs = read_adapter(out).layers, read_adapter(study / "merged").layers
+    for layer in theirs:
+        assert (ours[layer].delta() == theirs[layer].delta()).all()

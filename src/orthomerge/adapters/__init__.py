@@ -16,6 +16,7 @@ from orthomerge.adapters.files import (
     read_head,
     require_same_base,
 )
+from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import POLICIES
 from orthomerge.adapters.initialise import (
     captured,
@@ -26,7 +27,7 @@ from orthomerge.adapters.initialise import (
     save_start,
     unit_rows,
 )
-from orthomerge.adapters.merge import merge_adapters, save_merged
+from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.write import as_factors
 
@@ -49,12 +50,14 @@ __all__ = [
     "load_trainable",
     "lora_layers",
     "merge_adapters",
+    "merge_to_model",
     "new_lora",
     "plan_ranks",
     "read_adapter",
     "read_head",
     "read_kept_out",
     "require_same_base",
+    "save_full_model",
     "save_merged",
     "save_start",
     "unit_rows",

@@ -15,6 +15,20 @@ from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
 
 
+def base_folder(model: str | None) -> Path:
+    """The folder of a base model: as it is, of a package, or the hub's snapshot.
+
+    Raises:
+        AdapterError: no model named, or none to be found.
+    """
+    if not model:
+        raise AdapterError("the adapters do not name their base model: name it with base (--base).")
+    try:
+        return Path(resolve_model(model).path_or_id)
+    except AssetError as problem:
+        raise AdapterError(str(problem)) from problem
+
+
 class BaseWeights:
     """The weights of a base model's layers by the names adapters use.
 
@@ -26,14 +40,10 @@ class BaseWeights:
     """
 
     def __init__(self, model: str) -> None:
-        try:
-            folder = Path(resolve_model(model).path_or_id)
-        except AssetError as problem:
-            raise AdapterError(str(problem)) from problem
         self._model = model
         self._weights = {
             key.removesuffix(".weight"): stored
-            for key, stored in read_checkpoint(folder).tensors.items()
+            for key, stored in read_checkpoint(base_folder(model)).tensors.items()
             if key.endswith(".weight")
         }
 

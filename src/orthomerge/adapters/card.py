@@ -49,8 +49,14 @@ def merge_record(
     }
 
 
-def model_card(record: Mapping[str, Any], task_type: str | None, notes: Sequence[str]) -> str:
-    """The README of a merged adapter; `notes` are sentences on what lies beside it."""
+def model_card(
+    record: Mapping[str, Any],
+    task_type: str | None,
+    notes: Sequence[str],
+    *,
+    model: bool = False,
+) -> str:
+    """The README of a merged adapter, or of a whole model; `notes` say what lies beside it."""
     rows = "\n".join(
         f"| {a['name']} | {a['weight']:g} | `{(a['sha256'] or '')[:12]}` |"
         for a in record["adapters"]
@@ -58,12 +64,23 @@ def model_card(record: Mapping[str, Any], task_type: str | None, notes: Sequence
     said = "".join(f"\n{note}\n" for note in notes)
     base = record["base_model"] or "base-model"
     auto = _AUTO.get(task_type or "", "AutoModel")
+    if model:
+        library, tags, title = "transformers", "[merged, orthomerge]", "Merged model"
+        load = f"""from transformers import {auto}
+
+model = {auto}.from_pretrained("path/to/this/folder")"""
+    else:
+        library, tags, title = "peft", "[lora, merged, orthomerge]", "Merged LoRA adapter"
+        load = f"""from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "path/to/this/folder")"""
     return f"""---
 base_model: {base}
-library_name: peft
-tags: [lora, merged, orthomerge]
+library_name: {library}
+tags: {tags}
 ---
-# Merged LoRA adapter
+# {title}
 
 {len(record["adapters"])} adapters of `{base}` merged with `{record["method"]}`
 ({record["paper"]}), options `{record["options"]}`, seed {record["seed"]}.
@@ -73,10 +90,7 @@ tags: [lora, merged, orthomerge]
 {rows}
 {said}
 ```python
-from peft import PeftModel
-from transformers import {auto}
-
-model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "path/to/this/folder")
+{load}
 ```
 
 Everything that went in is in `merge.json`.

@@ -56,6 +56,7 @@ def save_full_model(
     biases: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `W + ΔW` for every named layer of the checkpoint `base`, the rest as it is.
 
@@ -83,6 +84,7 @@ def save_full_model(
         biases: what is added to the biases of layers, `[d_out]` a layer (LoRA's `lora_bias`).
         config: keys of `config.json` to change, as `architectures` and `id2label` for a new head.
         progress: called with the number of layers done and their total.
+        finish: called with the folder once all else is in it, before it is seen at `output`.
 
     Raises:
         AdapterError: no such checkpoint, or one of pickles; a layer it does not have, or has in
@@ -127,6 +129,8 @@ def save_full_model(
             write_json(folder / name, content)
         if readme is not None:
             (folder / "README.md").write_text(readme, encoding="utf-8")
+        if finish is not None:
+            finish(folder)
     return output
 
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
+from orthomerge.adapters.base import base_folder
 from orthomerge.adapters.files import Adapter, read_adapter, require_same_base
+from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads
 from orthomerge.adapters.output import TASKS, MergeOutput
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics
 from orthomerge.adapters.write import require_free
-from orthomerge.errors import AdapterError
+from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.features import Statistics
-from orthomerge.merging import MergedUpdate, get_method, iter_merge, merge_layers
+from orthomerge.merging import (
+    MergedUpdate,
+    Update,
+    get_method,
+    iter_merge,
+    merge_layers,
+    plan_merge,
+)
 from orthomerge.merging.merge import LayerWeights, MergedLayer
 
 
@@ -73,28 +82,124 @@ def merge_adapters(
         MergeError: weights, shapes, options or statistics that do not fit.
         UnknownNameError: no such method.
     """
+    if output is not None:
+        require_free(output, overwrite=overwrite)
+    plan, layers, how = _prepare(
+        adapters, method, weights, layer_weights, rank, seed, statistics, fisher, base, heads,
+        options,
+    )  # fmt: skip
+    how |= {"workers": workers, "devices": devices, "progress": progress}
+    if output is None:
+        return merge_layers(layers, **how)
+    errors, tasks = plan.write(output, iter_merge(layers, **how))
+    return _read_back(Path(output), method, errors, tasks)
+
+
+def merge_to_model(
+    adapters: Sequence[str | Path | Adapter],
+    output: str | Path,
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | float | None = None,
+    layer_weights: LayerWeights | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    statistics: Sequence[str | Path | Statistics] | None = None,
+    fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
+    base: str | None = None,
+    heads: str = "keep",
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Merge adapters into their base model and write it whole, as ordinary sharded safetensors.
+
+    The base is read and the model written a block at a time (see `save_full_model`); layers are
+    merged in the order of the base's shards. Arguments and errors as of `merge_adapters`; a folder
+    has room for one head, so `heads="keep"` writes every task's under `heads/` beside the model.
+    Returns the truncation error of every layer that was cut.
+
+    Raises:
+        AdapterError: besides, a base that is not to be found, is pickled or lacks a layer.
+        MergeError: besides, a method that leaves an update a task.
+    """
+    if get_method(method).per_task:
+        raise MergeError(
+            f"the method '{method}' leaves an update a task, so there is no one model to write: "
+            "write adapters, or choose another method."
+        )
+    plan, layers, how = _prepare(
+        adapters, method, weights, layer_weights, rank, seed, statistics, fisher, base, heads,
+        options,
+    )  # fmt: skip
+    frame = plan.frame()
+    merge = plan_merge(layers, **how)
+    errors: dict[str, float] = {}
+
+    def update_of(layer: str) -> Update:
+        merged = merge.merge(layer)
+        if merged.truncation_error is not None:
+            errors[layer] = merged.truncation_error
+        return merged.update
+
+    save_full_model(
+        output,
+        base_folder(base or frame.base_model),
+        update_of,
+        names=merge.names,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        modules=dict(frame.modules),
+        config=_labels(frame.modules, frame.task_type),
+        biases=frame.biases,
+        progress=progress,
+        finish=lambda folder: plan.describe(folder, errors, tasks=False, model=True),
+    )
+    return errors
+
+
+def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, Any]:
+    """What `config.json` must say for a head of other labels than the base has."""
+    heads = [name for name in modules if name.endswith(".weight") and modules[name].ndim == 2]
+    if task_type not in ("SEQ_CLS", "TOKEN_CLS") or not heads:
+        return {}
+    names = [f"LABEL_{i}" for i in range(len(modules[heads[-1]]))]  # the last layer is the output
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _prepare(
+    adapters: Sequence[str | Path | Adapter],
+    method: str,
+    weights: Sequence[float] | float | None,
+    layer_weights: LayerWeights | None,
+    rank: int | None,
+    seed: int,
+    statistics: Sequence[str | Path | Statistics] | None,
+    fisher: Sequence[str | Path | Mapping[str, Tensor]] | None,
+    base: str | None,
+    heads: str,
+    options: Mapping[str, Any],
+) -> tuple[MergeOutput, list[Mapping[str, LoraFactors]], dict[str, Any]]:
+    """What is written beside the layers, the adapters' layers, and how they are merged."""
     if not adapters:
         raise AdapterError("nothing to merge: name at least one adapter folder.")
     needs = get_method(method)
-    if output is not None:
-        require_free(output, overwrite=overwrite)
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
     require_same_base(read, base=base)
     check_heads(read, heads)
     plan = MergeOutput(
         read, method, weights, layer_weights or {}, rank, seed, dict(options), base, heads
     )
-    layers = [a.layers for a in read]
     how: dict[str, Any] = {
         "method": method, "weights": weights, "layer_weights": layer_weights, "seed": seed,
         "rank": rank, "statistics": matched_statistics(needs, statistics, read, base),
-        "fisher": matched_fisher(needs, fisher, read), "workers": workers, "devices": devices,
-        "progress": progress, **options,
+        "fisher": matched_fisher(needs, fisher, read), **options,
     }  # fmt: skip
-    if output is None:
-        return merge_layers(layers, **how)
-    errors, tasks = plan.write(output, iter_merge(layers, **how))
-    return _read_back(Path(output), method, errors, tasks)
+    return plan, [a.layers for a in read], how
 
 
 def save_merged(
@@ -134,10 +239,5 @@ def _read_back(
     output: Path, method: str, errors: dict[str, float], tasks: Sequence[str]
 ) -> MergedUpdate:
     """The written merge, its layers read when they are asked for."""
-
-    def layers(folder: Path) -> dict[str, LoraFactors | Tensor]:
-        # A mapping that reads when asked serves as the dictionary that an in-memory merge has.
-        return cast("dict[str, LoraFactors | Tensor]", read_adapter(folder).layers)
-
-    own = tuple(layers(output / TASKS / task) for task in tasks)
-    return MergedUpdate(layers(output), method, errors, own)
+    own = tuple(read_adapter(output / TASKS / task).layers for task in tasks)
+    return MergedUpdate(read_adapter(output).layers, method, errors, own)

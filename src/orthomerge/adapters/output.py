@@ -74,11 +74,13 @@ class MergeOutput:
                         one.add(layer.name, update, self.rank)
                     if layer.truncation_error is not None:
                         errors[layer.name] = layer.truncation_error
-            self._describe(folder, errors, tasks=bool(written))
+            self.describe(folder, errors, tasks=bool(written))
         return errors, written
 
-    def _describe(self, folder: Path, errors: Mapping[str, float], *, tasks: bool) -> None:
-        """The record, the heads and the model card."""
+    def describe(
+        self, folder: Path, errors: Mapping[str, float], *, tasks: bool, model: bool = False
+    ) -> None:
+        """Write the record, the heads and the card of an adapter, or of a whole model."""
         record = self.record()
         write_json(folder / "merge.json", {**record, "truncation_error": dict(errors)})
         modules = {
@@ -90,6 +92,7 @@ class MergeOutput:
             record,
             self.adapters[0].config.get("task_type"),
             notes_on(self.heads, modules=bool(modules), tasks=tasks),
+            model=model,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, err, out, parse_numbers, parse_options, print_json
-from orthomerge.errors import RecipeError
+from orthomerge.errors import MergeError, RecipeError, unknown_name
+
+SAVE_AS = ("adapter", "full")
 
 
 @app.command()
@@ -59,6 +61,27 @@ def merge(
             "what they name."
         ),
     ] = None,
+    save_as: Annotated[
+        str,
+        typer.Option(help="'adapter', or 'full': the base model with the merge, in safetensors."),
+    ] = "adapter",
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(help="With --save-as full: size of a file, as 5GB; default the base's files."),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="'validation': find the weights on each --task's selection rows first, as "
+            "'orthomerge tune'; the study stays in OUTPUT.tune and goes on when called again."
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="With --tune: the task of each adapter, in order; repeat."),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="With --tune: trials in all.")] = 50,
+    rows: Annotated[int, typer.Option(min=1, help="With --tune: selection rows a task.")] = 100,
     seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Layers merged side by side.")] = 1,
     device: Annotated[
@@ -75,24 +98,36 @@ def merge(
     """
     from orthomerge.adapters import merge_adapters
 
+    if save_as not in SAVE_AS:
+        raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
+    how: dict[str, Any] = {
+        "method": method,
+        "weights": _weights(weights, "weights"),
+        "layer_weights": _layer_weights(layer_weights or []),
+        "rank": rank,
+        "seed": seed,
+        "statistics": stats,
+        "fisher": fisher,
+        "base": base,
+        "heads": heads,
+        "overwrite": overwrite,
+        **_options(option or []),
+    }
+    if tune is not None or task:
+        how |= _tuned(adapters, output, tune, task or [], trials, rows, how, _options(option or []))
+    if save_as == "full":
+        _write_model(adapters, output, max_shard_size, how, as_json=json)
+        return
+    if max_shard_size is not None:
+        raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
     with _layer_bar() as progress:
         merged = merge_adapters(
             list(adapters),
-            method=method,
-            weights=_weights(weights, "weights"),
-            layer_weights=_layer_weights(layer_weights or []),
-            rank=rank,
-            seed=seed,
-            statistics=stats,
-            fisher=fisher,
-            base=base,
-            heads=heads,
             output=output,
-            overwrite=overwrite,
             workers=workers,
             devices=device or (),
             progress=progress,
-            **_options(option or []),
+            **how,
         )
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
@@ -100,7 +135,7 @@ def merge(
     if json:
         print_json(
             {"path": str(output), "method": method, "layers": len(layers), "rank": highest,
-             "truncation_error": errors, "tasks": len(merged.tasks)}
+             "truncation_error": dict(errors), "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
     worst = max(errors.values(), default=0.0)
@@ -111,6 +146,70 @@ def merge(
         f"{highest}{cut}{own}.",
         soft_wrap=True,
     )
+
+
+def _write_model(
+    adapters: list[str],
+    output: Path,
+    max_shard_size: str | None,
+    how: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Write the merge into its base model."""
+    from orthomerge.adapters import merge_to_model
+
+    with _layer_bar() as progress:
+        errors = merge_to_model(
+            list(adapters), output, max_shard_size=max_shard_size, progress=progress, **how
+        )
+    files = sorted(p.name for p in output.glob("*.safetensors"))
+    if as_json:
+        print_json({"path": str(output), "method": how["method"], "files": files,
+                    "truncation_error": errors})  # fmt: skip
+        return
+    worst = max(errors.values(), default=0.0)
+    cut = f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
+    out.print(
+        f"{output}: the base model with {len(adapters)} adapters merged, method {how['method']}, "
+        f"{len(files)} file{'' if len(files) == 1 else 's'}{cut}.",
+        soft_wrap=True,
+    )
+
+
+def _tuned(
+    adapters: list[str],
+    output: Path,
+    tune: str | None,
+    tasks: list[str],
+    trials: int,
+    rows: int,
+    how: dict[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The weights that a search finds; its study lies beside the output."""
+    from orthomerge.adapters.write import require_free
+    from orthomerge.cli.tune import finish, merge_method, tune_validation
+    from orthomerge.tuning import SearchSettings, read_inputs, require_optuna
+
+    if tune != "validation" or not tasks:
+        raise MergeError(
+            "weights are searched with --tune validation and one --task for each adapter; for "
+            "AdaMerging use 'orthomerge tune --objective entropy'."
+        )
+    if how["weights"] is not None or how["layer_weights"]:
+        raise MergeError("--tune finds the weights: leave out --weights and --layer-weights.")
+    require_optuna()
+    require_free(output, overwrite=how["overwrite"])
+    inputs = read_inputs([Path(a) for a in adapters], tasks, base=how["base"], rows=rows)
+    method = merge_method(
+        inputs, how["method"], options, how["rank"], how["seed"], how["statistics"], how["fisher"]
+    )
+    study = output.with_name(output.name + ".tune")
+    tuned = tune_validation(inputs, study, method, SearchSettings(trials=trials, seed=how["seed"]))
+    page = finish(tuned, inputs, study)
+    err.print(f"weights {', '.join(f'{w:.3f}' for w in tuned.weights)}; trials: {page}")
+    return {"weights": tuned.weights, "layer_weights": tuned.layer_weights}
 
 
 @contextmanager

@@ -60,12 +60,12 @@ class MergedUpdate:
     was cut.
     """
 
-    layers: dict[str, Update]
+    layers: Mapping[str, Update]
     method: str
-    truncation_error: dict[str, float] = field(default_factory=dict)
-    tasks: tuple[dict[str, Update], ...] = ()
+    truncation_error: Mapping[str, float] = field(default_factory=dict)
+    tasks: tuple[Mapping[str, Update], ...] = ()
 
-    def of(self, task: int) -> dict[str, Update]:
+    def of(self, task: int) -> Mapping[str, Update]:
         """What the adapter number `task` becomes: its own layers, or those all tasks share."""
         return self.tasks[task] if self.tasks else self.layers
 
@@ -452,15 +452,23 @@ def _gather(
         raise MergeError(
             f"layer '{name}' lies on {' and '.join(devices)}: move the adapters to one device."
         )
-    if not all(tensor.isfinite().all() for tensor in tensors) or not all(
-        math.isfinite(factors.scaling) for factors in present
-    ):
-        raise MergeError(f"layer '{name}' has values that are not finite: check its training.")
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     working = torch.promote_types(dtype, torch.float32)
     d_out, d_in = first.shape
     absent = LoraFactors(first.A.new_zeros(0, d_in), first.B.new_zeros(d_out, 0))
-    return [(f or absent).to(working) for f in found], dtype, first.A.device
+    wide = [(f or absent).to(working) for f in found]
+    if not all(_finite(f) for f in wide):
+        raise MergeError(f"layer '{name}' has values that are not finite: check its training.")
+    return wide, dtype, first.A.device
+
+
+def _finite(factors: LoraFactors) -> bool:
+    """Whether all values are; one sum tells, unless it overflows."""
+    if not math.isfinite(factors.scaling):
+        return False
+    if bool((factors.A.sum() + factors.B.sum()).isfinite()):
+        return True
+    return bool(factors.A.isfinite().all()) and bool(factors.B.isfinite().all())
 
 
 def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:

@@ -27,8 +27,7 @@ def majority_sign(updates: Float[Tensor, "n ..."], method: str) -> Bool[Tensor, 
     and never agree (elect step of TIES, Yadav et al. 2023, arXiv 2306.01708). O(N · n).
     """
     votes = updates if method == "total" else updates.sign()
-    elected = torch.where(votes.sum(dim=0) >= 0, 1, -1)
-    return updates.sign() == elected
+    return torch.where(votes.sum(dim=0) >= 0, updates > 0, updates < 0)
 
 
 def disjoint_mean(
@@ -40,8 +39,14 @@ def disjoint_mean(
 
     The count is of adapters, not of weight, as in PEFT: with unit weights it is the mean of TIES.
     """
-    kept = torch.where(agrees, updates, torch.zeros_like(updates))
-    return weighted_total(kept, weights) / agrees.sum(dim=0).clamp(min=1)
+    total = torch.zeros_like(updates[0])
+    count = torch.zeros_like(updates[0])
+    # One adapter after the other: nothing of the size of all of them is written again.
+    for update, weight, agree in zip(updates, weights.tolist(), agrees, strict=True):
+        kept = agree.to(update)
+        count += kept
+        total.addcmul_(update, kept, value=weight)
+    return total.div_(count.clamp_(min=1))
 
 
 def elect_and_mean(

@@ -32,9 +32,10 @@ def _largest(sizes: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
         least = float(np.partition(sizes.numpy(), place)[place])
     else:
         least = float(sizes.kthvalue(place + 1).values)
-    mask = sizes > least
-    short = count - int(mask.sum())
-    mask[(sizes == least).nonzero().flatten()[:short]] = True
+    mask = sizes >= least
+    more = int(mask.count_nonzero()) - count
+    if more:
+        mask[(sizes == least).nonzero().flatten()[-more:]] = False
     return mask
 
 
