@@ -33,6 +33,7 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python -m benchmarks.starts
 	$(BIN)/python -m benchmarks.full_model
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.methods
 
 setup: $(STAMP)
 

@@ -12,3 +12,10 @@ def test_the_benchmark_page_is_made_of_the_kept_results(monkeypatch):
     from benchmarks.table import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.table"
+
+
+def test_the_page_of_methods_is_made_of_the_kept_rows_and_the_registry(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.methods import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.methods"

@@ -314,16 +314,16 @@ def markdown_methods(table: MethodTable) -> str:
             parts.append(
                 "These leave an update a task: the task must be known when the model runs."
             )
-        header, *lines = [[_plain(text) for text in line] for line in cells]
-        ruled = "| --- |" + " ---: |" * (len(header) - 1)
-        parts.append(
-            "\n".join(
-                [f"| {' | '.join(header)} |", ruled, *(f"| {' | '.join(line)} |" for line in lines)]
-            )
-        )
+        parts.append(markdown_grid(cells))
     if table.notices:
         parts.append("\n".join(f"- {notice}" for notice in table.notices))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_grid(cells: list[list[str]]) -> str:
+    """A header and lines as a table, all but the first column to the right."""
+    header, *lines = [f"| {' | '.join(map(_plain, line))} |" for line in cells]
+    return "\n".join([header, "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines])
 
 
 def caption(table: MethodTable) -> str:
