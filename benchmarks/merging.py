@@ -1,6 +1,7 @@
 """Merging on the factors against PEFT and against the dense form of every method.
 
     python -m benchmarks.merging             # ratios at d=2048, 8 adapters of rank 16
+    python -m benchmarks.merging --methods   # time and memory of every method on one such layer
     python -m benchmarks.merging --whole     # whole adapters of Llama-3-8B shape, time and memory
 
 The dense side is what the papers' own code does: an SVD of the dense updates or of their
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import median_seconds, save
 from orthomerge.factors import LoraFactors
-from orthomerge.merging import iter_merge, list_methods, merge_layers
+from orthomerge.merging import get_method, iter_merge, list_methods, merge_layers
+from orthomerge.moments import RowMoment
 
 ADAPTERS, RANK, D = 8, 16, 2048
 # Llama-3-8B: layer name -> (d_out, d_in), 32 blocks.
@@ -81,6 +83,21 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def median_of(work: Callable[[], object], repeats: int, *known: float) -> float:
+    """Median seconds of `repeats` calls, or of as many as half a minute holds."""
+    found = list(known)
+    while (len(found) < repeats and sum(found) < 30) or not found:
+        found.append(seconds_of(work))
+    return sorted(found)[len(found) // 2]
+
+
 def against_peft(combination: str, method: str, repeats: int, **options) -> dict:
     """One of PEFT's combinations and ours on the same layer."""
     adapters = [factors(i) for i in range(ADAPTERS)]
@@ -98,16 +115,10 @@ def against_peft(combination: str, method: str, repeats: int, **options) -> dict
     def ours() -> None:
         merge_layers([{"layer": f} for f in adapters], method=method, rank=RANK, **options)
 
-    began = time.perf_counter()
-    theirs()
-    seconds = [time.perf_counter() - began]
+    first = seconds_of(theirs)
     merged = merge_layers([{"layer": f} for f in adapters], method=method, rank=RANK, **options)
     difference = relative(merged.dense("layer"), layer.get_delta_weight("merged").detach())
-    for _ in range(repeats - 1):
-        began = time.perf_counter()
-        theirs()
-        seconds.append(time.perf_counter() - began)
-    return {"theirs_s": sorted(seconds)[len(seconds) // 2], "ours_s": median_seconds(ours),
+    return {"theirs_s": median_of(theirs, repeats, first), "ours_s": median_seconds(ours),
             "difference": difference}  # fmt: skip
 
 
@@ -199,15 +210,9 @@ def against_dense(method: str, repeats: int) -> dict:
     def ours():
         return merge_layers([{"layer": f} for f in adapters], method=method)
 
-    began = time.perf_counter()
     dense = theirs()
-    seconds = [time.perf_counter() - began]
-    for _ in range(repeats - 1):
-        began = time.perf_counter()
-        theirs()
-        seconds.append(time.perf_counter() - began)
     difference = relative(ours().dense("layer"), dense) if comparable else None
-    return {"theirs_s": sorted(seconds)[len(seconds) // 2], "ours_s": median_seconds(ours),
+    return {"theirs_s": median_of(theirs, repeats), "ours_s": median_seconds(ours),
             "difference": difference}  # fmt: skip
 
 
@@ -280,12 +285,54 @@ def whole(methods: Sequence[str], workers: int) -> list[dict]:
         folders = [str(make_adapter(Path(scratch), seed)) for seed in range(ADAPTERS)]
         for method in methods:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.merging", "--child", method, "--workers", str(workers), *folders],
+                [sys.executable, "-m", "benchmarks.merging", "--child", method,
+                 "--workers", str(workers), *folders],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             rows.append({"method": method, **json.loads(done.stdout.splitlines()[-1])})
             print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def every_method() -> list[dict]:
+    """Time and memory of every method on one layer, each in a process of its own."""
+    rows = []
+    for method in list_methods():
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.merging", "--one", method.name],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        rows.append({"method": method.name, **json.loads(done.stdout.splitlines()[-1])})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+class Rows:
+    """A task's statistics on one layer: 1,600 rows, as of a hundred short texts."""
+
+    def __init__(self, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self._moment = RowMoment.from_rows(torch.randn(1600, D, generator=g).double())
+
+    def moment(self, layer: str) -> RowMoment:
+        return self._moment
+
+
+def one(name: str) -> None:
+    """Merge one layer by a method and print its time and the memory it took."""
+    method = get_method(name)
+    count = 2 if name == "slerp" else ADAPTERS
+    adapters = [{"layer": factors(i)} for i in range(count)]
+    given: dict = {}
+    if "moments" in method.needs:
+        given["statistics"] = [Rows(i) for i in range(count)]
+    if "fisher" in method.needs:
+        given["fisher"] = [{"layer": torch.rand(D, D)} for _ in range(count)]
+    merge_layers([{"layer": factors(9, 64, 64)}] * 2, method="svd")  # the libraries are loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = median_seconds(lambda: merge_layers(adapters, method=name, **given), 3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": float(f"{seconds:.2g}"), "extra_mib": (peak - before) // 1024}))
 
 
 def factor_methods() -> list[str]:
@@ -297,13 +344,19 @@ def factor_methods() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--methods", action="store_true")
     parser.add_argument("--child")
+    parser.add_argument("--one")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("names", nargs="*", help="methods of --whole; folders of --child")
     given = parser.parse_args()
     if given.child:
         child(given.child, given.names, given.workers)
+    elif given.one:
+        one(given.one)
+    elif given.methods:
+        save("merging-methods", every_method(), adapters=ADAPTERS, rank=RANK, d=D)
     elif given.whole:
         rows = whole(given.names or factor_methods(), given.workers)
         save("merging-whole", rows, workers=given.workers, adapters=ADAPTERS, rank=RANK)

@@ -17,7 +17,7 @@ from orthomerge.moments import Moment
 @register(
     name="osrm_aware",
     title="OSRM-aware",
-    summary="Use with adapters and statistics of one project: it disturbs no task's outputs.",
+    summary="Use with adapters and statistics of one project: it least disturbs their outputs.",
     paper="ours: least squares on the statistics of OSRM (Zhang & Zhou 2025)",
     url="https://arxiv.org/abs/2505.22934",
     low_rank=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +39,8 @@ def elementwise(
 
     def combine(updates: Tensor, w: Tensor) -> Tensor:
         if sparsify is not None:
-            updates = torch.stack([sparsify(update) for update in updates])
+            for update in updates:  # the stack is made for this merge: no second one is held
+                update.copy_(sparsify(update))
         return consensus(updates, w)
 
     return scale(combine_in(space, factors, weights, combine), lambda_)
