@@ -31,6 +31,9 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python benchmarks/subspace.py
 	$(BIN)/python benchmarks/statistics.py
 	$(BIN)/python -m benchmarks.starts
+	$(BIN)/python -m benchmarks.merging
+	$(BIN)/python -m benchmarks.merging --methods
+	$(BIN)/python -m benchmarks.merging --whole
 	$(BIN)/python -m benchmarks.full_model
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.methods

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import median_seconds, save
 from orthomerge.factors import LoraFactors
-from orthomerge.merging import get_method, iter_merge, list_methods, merge_layers
+from orthomerge.merging import get_method, list_methods, merge_layers
 from orthomerge.moments import RowMoment
 
 ADAPTERS, RANK, D = 8, 16, 2048
@@ -250,33 +250,32 @@ def _row(work: str, against: str, found: dict, wanted: int) -> dict:
 
 def make_adapter(folder: Path, seed: int) -> Path:
     """A random bf16 adapter of Llama-3-8B shape, all seven linears, as a PEFT folder."""
-    from orthomerge.adapters import write_adapter
+    from orthomerge.adapters.write import AdapterWriter, Frame
 
     layers = {
-        f"model.layers.{block}.{name}": factors(
-            seed * 10_000 + block * 10 + i, *shape, dtype=torch.bfloat16
-        )
+        f"model.layers.{block}.{name}": shape
         for block in range(BLOCKS)
-        for i, (name, shape) in enumerate(LLAMA.items())
+        for name, shape in LLAMA.items()
     }
-    return write_adapter(folder / f"a{seed}", layers, base_model="llama-3-8b-shape")
+    path = folder / f"a{seed}"
+    with AdapterWriter(path, layers, Frame("llama-3-8b-shape")) as writer:
+        for number, (name, shape) in enumerate(layers.items()):
+            writer.add(name, factors(1000 * seed + number, *shape, dtype=torch.bfloat16))
+    return path
 
 
 def child(method: str, folders: Sequence[str], workers: int) -> None:
-    """Merge the folders layer by layer, keep nothing, and print time and peak memory."""
-    from orthomerge.adapters import read_adapter
+    """Merge the folders into one as the command does, and print time and peak memory."""
+    from orthomerge.adapters import merge_adapters
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    output = Path(folders[0]).parent / "merged"
     began = time.perf_counter()
-    adapters = [read_adapter(f) for f in folders]
-    layers = sum(
-        1 for _ in iter_merge([a.layers for a in adapters], method=method, workers=workers)
-    )
+    merge_adapters(folders, method=method, output=output, workers=workers, overwrite=True)
+    seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({
-        "seconds": round(time.perf_counter() - began, 1), "layers": layers,
-        "extra_gib": round((peak - before) * 1024 / GIB, 2),
-    }))  # fmt: skip
+    extra = round((peak - before) * 1024 / GIB, 2)
+    print(json.dumps({"seconds": round(seconds, 1), "extra_gib": extra}))
 
 
 def whole(methods: Sequence[str], workers: int) -> list[dict]:
