@@ -144,7 +144,7 @@ def _merging(record: dict, whole: dict) -> str:
         "PEFT's two ratios stay below what was wanted: the wish rested on 8.1 s and 28.8 s a "
         "layer, and here PEFT takes a seventh of the first and a tenth of the second (the SVD of a "
         "dense matrix of low rank ends early). `ties` is bound by passes over eight dense updates. "
-        "Which of equal entries `knots_ties` trims is decided by rounding.",
+        "Entries at the edge of the trim of `knots_ties` are decided by rounding.",
         "",
         f"Whole adapters of Llama-3-8B shape (32 blocks, all seven linears, {whole['adapters']} "
         f"adapters of rank {whole['rank']} in bfloat16, read and written a layer at a time, "
