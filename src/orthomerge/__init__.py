@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         freeze_A,
         initialize_osrm_weights,
         merge_adapters,
+        merge_to_model,
         read_adapter,
         read_kept_out,
     )
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from orthomerge.experiment import Recipe, Run, load_recipe
     from orthomerge.factors import LoraFactors
     from orthomerge.features import Statistics, collect_statistics, merge_statistics
-    from orthomerge.merging import MergedUpdate, list_methods, merge_layers
+    from orthomerge.fisher import Fisher, collect_fisher, load_fisher
+    from orthomerge.merging import MergedUpdate, iter_merge, list_methods, merge_layers
     from orthomerge.moments import Moment, Representation, RowMoment, SecondMoment, SketchMoment
     from orthomerge.rows import ResultRow, read_rows
     from orthomerge.subspace import Subspace, get_solver, list_solvers
@@ -35,14 +37,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": (
         "Adapter", "OsrmConfig", "Projection", "freeze_A", "initialize_osrm_weights",
-        "merge_adapters", "read_adapter", "read_kept_out",
+        "merge_adapters", "merge_to_model", "read_adapter", "read_kept_out",
     ),
     "diagnostics": ("Interference", "interference"),
     "errors": ("OrthomergeError",),
     "experiment": ("Recipe", "Run", "load_recipe"),
     "factors": ("LoraFactors",),
+    "fisher": ("Fisher", "collect_fisher", "load_fisher"),
     "features": ("Statistics", "collect_statistics", "merge_statistics"),
-    "merging": ("MergedUpdate", "list_methods", "merge_layers"),
+    "merging": ("MergedUpdate", "iter_merge", "list_methods", "merge_layers"),
     "moments": ("Moment", "Representation", "RowMoment", "SecondMoment", "SketchMoment"),
     "rows": ("ResultRow", "read_rows"),
     "subspace": ("Subspace", "get_solver", "list_solvers"),
@@ -52,6 +55,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adapter",
+    "Fisher",
     "Interference",
     "LoraFactors",
     "MergedUpdate",
@@ -69,19 +73,23 @@ __all__ = [
     "Statistics",
     "Subspace",
     "Task",
+    "collect_fisher",
     "collect_statistics",
     "freeze_A",
     "get_solver",
     "get_task",
     "initialize_osrm_weights",
     "interference",
+    "iter_merge",
     "list_methods",
     "list_solvers",
     "list_tasks",
+    "load_fisher",
     "load_recipe",
     "merge_adapters",
     "merge_layers",
     "merge_statistics",
+    "merge_to_model",
     "read_adapter",
     "read_kept_out",
     "read_rows",

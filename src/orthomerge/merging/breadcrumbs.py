@@ -33,7 +33,7 @@ def breadcrumbs(
 
     What is left, the 1 - density - gamma share of smallest entries, is dropped. Masks are per
     layer. Dense `[d_out, d_in]` in the space "delta", factors in the others (see `ties`).
-    O(N d_out d_in log(d_out d_in)).
+    O(N d_out d_in).
 
     Raises:
         MergeError: an option value out of its range, or density + gamma above 1.

@@ -48,7 +48,7 @@ def compose(
     - space: "delta", "factors" (cross terms), "knots", "core".
 
     `ties` is trim × elect × delta, `knots_dare_ties` is random_drop × elect × knots, and so on.
-    O(N d_out d_in log(d_out d_in)) in the space "delta", less in the others.
+    O(N d_out d_in) in the space "delta" (times log d_in for "magprune"), less in the others.
 
     Raises:
         MergeError: an option value that is unknown or out of its range.

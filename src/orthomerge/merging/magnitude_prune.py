@@ -28,8 +28,7 @@ def magnitude_prune(
 ) -> Update:
     """`Σ w_i trim(ΔW_i)`: each update keeps its `density` share of largest entries.
 
-    Dense `[d_out, d_in]`; `space="factors"` does it on A and B apart, as PEFT does, with cross
-    terms. O(N d_out d_in log(d_out d_in)).
+    Dense `[d_out, d_in]` in the space "delta", factors in the others (see `ties`). O(N d_out d_in).
 
     Raises:
         MergeError: an option value out of its range.

@@ -34,7 +34,7 @@ def ties(
     of the sum (of the unweighted updates), "frequency" the commonest sign; the mean is over the
     entries that have it. Dense `[d_out, d_in]` in the space "delta"; "knots" and "core" work in
     a basis the adapters share, "factors" on A and B apart, as PEFT does, with cross terms.
-    O(N d_out d_in log(d_out d_in)).
+    O(N d_out d_in).
 
     Raises:
         MergeError: an option value out of its range.
