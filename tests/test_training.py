@@ -128,3 +128,20 @@ def test_freeze_holds_a_bit_by_bit_and_init_does_not(tiny_base, tiny_tokenizer, 
         assert torch.equal(read_adapter(held).layers[name].A, factors.A)
         assert not torch.equal(read_adapter(free).layers[name].A, factors.A)
         assert read_adapter(held).layers[name].B.any()
+
+
+def test_an_adapter_names_its_base_and_no_path_of_this_machine(tiny_base, tiny_tokenizer, tmp_path):
+    """The id a model is called by goes into the configuration and the card."""
+    model = load_classifier(str(tiny_base), num_labels=2, name="org/tiny")
+    save_start(
+        new_lora(model, targets=["query"], rank=2, alpha=4, task_type="SEQ_CLS"), tmp_path / "s"
+    )
+    train_adapter(
+        load_classifier(str(tiny_base), num_labels=2, name="org/tiny"), tmp_path / "s", ROWS,
+        tiny_tokenizer, regression=False, settings=TrainingSettings(epochs=1),
+        output=tmp_path / "out",
+    )  # fmt: skip
+    for folder in (tmp_path / "s", tmp_path / "out"):
+        assert read_adapter(folder).base_model == "org/tiny"
+        for file in folder.glob("*.[mj][ds]*"):
+            assert str(tiny_base) not in file.read_text(), file

@@ -80,7 +80,15 @@ def load_classifier(
             num_labels=num_labels,
             problem_type="regression" if regression else "single_label_classification",
         )
-    model.config.name_or_path = name or path
+    return _called(model, name or path)
+
+
+def _called(model: Any, name: str) -> Any:
+    """The model under the name that adapters made on it give to their base.
+
+    PEFT takes it from the model itself, which keeps what it was loaded from, not from its config.
+    """
+    model.config.name_or_path = model.name_or_path = name
     return model
 
 
@@ -128,8 +136,7 @@ def load_for(
         raise unknown_name("task type", task_type, ["SEQ_CLS", *_AUTO])
     with _said_plainly(path):
         model = _AUTO[task_type].from_pretrained(path, use_safetensors=True)
-    model.config.name_or_path = name or path
-    return model
+    return _called(model, name or path)
 
 
 def encode(
