@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_methods import both, merge, single
+from test_methods_table import both, merge, single
 
 from orthomerge.merging import list_methods
 from orthomerge.rows import append_rows
