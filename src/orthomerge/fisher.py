@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -13,16 +11,16 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthomerge.errors import AdapterError, StatisticsError
-from orthomerge.files import atomic_path, fingerprint
+from orthomerge.sealed import SealedKind, digest
 
 FORMAT = 1
 SUFFIX = ".fisher.safetensors"
-_HEADER = "orthomerge-fisher"
+_FILE = SealedKind(
+    "orthomerge-fisher", FORMAT, "Fisher file", "Fisher information", "orthomerge fisher"
+)
 _AT_ONCE = 2**24
 """Numbers in the per-sample gradients that are held at once: 64 MiB in float32."""
 
@@ -238,10 +236,10 @@ class Fisher(Mapping[str, Tensor]):
         self._digests = dict(digests)
 
     def __getitem__(self, layer: str) -> Tensor:
-        digest = self._digests[layer]
-        with _said_plainly(self.path), safe_open(self.path, framework="pt") as stream:
+        written = self._digests[layer]
+        with _FILE.open(self.path) as stream:
             value = stream.get_tensor(layer)
-            if _digest(layer, value) != digest:
+            if digest({layer: value}) != written:
                 raise ValueError(f"layer '{layer}' is not what was written")
         return value
 
@@ -270,11 +268,9 @@ def save_fisher(path: str | Path, fisher: Mapping[str, Tensor], meta: FisherMeta
     content = {
         "format": FORMAT,
         "meta": asdict(meta),
-        "layers": {name: _digest(name, value) for name, value in tensors.items()},
+        "layers": {name: digest({name: value}) for name, value in tensors.items()},
     }
-    header = {_HEADER: json.dumps({"sha256": fingerprint(content), **content})}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    _FILE.save(path, tensors, content)
     return path
 
 
@@ -293,23 +289,9 @@ def load_fisher(
             (a layer is checked when it is read), or one of another adapter or base model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StatisticsError(f"no Fisher file '{path}': make one with 'orthomerge fisher'.")
-    with _said_plainly(path), safe_open(path, framework="pt") as stream:
-        header = stream.metadata() or {}
-        if _HEADER not in header:
-            raise StatisticsError(
-                f"'{path}' is not a Fisher file: make one with 'orthomerge fisher'."
-            )
-        content = json.loads(header[_HEADER])
-        digest = content.pop("sha256", None)
-        if content.get("format") != FORMAT:
-            raise StatisticsError(
-                f"'{path}' has format {content.get('format')}, this version reads {FORMAT}: "
-                "collect it again, or update orthomerge."
-            )
-        if digest != fingerprint(content):
-            raise ValueError("its metadata is not what was written")
+    _FILE.require_file(path)
+    with _FILE.open(path) as stream:
+        content = _FILE.metadata(path, stream)
         meta = _META.validate_python(content["meta"])
         digests = {str(k): str(v) for k, v in content["layers"].items()}
         if set(digests) != set(stream.keys()):
@@ -324,28 +306,3 @@ def load_fisher(
                 f"{str(theirs)[:12]}): collect it on this one."
             )
     return Fisher(path, digests, meta)
-
-
-@contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
-    """What goes wrong in reading is a `StatisticsError` that names the file."""
-    try:
-        yield
-    except StatisticsError:
-        raise
-    except (
-        SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError,
-    ) as problem:  # fmt: skip
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise StatisticsError(
-            f"'{path}' cannot be read as Fisher information ({reason}): it was cut, altered or "
-            "never one; collect it again."
-        ) from problem
-
-
-def _digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 (hex) of a tensor with its name, type and shape."""
-    tensor = tensor.contiguous()
-    digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-    digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()

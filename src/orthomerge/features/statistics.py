@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError
 from orthomerge.features.publish import published
-from orthomerge.files import atomic_path, fingerprint
+from orthomerge.files import fingerprint
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
+from orthomerge.sealed import SealedKind, digest
 
 FORMAT = 2
-_HEADER = "orthomerge"
+_FILE = SealedKind("orthomerge", FORMAT, "statistics file", "statistics", "orthomerge stats")
 SUFFIX = ".stats.safetensors"
 # What a config says about how it was loaded or labelled, not about what the model computes.
 _NOT_ARCHITECTURE = {
@@ -191,16 +187,14 @@ class Statistics:
             held, values = moment.state()
             held = {name: t.detach().cpu().contiguous() for name, t in held.items()}
             tensors |= {f"{lead}:{name}": t for name, t in held.items()}
-            entries[lead] = {"kind": moment.kind, **values, "sha256": _digest(held)}
+            entries[lead] = {"kind": moment.kind, **values, "sha256": digest(held)}
         content = {
             "format": self.meta.format,
             "meta": asdict(self.meta),
             "layers": self.layers,
             "entries": entries,
         }
-        meta = {_HEADER: json.dumps({"sha256": fingerprint(content), **content})}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=meta)
+        _FILE.save(path, tensors, content)
         return path
 
     @classmethod
@@ -212,23 +206,9 @@ class Statistics:
                 was cut or altered (an entry read lazily is checked when it is read).
         """
         path = Path(path)
-        if not path.is_file():
-            raise StatisticsError(f"no statistics file '{path}': make one with 'orthomerge stats'.")
-        with _said_plainly(path), safe_open(path, framework="pt") as stream:
-            header = stream.metadata() or {}
-            if _HEADER not in header:
-                raise StatisticsError(
-                    f"'{path}' is not a statistics file: make one with 'orthomerge stats'."
-                )
-            content = json.loads(header[_HEADER])
-            digest = content.pop("sha256", None)
-            if content.get("format") != FORMAT:
-                raise StatisticsError(
-                    f"'{path}' has format {content.get('format')}, this version reads {FORMAT}: "
-                    "collect it again, or update orthomerge."
-                )
-            if digest != fingerprint(content):
-                raise ValueError("its metadata is not what was written")
+        _FILE.require_file(path)
+        with _FILE.open(path) as stream:
+            content = _FILE.metadata(path, stream)
             meta = _META.validate_python(content["meta"])
             layers = {str(k): str(v) for k, v in content["layers"].items()}
             entries = content["entries"]
@@ -290,11 +270,11 @@ class _Entries(Mapping[str, Moment]):
 
     def __getitem__(self, lead: str) -> Moment:
         entry = self._entries[lead]
-        with _said_plainly(self._path), safe_open(self._path, framework="pt") as stream:
+        with _FILE.open(self._path) as stream:
             prefix = f"{lead}:"
             names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118
             held = {n.removeprefix(prefix): stream.get_tensor(n) for n in names}
-            if _digest(held) != entry["sha256"]:
+            if digest(held) != entry["sha256"]:
                 raise ValueError(f"entry '{lead}' is not what was written")
             try:
                 return _KINDS[entry["kind"]].restore(held, entry)
@@ -306,38 +286,6 @@ class _Entries(Mapping[str, Moment]):
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-# What a file from somebody else can make go wrong in its readers; nothing of it is our fault.
-_UNREADABLE = (
-    SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-    RuntimeError,
-)  # fmt: skip
-
-
-@contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
-    """What goes wrong inside is a `StatisticsError` that names the file."""
-    try:
-        yield
-    except StatisticsError:
-        raise
-    except _UNREADABLE as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise StatisticsError(
-            f"'{path}' cannot be read as statistics ({reason}): it was cut, altered or never one; "
-            "collect it again."
-        ) from problem
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
 
 
 def merge_statistics(statistics: Sequence[Statistics]) -> Statistics:
