@@ -97,8 +97,18 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"option '{pair}' is not key=value, as in --option density=0.2.")
-        options[key] = yaml.safe_load(value)
+        options[key] = _number_or(yaml.safe_load(value))
     return options
+
+
+def _number_or(value: Any) -> Any:
+    """YAML takes 1e-3 for a word; nobody means one by it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def parse_numbers(text: str | None, what: str) -> list[float] | None:

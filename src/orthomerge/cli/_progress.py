@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -13,7 +16,37 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orthomerge.cli._app import err
 from orthomerge.rows import ResultRow
+
+
+class Report(Protocol):
+    """Told how much is done, of how much, and the value so far where there is one."""
+
+    def __call__(self, done: int, of: int, value: float | None = None, /) -> None: ...
+
+
+@contextmanager
+def work_bar(what: str) -> Iterator[Report]:
+    """One bar with the time that remains; nothing where there is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[value]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as progress:
+        bar = progress.add_task(what, total=None, value="")
+
+        def report(done: int, of: int, value: float | None = None, /) -> None:
+            shown = "" if value is None else f"{value:.4f}"
+            progress.update(bar, completed=done, total=of, value=shown)
+
+        yield report
 
 
 class RunProgress:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +95,7 @@ def merge(
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
     """
     from orthomerge.adapters import merge_adapters
+    from orthomerge.cli._progress import work_bar
 
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
@@ -120,7 +119,7 @@ def merge(
         return
     if max_shard_size is not None:
         raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
-    with _layer_bar() as progress:
+    with work_bar("layers") as progress:
         merged = merge_adapters(
             list(adapters),
             output=output,
@@ -158,8 +157,9 @@ def _write_model(
 ) -> None:
     """Write the merge into its base model."""
     from orthomerge.adapters import merge_to_model
+    from orthomerge.cli._progress import work_bar
 
-    with _layer_bar() as progress:
+    with work_bar("layers") as progress:
         errors = merge_to_model(
             list(adapters), output, max_shard_size=max_shard_size, progress=progress, **how
         )
@@ -212,31 +212,6 @@ def _tuned(
     return {"weights": tuned.weights, "layer_weights": tuned.layer_weights}
 
 
-@contextmanager
-def _layer_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar of the layers done with the time that remains; nothing where there is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
-        bar = progress.add_task("layers", total=None)
-        yield lambda done, of: progress.update(bar, completed=done, total=of)
-
-
 def _weights(text: str | None, what: str) -> list[float] | float | None:
     numbers = parse_numbers(text, what)
     return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
@@ -269,24 +244,13 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         if parameter.kind is not parameter.VAR_KEYWORD
     }
     options = parse_options(pairs)
-    for name, value in options.items():
+    for name in options:
         if name in ours:
             raise RecipeError(
                 f"'{name}' is no option of a method: give it to the command itself "
                 "('orthomerge merge --help')."
             )
-        options[name] = _number_or(value)
     return options
-
-
-def _number_or(value: Any) -> Any:
-    """YAML takes 1e-3 for a word; nobody means one by it."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
 
 
 @app.command()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, err, out, parse_options, print_json
+from orthomerge.cli._app import app, out, parse_options, print_json
 from orthomerge.cli.train import Json, Rows
 from orthomerge.errors import MergeError, unknown_name
 
@@ -83,6 +82,7 @@ def tune(
     [bold]orthomerge tune a/ b/ --task sentiment --task topic --objective entropy --layerwise
     --output tuned/[/]
     """
+    from orthomerge.cli._progress import work_bar
     from orthomerge.tuning import (
         EntropySettings,
         SearchSettings,
@@ -104,7 +104,7 @@ def tune(
     settings = SearchSettings(trials, groups, low, high, seed, max_length)
     inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
     if entropy:
-        with _bar("entropy, steps") as progress:
+        with work_bar("entropy, steps") as progress:
             tuned = minimise_entropy(
                 inputs,
                 settings=EntropySettings(
@@ -163,9 +163,10 @@ def tune_validation(
     For `orthomerge merge --tune validation` as well: `tuned.weights` and `tuned.layer_weights` go
     into the merge as they are.
     """
+    from orthomerge.cli._progress import work_bar
     from orthomerge.tuning import search_weights
 
-    with _bar("trials") as progress:
+    with work_bar("trials") as progress:
         return search_weights(inputs, output, method=method, settings=settings, progress=progress)
 
 
@@ -210,33 +211,6 @@ def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
     if entropy and (study or not overwrite or not (output / WEIGHTS).is_file()):
         remedy = "choose another --output" + ("" if study else ", or give --overwrite")
         raise MergeError(f"'{output}' is not empty: {remedy}.")
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A bar with the value so far; nothing where there is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[value]}"),
-        TimeRemainingColumn(compact=True),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
-        bar = progress.add_task(what, total=None, value="")
-        yield lambda done, of, value: progress.update(
-            bar, completed=done, total=of, value=f"{value:.4f}"
-        )
 
 
 def _say(tuned: Tuned, inputs: Inputs, output: Path) -> None:
