@@ -26,7 +26,7 @@ def least_squares(
     minimiser is `(Σ c_i w_i ΔW_i M_i) (Σ c_i M_i)⁻¹`, so the B_i stay and A_i becomes
     `c_i A_i M_i (Σ c_i M_i)⁻¹`.
     """
-    whole = Metric(list(moments), list(shares), alpha=alpha, ridge=ridge)
+    whole = Metric(moments, shares, alpha=alpha, ridge=ridge)
     A: list[torch.Tensor] = []
     for f, moment, share in zip(factors, moments, shares, strict=True):
         own = Metric([moment], [share], alpha=alpha, ridge=ridge)
