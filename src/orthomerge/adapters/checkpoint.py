@@ -37,7 +37,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,6 @@ class Stored:
                 piece = _exactly(stream, min(left, BLOCK), self.path)
                 left -= len(piece)
                 yield piece
-
-    def tensor(self) -> Tensor:
-        """The whole tensor: for small ones."""
-        data = bytearray(b"".join(self.pieces()))  # writable, as torch asks
-        return torch.frombuffer(data, dtype=DTYPES[self.dtype]).reshape(self.shape)
 
     def row_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows of a matrix, `[rows, columns]`, in the stored dtype."""
@@ -101,7 +97,7 @@ class Planned:
     @classmethod
     def tensor(cls, tensor: Tensor, dtype: str | None = None) -> Planned:
         """A tensor in memory, cast to `dtype` where one is given."""
-        name = dtype or _NAMES[tensor.dtype]
+        name = dtype or NAMES[tensor.dtype]
         size = tensor.numel() * DTYPES[name].itemsize
         return cls(
             name, tuple(tensor.shape), size, lambda: [as_bytes(tensor.detach().to(DTYPES[name]))]

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthomerge.adapters.checkpoint import (
     DTYPES,
+    FLOATS,
     INDEX,
     Planned,
     Stored,
@@ -28,13 +29,13 @@ from orthomerge.adapters.checkpoint import (
     read_checkpoint,
     write_shard,
 )
+from orthomerge.adapters.tensors import read_tensor
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.factors import LoraFactors
 from orthomerge.files import atomic_path, write_json
 from orthomerge.models import quiet
 
 CONFIG = "config.json"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -199,7 +200,7 @@ def _add_biases(
                 "to join: write the merge as an adapter."
             )
         _check_float(key, stored[key], base)
-        before = stored[key].tensor()
+        before = read_tensor(stored[key])
         if before.shape != bias.shape:
             raise AdapterError(
                 f"the bias of layer '{layer}' is {list(before.shape)} in '{base}' and its update "
@@ -246,7 +247,7 @@ def _check_floats(stored: Mapping[str, Stored], layers: Mapping[str, str], base:
 
 
 def _check_float(key: str, item: Stored, base: Path) -> None:
-    if item.dtype not in _FLOATS:
+    if item.dtype not in FLOATS:
         raise AdapterError(
             f"'{key}' of '{base}' is stored as {item.dtype}: an update cannot be added to "
             "quantized weights; name the base model in 16 or 32 bits."

@@ -10,8 +10,7 @@ from typing import Any
 
 from peft.utils.other import get_pattern_key
 
-from orthomerge.adapters.checkpoint import Stored
-from orthomerge.adapters.tensors import FLOATS
+from orthomerge.adapters.checkpoint import FLOATS, Stored
 from orthomerge.errors import AdapterError
 
 PREFIX = "base_model.model."

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthomerge.adapters.checkpoint import DTYPES, Stored, as_bytes, read_header
+from orthomerge.adapters.checkpoint import DTYPES, NAMES, Stored, as_bytes, read_header
 from orthomerge.errors import AdapterError
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ENTRY = 160  # more than the header says of one tensor, beside its name
 
 
@@ -113,7 +111,7 @@ class TensorWriter:
         data = tensor.detach().cpu().contiguous()
         start, self._end = self._end, self._end + data.numel() * data.element_size()
         self._header[name] = {
-            "dtype": _NAMES[data.dtype], "shape": list(data.shape),
+            "dtype": NAMES[data.dtype], "shape": list(data.shape),
             "data_offsets": [start, self._end],
         }  # fmt: skip
         if data.numel():
