@@ -25,7 +25,6 @@ from orthomerge.adapters import (
 )
 from orthomerge.assets import resolve_model
 from orthomerge.errors import RecipeError, SubspaceError
-from orthomerge.evaluation import applied, load_head
 from orthomerge.experiment.progress import Reporter, timed
 from orthomerge.experiment.recipe import Arm, Merge, Recipe
 from orthomerge.features import (
@@ -38,11 +37,12 @@ from orthomerge.features import (
 )
 from orthomerge.files import derive_seed, fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
-from orthomerge.fisher import Fisher, FisherMeta, collect_fisher, load_fisher, save_fisher
+from orthomerge.fisher import Fisher, load_fisher, save_fisher
 from orthomerge.merging import get_method
 from orthomerge.models import load_classifier, load_tokenizer, load_trunk, tokenizer_hash
 from orthomerge.tasks import Task, TaskData, get_task
 from orthomerge.training import TrainingSettings, train_adapter
+from orthomerge.tuning import fisher_on_texts
 
 # Raised when a piece would come out differently from the same inputs.
 PIECES = 1
@@ -340,32 +340,23 @@ class Pieces:
                 "statistics": part.model_dump(),
             }
         )
-        path = self._piece("fisher", name, task, seed, key).with_suffix(FISHER_SUFFIX)
+        folder = self._piece("fisher", name, task, seed, key)
+        path = folder.with_name(folder.name + FISHER_SUFFIX)
         adapter = read_adapter(self.adapter(name, task, seed, rate))
         if not path.is_file():
             self._reporter.stage(f"Fisher information of {name} · {task} · seed {seed}")
             texts = [(r.text, r.pair) for r in self.data[task].train]
             sample = sample_texts(texts, part.samples, derive_seed(part.seed, task))
-            model = self._classifier(task, seed)
-            load_head(model, adapter.modules)
-            with timed(self._seconds, "fisher"), applied(model, adapter.layers):
-                found = collect_fisher(
-                    model,
-                    batches(sample, self.tokenizer, max_length=self.recipe.data.max_length),
-                    list(adapter.layers),
-                    regression=self.head(task)[1],
+            with timed(self._seconds, "fisher"):
+                found, meta = fisher_on_texts(
+                    adapter,
+                    self.tasks[task],
+                    sample,
+                    self.base,
+                    self.tokenizer,
+                    max_length=self.recipe.data.max_length,
                 )
-            save_fisher(
-                path,
-                found,
-                FisherMeta(
-                    model_id=self.base.name,
-                    model_sha256=self.base.sha256,
-                    adapter_sha256=adapter.sha256 or "",
-                    task=task,
-                    samples=len(sample),
-                ),
-            )
+            save_fisher(path, found, meta)
         return load_fisher(path, adapter_sha256=adapter.sha256)
 
     def _piece(self, kind: str, group: str, task: str, seed: int, key: str) -> Path:

@@ -1,7 +1,7 @@
 """Weights of a merge found on data: searched on validation rows, or by entropy; Fisher weights."""
 
 from orthomerge.tuning.adamerging import EntropySettings, minimise_entropy
-from orthomerge.tuning.fisher import adapter_fisher
+from orthomerge.tuning.fisher import adapter_fisher, fisher_on_texts
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, TuneTask, read_inputs
 from orthomerge.tuning.result import MERGED, WEIGHTS, Method, Trial, Tuned
@@ -19,6 +19,7 @@ __all__ = [
     "Tuned",
     "adapter_fisher",
     "depth_groups",
+    "fisher_on_texts",
     "minimise_entropy",
     "read_inputs",
     "require_optuna",

@@ -16,10 +16,11 @@ from torch.func import functional_call
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation import load_head
 from orthomerge.factors import LoraFactors
+from orthomerge.features import batches
 from orthomerge.files import derive_seed
 from orthomerge.merging import plan_merge
 from orthomerge.tasks import Row
-from orthomerge.tuning.inputs import Inputs, encoded_batches, load_with_head, tokenizer_of
+from orthomerge.tuning.inputs import Inputs, load_with_head, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
 
 _KEPT = 200
@@ -164,8 +165,9 @@ class Entropies:
 
     def of(self, index: int, coefficients: Tensor, rows: Sequence[Row]) -> Tensor:
         """The mean entropy, in nats, of one task's predictions on rows; differentiable."""
-        (batch,) = encoded_batches(
-            self._tokenizer, rows, batch_size=len(rows), max_length=self._max_length
+        texts = [(row.text, row.pair) for row in rows]
+        (batch,) = batches(
+            texts, self._tokenizer, batch_size=len(texts), max_length=self._max_length
         )
         model = self._models[self._inputs.tasks[index].outputs]
         by_layer = coefficients.expand(len(self._sums), -1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter
+from orthomerge.assets import ResolvedModel
 from orthomerge.evaluation import applied
+from orthomerge.features import batches
 from orthomerge.files import fingerprint
 from orthomerge.fisher import FisherMeta, collect_fisher
-from orthomerge.tasks import get_task
-from orthomerge.tuning.inputs import base_of, encoded_batches, load_with_head, tokenizer_of
+from orthomerge.tasks import Task, get_task
+from orthomerge.tuning.inputs import base_of, load_with_head, tokenizer_of
 
 
 def adapter_fisher(
@@ -49,23 +52,47 @@ def adapter_fisher(
     about = get_task(task)
     rows = about.data(train=samples, seed=seed).train
     found = base_of(read, base)
-    regression = about.kind == "regression"
-    model = load_with_head(
-        found, read.modules, 1 if regression else len(about.labels), regression=regression
+    return fisher_on_texts(
+        read,
+        about,
+        [(row.text, row.pair) for row in rows],
+        found,
+        tokenizer_of(found),
+        batch_size=batch_size,
+        max_length=max_length,
+        progress=progress,
     )
-    batches = encoded_batches(
-        tokenizer_of(found), rows, batch_size=batch_size, max_length=max_length
-    )
-    with applied(model, read.layers):
+
+
+def fisher_on_texts(
+    adapter: Adapter,
+    task: Task,
+    texts: Sequence[tuple[str, str | None]],
+    base: ResolvedModel,
+    tokenizer: Any,
+    *,
+    batch_size: int = 16,
+    max_length: int = 48,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Tensor], FisherMeta]:
+    """`adapter_fisher` on a sample and a base that are at hand; it raises the same."""
+    regression = task.kind == "regression"
+    outputs = 1 if regression else len(task.labels)
+    model = load_with_head(base, adapter.modules, outputs, regression=regression)
+    with applied(model, adapter.layers):
         fisher = collect_fisher(
-            model, batches, list(read.layers), regression=regression, progress=progress
+            model,
+            batches(texts, tokenizer, batch_size=batch_size, max_length=max_length),
+            list(adapter.layers),
+            regression=regression,
+            progress=progress,
         )
     meta = FisherMeta(
-        model_id=found.name,
-        model_sha256=found.sha256,
-        adapter_sha256=read.sha256 or "",
-        task=about.name,
-        samples=len(rows),
-        data=fingerprint([(r.text, r.pair) for r in rows]),
+        model_id=base.name,
+        model_sha256=base.sha256,
+        adapter_sha256=adapter.sha256 or "",
+        task=task.name,
+        samples=len(texts),
+        data=fingerprint(list(texts)),
     )
     return fisher, meta

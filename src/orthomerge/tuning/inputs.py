@@ -13,7 +13,7 @@ from orthomerge.adapters import Adapter, read_adapter, require_same_base
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation import load_head
-from orthomerge.models import encode, load_classifier, load_tokenizer
+from orthomerge.models import load_classifier, load_tokenizer
 from orthomerge.tasks import Row, Task, get_task
 
 
@@ -146,17 +146,6 @@ def load_with_head(
     )
     load_head(model, head)
     return model.eval().requires_grad_(False)
-
-
-def encoded_batches(
-    tokenizer: Any, rows: Sequence[Row], *, batch_size: int, max_length: int
-) -> list[dict[str, Any]]:
-    """Batches of the rows' texts in order, padded; labels are not looked at."""
-    encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], max_length)
-    return [
-        dict(tokenizer.pad(encoded[i : i + batch_size], return_tensors="pt"))
-        for i in range(0, len(encoded), batch_size)
-    ]
 
 
 def tokenizer_of(base: ResolvedModel) -> Any:
