@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orthomerge.report.tables import PLAIN, Column, Score
+from orthomerge.report.tables import PLAIN, Score, column_of, markdown_text
 from orthomerge.rows import SINGLE, ResultRow
 
 DEFAULT_ARM = "default"
@@ -163,11 +163,7 @@ class _Means:
 
 def label_of(row: ResultRow) -> str:
     """The method with the options of the row, as columns of the other tables call it."""
-    options = ", ".join(
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-        for k, v in sorted((row.options or {}).items())
-    )
-    return Column(row.method, None, options).group
+    return column_of(row).group
 
 
 def method_table(rows: Iterable[ResultRow], per_task: Iterable[str] = ()) -> MethodTable:
@@ -322,7 +318,7 @@ def markdown_methods(table: MethodTable) -> str:
 
 def markdown_grid(cells: list[list[str]]) -> str:
     """A header and lines as a table, all but the first column to the right."""
-    header, *lines = [f"| {' | '.join(map(_plain, line))} |" for line in cells]
+    header, *lines = [f"| {' | '.join(map(markdown_text, line))} |" for line in cells]
     return "\n".join([header, "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines])
 
 
@@ -343,10 +339,6 @@ def caption(table: MethodTable) -> str:
         f"{text} As published: the method's own options at weight 1. Best weight: the weight of "
         "every update that scores best on selection rows, for each seed, scored on test rows."
     )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
 def methods_json(table: MethodTable) -> list[dict[str, Any]]:

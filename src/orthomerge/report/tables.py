@@ -178,7 +178,8 @@ def percent(value: float) -> str:
     return "0.0" if text == "-0.0" else text
 
 
-def _column(row: ResultRow) -> Column:
+def column_of(row: ResultRow) -> Column:
+    """The column a row belongs to."""
     if row.method == SINGLE:
         return Column(SINGLE)
     options = ", ".join(f"{k}={_plain(v)}" for k, v in sorted((row.options or {}).items()))
@@ -227,7 +228,7 @@ def summarize(rows: Iterable[ResultRow], tasks: Sequence[str] = ()) -> Summary:
     values: dict[tuple[str, Column, int], dict[str, float]] = {}
     repeated = 0
     for row in current:
-        cell = values.setdefault((row.arm, _column(row), row.seed), {})
+        cell = values.setdefault((row.arm, column_of(row), row.seed), {})
         repeated += row.task in cell
         cell[row.task] = float(row.value)
     if len(current) < len(test):
@@ -368,13 +369,15 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
+def markdown_text(text: str) -> str:
+    """A text as it stands in a cell of a Markdown table."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
 def markdown_table(rows: Iterable[ResultRow]) -> str:
     """The headline table as Markdown: mean × 100 ± spread over seeds, each column's best bold."""
     summary = summarize(rows)
     best = {c: summary.best(c) for c in summary.columns}
-
-    def plain(text: str) -> str:
-        return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
     def shown(arm: Arm, column: Column) -> str:
         score = summary.cell(arm, column).score
@@ -383,12 +386,12 @@ def markdown_table(rows: Iterable[ResultRow]) -> str:
         return f"**{score}**" if arm.name in best[column] else str(score)
 
     lines = [
-        "| " + " | ".join(["arm", *(plain(c.label) for c in summary.columns)]) + " |",
+        "| " + " | ".join(["arm", *(markdown_text(c.label) for c in summary.columns)]) + " |",
         "| --- |" + " ---: |" * len(summary.columns),
     ]
     for arm in summary.arms:
         cells = [shown(arm, c) for c in summary.columns]
-        lines.append("| " + " | ".join([plain(arm.name), *cells]) + " |")
+        lines.append("| " + " | ".join([markdown_text(arm.name), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
