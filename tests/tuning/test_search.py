@@ -12,12 +12,14 @@ import time
 
 import optuna
 import pytest
-from conftest import call, write_task
+import torch
+from conftest import call, tiny_bert, write_task
 from small_adapters import make_adapter
 
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import OrthomergeError
 from orthomerge.evaluation import Evaluator, score
+from orthomerge.features import collect_statistics
 from orthomerge.merging import merge_layers
 from orthomerge.models import load_tokenizer
 from orthomerge.tasks import get_task
@@ -150,6 +152,22 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(files, tmp_path, change, w
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_statistics_of_another_model_or_for_nothing_are_refused_before_the_first_trial(
+    files, tmp_path
+):
+    stats = tmp_path / "s.stats.safetensors"
+    ids = torch.arange(5, 17).reshape(2, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    collect_statistics(tiny_bert(), [batch], ["query"], model_sha256="0" * 64).save(stats)
+    given = arguments(
+        files, "--trials", 1, "--stats", stats, "--stats", stats, "-o", tmp_path / "x"
+    )
+    for method, words in (("regmean", "are not those of"), ("ties", "takes no statistics")):
+        with pytest.raises(OrthomergeError, match=words):
+            call("tune", *given, "--method", method)
+        assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

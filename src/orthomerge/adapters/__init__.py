@@ -29,6 +29,7 @@ from orthomerge.adapters.initialise import (
 )
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
+from orthomerge.adapters.statistics import matched_fisher, matched_statistics
 from orthomerge.adapters.write import as_factors
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "kept_out_directions",
     "load_trainable",
     "lora_layers",
+    "matched_fisher",
+    "matched_statistics",
     "merge_adapters",
     "merge_to_model",
     "new_lora",

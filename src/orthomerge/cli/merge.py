@@ -203,8 +203,9 @@ def _tuned(
     require_free(output, overwrite=how["overwrite"])
     inputs = read_inputs([Path(a) for a in adapters], tasks, base=how["base"], rows=rows)
     method = merge_method(
-        inputs, how["method"], options, how["rank"], how["seed"], how["statistics"], how["fisher"]
-    )
+        inputs, how["method"], options, how["rank"], how["seed"], how["statistics"], how["fisher"],
+        how["base"],
+    )  # fmt: skip
     study = output.with_name(output.name + ".tune")
     tuned = tune_validation(inputs, study, method, SearchSettings(trials=trials, seed=how["seed"]))
     page = finish(tuned, inputs, study)

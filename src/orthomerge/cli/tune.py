@@ -113,7 +113,8 @@ def tune(
                 progress=progress,
             )
     else:
-        how = merge_method(inputs, method, parse_options(option or []), rank, seed, stats, fisher)
+        options = parse_options(option or [])
+        how = merge_method(inputs, method, options, rank, seed, stats, fisher, base)
         tuned = tune_validation(inputs, output, how, settings)
     page = finish(tuned, inputs, output)
     if json:
@@ -130,27 +131,25 @@ def merge_method(
     seed: int,
     stats: Sequence[Path] | None = None,
     fisher: Sequence[Path] | None = None,
+    base: str | None = None,
 ) -> Method:
-    """The merge apart from its weights, with the files it needs read."""
-    from orthomerge.features import Statistics
+    """The merge apart from its weights, its files read and held to belong to the adapters.
+
+    They are held to it here, as in the merge itself, so that no trial is run in vain.
+    """
+    from orthomerge.adapters import matched_fisher, matched_statistics
     from orthomerge.files import file_sha256
-    from orthomerge.fisher import load_fisher
+    from orthomerge.merging import get_method
     from orthomerge.tuning import Method
 
-    shas = [a.sha256 for a in inputs.adapters] if fisher else []
-    if fisher and len(fisher) != len(shas):
-        raise MergeError(
-            f"{len(fisher)} Fisher files for {len(shas)} adapters: give one --fisher for each, in "
-            "their order."
-        )
-    read = [load_fisher(f, adapter_sha256=s) for f, s in zip(fisher or (), shas, strict=True)]
+    method = get_method(name)
     return Method(
         name,
         options,
         rank,
         seed,
-        [Statistics.load(path, lazy=True) for path in stats] if stats else None,
-        read or None,
+        matched_statistics(method, stats, inputs.adapters, base),
+        matched_fisher(method, fisher, inputs.adapters),
         [file_sha256(path) for path in [*(stats or ()), *(fisher or ())]],
     )
 
