@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import OrthomergeError
+
+# In the name of every temporary folder that holds what is being written.
+_HOLDER = ".part-"
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_HOLDER}", dir=target.parent))
     except OSError as problem:
         raise OrthomergeError(
             f"cannot write '{target}': {problem.strerror or problem}; choose another output path."
@@ -50,6 +53,35 @@ def _open_to_umask(path: Path) -> None:
     for item in [path, *(path.rglob("*") if path.is_dir() else ())]:
         if item.is_file() and not item.is_symlink():
             item.chmod(0o666 & ~umask)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed writers left below `folder`: the temporary names of `atomic_path`.
+
+    Only for a folder in which nobody else is writing.
+    """
+    for holder in Path(folder).rglob(f".*{_HOLDER}*"):
+        if holder.is_dir():
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def append_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Add lines to a text file and have them on disk before returning.
+
+    A last line left half-written by a kill is cut off first, so that no new line is lost with it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                content = path.read_bytes()
+                stream.truncate(content.rfind(b"\n") + 1)
+        stream.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -55,6 +56,16 @@ def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> 
     """
     with _said_plainly(path):
         return AutoModel.from_pretrained(path, use_safetensors=True, device_map=device_map)
+
+
+def load_skeleton(path: str) -> Any:
+    """The model of `load_trunk` without its weights: shapes on the meta device, no memory.
+
+    Raises:
+        AssetError: no configuration at `path` that Transformers knows.
+    """
+    with _said_plainly(path), torch.device("meta"):
+        return AutoModel.from_config(AutoConfig.from_pretrained(path))
 
 
 def load_classifier(

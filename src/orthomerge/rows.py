@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import OrthomergeError
+from orthomerge.files import append_lines
 
 SINGLE = "single"
 """The `method` of a row that scores a task's own adapter alone; its `weight` is None."""
@@ -82,20 +82,5 @@ def read_rows(path: str | Path) -> list[ResultRow]:
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> None:
-    """Add rows to a `results.jsonl` and have them on disk before returning.
-
-    A last line left half-written by a kill is ended first, so that no new row is lost with it.
-    """
-    path = Path(path)
-    text = "".join(row.to_json() + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if size:
-            stream.seek(size - 1)
-            if stream.read(1) != b"\n":
-                content = path.read_bytes()
-                stream.truncate(content.rfind(b"\n") + 1)
-        stream.write(text.encode("utf-8"))
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Add rows to a `results.jsonl` and have them on disk before returning."""
+    append_lines(path, [row.to_json() for row in rows])

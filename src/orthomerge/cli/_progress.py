@@ -92,6 +92,10 @@ class RunProgress:
         """Units done."""
         self._progress.advance(self._run, units)
 
+    def jobs(self, done: int, of: int) -> None:
+        """The jobs done in this sitting."""
+        self._progress.update(self._run, description=f"[bold]whole run[/], {done} of {of} jobs")
+
     def stage(self, description: str) -> None:
         """A piece of work begins."""
         self._progress.reset(self._piece, description=description, total=None)

@@ -21,6 +21,10 @@ class Reporter(Protocol):
         """Units done."""
         ...
 
+    def jobs(self, done: int, of: int) -> None:
+        """The jobs done in this sitting, of how many."""
+        ...
+
     def stage(self, description: str) -> None:
         """A piece of work begins."""
         ...
@@ -41,6 +45,9 @@ class Silent:
         """Ignored."""
 
     def advance(self, units: int) -> None:
+        """Ignored."""
+
+    def jobs(self, done: int, of: int) -> None:
         """Ignored."""
 
     def stage(self, description: str) -> None:

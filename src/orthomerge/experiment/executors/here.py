@@ -1,0 +1,17 @@
+"""One job after another in this process."""
+
+from __future__ import annotations
+
+from orthomerge.experiment.board import Board
+from orthomerge.experiment.workshop import Workshop
+
+
+class Here:
+    """Does jobs one after another in this process, in the recipe's order."""
+
+    def carry_out(self, board: Board, workshop: Workshop) -> None:
+        """Do every job; the first that fails ends the run."""
+        while ready := board.ready():
+            job = ready[0]
+            board.began(job)
+            board.done(job, workshop.perform(job, board.row))

@@ -1,0 +1,217 @@
+"""What a recipe's results depend on: base, data, and the hashes and paths that follow from them.
+
+A hash is taken of inputs, never of outputs, so that a row or a piece can be told to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orthomerge.assets import ResolvedModel, resolve_model
+from orthomerge.errors import RecipeError, SubspaceError
+from orthomerge.experiment.recipe import Arm, Merge, Recipe
+from orthomerge.features import SUFFIX, target_layers
+from orthomerge.files import fingerprint, slug
+from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
+from orthomerge.merging import get_method
+from orthomerge.models import load_skeleton, load_tokenizer
+from orthomerge.tasks import Task, TaskData, get_task
+
+# Raised when a piece would come out differently from the same inputs.
+PIECES = 1
+# How the statistics that merging methods ask for are collected.
+MERGE_GRANULARITY = "token"
+
+
+class Keys:
+    """The hashes of one recipe, and where its pieces lie in one output folder."""
+
+    def __init__(self, recipe: Recipe, output: Path) -> None:
+        self.recipe, self.output = recipe, output
+        self.tasks = _distinct([get_task(name) for name in recipe.tasks])
+        self._adapters: dict[tuple[str, str, int, float], str] = {}
+
+    # What everything depends on -----------------------------------------------------------------
+
+    @cached_property
+    def base(self) -> ResolvedModel:
+        """The base model, found on disk, in a package or on the hub."""
+        return resolve_model(self.recipe.base)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return load_tokenizer(self.base.path_or_id)
+
+    @cached_property
+    def data(self) -> dict[str, TaskData]:
+        """Each task's rows, as the recipe draws them."""
+        d = self.recipe.data
+        return {
+            name: task.data(train=d.train, selection=d.selection, test=d.test, seed=d.seed)
+            for name, task in self.tasks.items()
+        }
+
+    def head(self, task: str) -> tuple[int, bool]:
+        """The number of outputs of a task's head, and whether it is a regression."""
+        regression = self.tasks[task].kind == "regression"
+        return (1 if regression else len(self.tasks[task].labels)), regression
+
+    def check(self) -> None:
+        """Refuse, before anything is made, what could not be made.
+
+        Raises:
+            AssetError: the base model or a task's data cannot be found.
+            UnknownNameError: a target matches no layer.
+            TaskError: a task with one label or too few rows.
+            SubspaceError: a rank larger than a layer.
+        """
+        layers = target_layers(load_skeleton(self.base.path_or_id), self.recipe.adapter.targets)
+        rank = self.recipe.adapter.rank
+        for name, layer in layers.items():
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor)
+            if rank > min(weight.shape):
+                raise SubspaceError(
+                    f"rank {rank} is larger than layer '{name}' {list(weight.shape)}: choose a "
+                    f"rank up to {min(weight.shape)}."
+                )
+        _ = self.data  # drawing the rows refuses tasks that cannot be trained on
+
+    # Hashes -------------------------------------------------------------------------------------
+
+    def stats_key(self, task: str, granularity: str, samples: int | None = None) -> str:
+        """Hash of all that a task's statistics depend on."""
+        part = self.recipe.statistics.model_dump() | ({"samples": samples} if samples else {})
+        return fingerprint(
+            {
+                "piece": ["statistics", PIECES],
+                "base": self.base.sha256,
+                "data": self.data[task].fingerprint,
+                "statistics": part,
+                "max_length": self.recipe.data.max_length,
+                "targets": sorted(self.recipe.adapter.targets),
+                "granularity": granularity,
+            }
+        )
+
+    def start_key(self, arm: Arm, task: str, seed: int) -> str:
+        """Hash of all that a task's start depends on."""
+        depends: dict[str, Any] = {
+            "piece": ["start", PIECES],
+            "base": self.base.sha256,
+            "adapter": self.recipe.adapter.model_dump(),
+            "start": arm.start,
+            "options": arm.options,
+            "seed": seed if arm.seed_policy == "shared" else [seed, task],
+            "head": [seed, task, *self.head(task)],
+        }
+        if arm.solver:
+            depends["others"] = [
+                self.stats_key(t, arm.granularity, arm.samples) for t in self.tasks if t != task
+            ]
+            depends["own"] = self.stats_key(task, arm.granularity, arm.samples)
+        if arm.constraint == "project":
+            depends["kept out"] = arm.room if arm.room else arm.share
+        if arm.quiet:
+            depends["quiet"] = arm.quiet
+        return fingerprint(depends)
+
+    def adapter_key(self, name: str, task: str, seed: int, rate: float) -> str:
+        """Hash of all that a trained adapter of the arm called `name` depends on."""
+        asked = (name, task, seed, rate)
+        if asked not in self._adapters:
+            arm = self.recipe.arms[name]
+            training = self.recipe.training.model_dump(exclude={"learning_rate", "rate_tolerance"})
+            self._adapters[asked] = fingerprint(
+                {
+                    "piece": ["adapter", PIECES],
+                    "start": self.start_key(arm, task, seed),
+                    "data": self.data[task].fingerprint,
+                    "max_length": self.recipe.data.max_length,
+                    "training": training,
+                    "learning_rate": rate,
+                    "constraint": arm.constraint,
+                    "seed": [seed, task],
+                }
+            )
+        return self._adapters[asked]
+
+    def row_key(
+        self, task: str, split: str, adapters: Sequence[str], merge: Merge | None, weight: float
+    ) -> str:
+        """Hash of all that one evaluation depends on."""
+        depends: dict[str, Any] = {
+            "piece": ["row", PIECES],
+            "task": task,
+            "split": split,
+            "data": self.data[task].fingerprint,
+            "adapters": list(adapters),
+        }
+        if merge is not None:
+            depends["merge"] = [merge.method, weight, merge.options, merge.rank]
+            needs = get_method(merge.method).needs
+            if "moments" in needs:
+                depends["statistics"] = [self.stats_key(t, MERGE_GRANULARITY) for t in self.tasks]
+            if "fisher" in needs:
+                depends["fisher"] = self.recipe.statistics.model_dump()
+        return fingerprint(depends)
+
+    # Paths --------------------------------------------------------------------------------------
+
+    def stats_path(self, task: str, granularity: str, samples: int | None = None) -> Path:
+        """The file of a task's statistics."""
+        key = self.stats_key(task, granularity, samples)
+        return self.output / "stats" / f"{slug(task)}-{granularity}-{key[:12]}{SUFFIX}"
+
+    def start_path(self, name: str, task: str, seed: int) -> Path:
+        """The folder of a task's start; arms that start alike share it."""
+        arm = self.recipe.arms[name]
+        return self._piece("starts", arm.start, task, seed, self.start_key(arm, task, seed))
+
+    def adapter_path(self, name: str, task: str, seed: int, rate: float) -> Path:
+        """The folder of a task's trained adapter."""
+        return self._piece("adapters", name, task, seed, self.adapter_key(name, task, seed, rate))
+
+    def fisher_path(self, name: str, task: str, seed: int, rate: float) -> Path:
+        """The file of the Fisher information of a task's trained adapter."""
+        key = fingerprint(
+            {
+                "piece": ["fisher", PIECES],
+                "adapter": self.adapter_key(name, task, seed, rate),
+                "statistics": self.recipe.statistics.model_dump(),
+            }
+        )
+        folder = self._piece("fisher", name, task, seed, key)
+        return folder.with_name(folder.name + FISHER_SUFFIX)
+
+    def merged_path(self, name: str, seed: int, rate: float, merge: Merge, weight: float) -> Path:
+        """The folder of a merged adapter, where the recipe keeps them."""
+        adapters = [self.adapter_key(name, t, seed, rate) for t in self.tasks]
+        what = merge.model_dump(exclude={"weights", "choose_from"})
+        key = fingerprint([adapters, what, weight, PIECES])
+        folder = f"{merge.method}-w{weight:g}-{key[:12]}"
+        return self.output / "merged" / name / f"seed{seed}" / folder
+
+    def _piece(self, kind: str, group: str, task: str, seed: int, key: str) -> Path:
+        folder = f"{slug(task)}-{key[:12]}"
+        return self.output / kind / group / f"seed{seed}" / folder
+
+
+def _distinct(tasks: Sequence[Task]) -> dict[str, Task]:
+    """The tasks by name.
+
+    Raises:
+        RecipeError: two of one name, as two files of one name in different folders.
+    """
+    named = {task.name: task for task in tasks}
+    if len(named) < len(tasks):
+        names = [task.name for task in tasks]
+        twice = next(n for n in names if names.count(n) > 1)
+        raise RecipeError(f"two tasks are called '{twice}': rename one of the files.")
+    return named

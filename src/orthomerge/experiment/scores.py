@@ -1,0 +1,140 @@
+"""Evaluations carried out: adapters alone and merges, scored into result rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from orthomerge.adapters import Adapter, read_adapter, save_merged
+from orthomerge.evaluation import Evaluator, Update, score
+from orthomerge.experiment.graph import Evaluation
+from orthomerge.experiment.keys import MERGE_GRANULARITY
+from orthomerge.experiment.pieces import Pieces
+from orthomerge.experiment.progress import timed
+from orthomerge.experiment.recipe import Merge
+from orthomerge.merging import MergedUpdate, get_method, merge_layers
+from orthomerge.rows import SINGLE, ResultRow
+from orthomerge.tasks import majority
+
+
+class Scores:
+    """Scores what evaluations ask for; every row is handed on as soon as it is there."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces, self._keys, self._recipe = pieces, pieces.keys, pieces.keys.recipe
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores updates on the base model."""
+        return Evaluator(
+            self._keys.base.path_or_id,
+            self._keys.tokenizer,
+            max_length=self._recipe.data.max_length,
+        )
+
+    def single(self, asked: Evaluation, emit: Callable[[ResultRow], None]) -> None:
+        """A task under its own adapter alone."""
+        ((task, _key),) = asked.keys
+        adapter = read_adapter(self._pieces.adapter(asked.arm, task, asked.seed, asked.rate))
+        self._pieces.reporter.stage(f"evaluate {asked.arm} · {task} · own adapter")
+        emit(self._row(asked, task, adapter.layers, adapter.modules))
+
+    def merged(
+        self, asked: Evaluation, emit: Callable[[ResultRow], None], missing: Collection[str]
+    ) -> None:
+        """A merge of the arm's adapters, kept where the recipe says so, on the missing tasks."""
+        assert asked.merge is not None and asked.weight is not None
+        merge, tasks = self._recipe.merges[asked.merge], list(self._keys.tasks)
+        adapters = {
+            t: read_adapter(self._pieces.adapter(asked.arm, t, asked.seed, asked.rate))
+            for t in tasks
+        }
+        self._pieces.reporter.stage(f"merge {asked.arm} · {merge.method} · weight {asked.weight:g}")
+        with timed(self._pieces.seconds, "merge"):
+            update = self._merge(asked, merge, adapters)
+            if self._recipe.save_merged and asked.split == "test":
+                self._save(asked, merge, update, adapters)
+        for place, task in enumerate(tasks):
+            if task in missing:
+                emit(self._row(asked, task, update.of(place), adapters[task].modules))
+
+    def _merge(self, asked: Evaluation, merge: Merge, adapters: dict[str, Adapter]) -> MergedUpdate:
+        """The merge, with the statistics or the Fisher information that its method needs."""
+        assert asked.weight is not None
+        needs, given = get_method(merge.method).needs, {}
+        if "moments" in needs:
+            given["statistics"] = [self._pieces.statistics(t, MERGE_GRANULARITY) for t in adapters]
+        if "fisher" in needs:
+            given["fisher"] = [
+                self._pieces.fisher(asked.arm, t, asked.seed, asked.rate) for t in adapters
+            ]
+        return merge_layers(
+            [a.layers for a in adapters.values()],
+            method=merge.method,
+            weights=asked.weight,
+            seed=asked.seed,
+            **given,
+            **merge.arguments,
+        )
+
+    def _save(
+        self,
+        asked: Evaluation,
+        merge: Merge,
+        merged: MergedUpdate,
+        adapters: dict[str, Adapter],
+    ) -> None:
+        assert asked.weight is not None
+        path = self._keys.merged_path(asked.arm, asked.seed, asked.rate, merge, asked.weight)
+        if path.is_dir():
+            return
+        save_merged(
+            path,
+            merged,
+            list(adapters.values()),
+            [asked.weight] * len(adapters),
+            seed=asked.seed,
+            rank=merge.arguments.get("rank"),
+            options=merge.arguments,
+            names=list(adapters),
+        )
+
+    def _row(self, asked: Evaluation, task: str, update: Update, head: Any) -> ResultRow:
+        data, about = self._keys.data[task], self._keys.tasks[task]
+        rows = data.selection if asked.split == "selection" else data.test
+        labels, regression = self._keys.head(task)
+        clock: dict[str, float] = {}
+        with timed(clock, "eval"), timed(self._pieces.seconds, "eval"):
+            predictions = self.evaluator.predict(
+                rows, update, head, num_labels=labels, regression=regression
+            )
+        truth = [r.label for r in rows]
+        metrics = score(about.kind, predictions, truth, labels)
+        answer = majority(data.train, about.kind)
+        constant = score(about.kind, np.full(len(rows), answer), truth, labels)
+        arm = self._recipe.arms[asked.arm]
+        merge = None if asked.merge is None else self._recipe.merges[asked.merge]
+        return ResultRow(
+            task=task,
+            arm=asked.arm,
+            start=arm.start,
+            solver=arm.solver,
+            granularity=arm.granularity if arm.solver else None,
+            constraint=arm.constraint,
+            learning_rate=asked.rate,
+            method=SINGLE if merge is None else merge.method,
+            weight=asked.weight,
+            metric=about.metric,
+            value=metrics[about.metric],
+            seed=asked.seed,
+            n=len(rows),
+            split=asked.split,
+            key=dict(asked.keys)[task],
+            options=merge.arguments if merge else {},
+            metrics=metrics,
+            majority=constant[about.metric],
+            seconds=round(clock["eval"], 3),
+        )
