@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orthomerge import plots
     from orthomerge.adapters import (
         Adapter,
         OsrmConfig,
@@ -90,6 +91,7 @@ __all__ = [
     "merge_layers",
     "merge_statistics",
     "merge_to_model",
+    "plots",
     "read_adapter",
     "read_kept_out",
     "read_rows",
@@ -99,6 +101,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("orthomerge")
+    if name == "plots":
+        return import_module("orthomerge.plots")
     if name not in _HOME:
         raise AttributeError(f"module 'orthomerge' has no attribute '{name}'")
     return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)

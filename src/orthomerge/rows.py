@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import append_lines
+
+_Record = TypeVar("_Record")
 
 SINGLE = "single"
 """The `method` of a row that scores a task's own adapter alone; its `weight` is None."""
@@ -62,23 +64,34 @@ def read_rows(path: str | Path) -> list[ResultRow]:
     path = Path(path)
     if not path.is_file():
         raise OrthomergeError(f"no result rows at '{path}': run a recipe with this output first.")
-    known = {f.name for f in fields(ResultRow)}
-    rows: dict[str, ResultRow] = {}
+    return read_records(path, ResultRow, what="a result row")
+
+
+def read_records(path: Path, kind: type[_Record], *, what: str = "such a line") -> list[_Record]:
+    """Every record of a file of JSON lines, the later of two with one `key` winning.
+
+    Fields that `kind` does not have are ignored; a last line cut short is left out.
+
+    Raises:
+        OrthomergeError: a line that is not the last is no record.
+    """
+    known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+    records: dict[str, _Record] = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-            row = ResultRow(**{k: v for k, v in values.items() if k in known})
+            record = kind(**{k: v for k, v in values.items() if k in known})
         except (ValueError, TypeError, AttributeError) as problem:
             if number >= len(lines) - 1:
                 break
             raise OrthomergeError(
-                f"line {number} of '{path}' is not a result row: remove it and run again."
+                f"line {number} of '{path}' is not {what}: remove it and run again."
             ) from problem
-        rows[row.key] = row
-    return list(rows.values())
+        records[values["key"]] = record
+    return list(records.values())
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from orthomerge.evidence import Curve, Disturbance, Place, Spectrum, to_lines
 from orthomerge.rows import SINGLE, ResultRow
 
 TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
@@ -103,6 +105,7 @@ def fake_run(rows: Sequence[ResultRow]) -> dict[str, Any]:
         "base": {"id": "prajjwal1/bert-tiny", "source": "package", "sha256": "3f" * 32},
         "expected_rows": len(rows),
         "seconds": {"stats": 12.4, "init": 4.1, "train": 4210.0, "merge": 31.5, "eval": 120.2},
+        "peak_memory": {"stats": 9.1e8, "train": 1.3e9, "eval": 1.1e9},
         "tasks": [
             {"name": t, "title": f"The {t} task", "kind": "classification", "metric": "accuracy",
              "licence": "CC-BY-4.0", "made": "Drawn from the published training split.",
@@ -110,3 +113,45 @@ def fake_run(rows: Sequence[ResultRow]) -> dict[str, Any]:
             for t in dict.fromkeys(r.task for r in rows)
         ],
     }  # fmt: skip
+
+
+LAYERS = [
+    f"encoder.layer.{i}.attention.self.{kind}" for i in range(3) for kind in ("query", "value")
+]
+
+
+def fake_evidence(folder: Path, rows: Sequence[ResultRow], layers: Sequence[str] = LAYERS) -> None:
+    """The files beside the rows, for every arm, task and seed of them."""
+    draw = random.Random(11)
+    tasks = list(dict.fromkeys(r.task for r in rows))
+    runs = dict.fromkeys((r.arm, r.seed, r.learning_rate) for r in rows if r.split == "test")
+    first = {arm: seed for arm, seed, _ in reversed(runs)}
+
+    def matrix() -> list[list[float | None]]:
+        return [[1.0 if i == j else draw.uniform(0.1, 1.4) for j in tasks] for i in tasks]
+
+    disturbances, curves, places = [], [], []
+    for arm, seed, rate in runs:
+        by_layer = {name: matrix() for name in layers}
+        disturbances.append(
+            Disturbance(f"d {arm} {seed}", arm, seed, rate, "token", tasks, matrix(), by_layer)
+        )
+        for task in tasks:
+            losses = [[10.0 * s, 1.2 / s + draw.uniform(0, 0.1)] for s in range(1, 7)]
+            curves.append(Curve(f"c {arm} {seed} {task}", arm, seed, task, rate, losses))
+            for layer in layers if seed == first[arm] else ():
+                parts = [draw.random() for _ in range(8)]
+                parts = [p / sum(parts) for p in parts]
+                key = f"p {arm} {task} {layer}"
+                places.append(Place(key, arm, seed, task, layer, parts, parts[::-1], [1.1, 0.4]))
+    at = [1, 2, 4, 8, 16, 32]
+    falling = [0.5 / p for p in at]
+    spectra = [
+        Spectrum(f"s {t} {layer}", t, layer, 32, at, falling, [v / 2 for v in falling])
+        for t in tasks
+        for layer in layers
+    ]
+    for kind, records in (
+        (Disturbance, disturbances), (Curve, curves), (Place, places), (Spectrum, spectra),
+    ):  # fmt: skip
+        (folder / kind.FILE).write_text(to_lines(records), encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 from fake_rows import ARMS, TASKS, fake_rows, row
 
 from orthomerge.report import summarize, task_figure, weight_figure
-from orthomerge.report.figures import DARK, LIGHT, colour, dash, symbol
+from orthomerge.report.style import DARK, LIGHT, colour, dash, symbol
 
 CARDS = {"light": "#ffffff", "dark": "#181d23"}
 

@@ -7,10 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from fake_rows import ARMS, TASKS, fake_rows, fake_run, row
+from fake_rows import ARMS, TASKS, fake_evidence, fake_rows, fake_run, row
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.report import build_report
+from orthomerge.report import build_comparison, build_report
 from orthomerge.rows import append_rows
 
 VOID = {"meta", "link", "br", "input", "path", "circle", "img", "hr"}
@@ -67,8 +67,9 @@ def short_plotly():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    rows = fake_rows()
-    return build(tmp_path_factory.mktemp("run"), rows, fake_run(rows))
+    rows, folder = fake_rows(), tmp_path_factory.mktemp("run")
+    fake_evidence(folder, rows)
+    return build(folder, rows, fake_run(rows))
 
 
 def test_every_arm_task_and_section_is_there(whole):
@@ -94,14 +95,23 @@ def test_nothing_is_loaded_from_outside(whole):
 def test_plotly_is_there_once(whole):
     text, page = whole
     assert text.count("/* plotly.js v0 */") == 1
-    assert len([a for a in page.all("div") if "data-figure" in a]) == 2
+    assert len([a for a in page.all("div") if "data-figure" in a]) == 5
     assert all(a["aria-label"] for a in page.all("div") if "data-figure" in a)
 
 
 def test_tables_have_captions_and_scopes(whole):
     _, page = whole
-    assert len(page.all("caption")) == len(page.all("table")) == 4
+    assert len(page.all("caption")) == len(page.all("table")) == 7
     assert all(a.get("scope") for a in page.all("th"))
+
+
+def test_every_table_sorts_and_copies(whole):
+    _, page = whole
+    tables = {a["id"]: a["class"] for a in page.all("table")}
+    assert set(tables.values()) == {"sortable"}
+    copied = {a["data-copy"] for a in page.all("button") if a.get("class") == "copy"}
+    named = {"tasks" if t == "by-task" else t for t in tables}  # in long form, under its own name
+    assert copied == named
 
 
 def test_ids_are_unique_and_links_lead_somewhere(whole):
@@ -186,3 +196,40 @@ def test_building_again_replaces_the_page(tmp_path):
     _, page = build(tmp_path, [row("a", "second", 0.5)])
     assert "second" in page.text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "results.jsonl"]
+
+
+def test_two_runs_side_by_side(tmp_path):
+    for name, arms in (("before", ARMS[:3]), ("after", ARMS[1:4])):
+        rows = fake_rows(arms, TASKS[:3])
+        (tmp_path / name).mkdir()
+        fake_evidence(tmp_path / name, rows)
+        build(tmp_path / name, rows, fake_run(rows) | {"name": name})
+    path = build_comparison([tmp_path / "before", tmp_path / "after"])
+    assert path == tmp_path / "compare-before-after.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    for words in ("before: default", "after: osrm-frozen", "after minus before", "What differs"):
+        assert words in page.text
+    assert "before: osrm-frozen" not in page.text
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_comparison_needs_runs_that_share_a_task(tmp_path):
+    for name, task in (("a", "x"), ("b", "y")):
+        (tmp_path / name).mkdir()
+        append_rows(tmp_path / name / "results.jsonl", [row(task, "d", 0.5)])
+    with pytest.raises(OrthomergeError, match="share no task"):
+        build_comparison([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(OrthomergeError, match="needs two"):
+        build_comparison([tmp_path / "a"])
+
+
+def test_the_difference_is_the_second_less_the_first(tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.625)):
+        (tmp_path / name).mkdir()
+        append_rows(tmp_path / name / "results.jsonl", [row("x", "d", value), row("y", "d", value)])
+    page = Page(build_comparison([tmp_path / "a", tmp_path / "b"]).read_text(encoding="utf-8"))
+    cells = [a for a in page.all("td") if a.get("data-value") == "0.125"]
+    assert len(cells) == 1
+    assert "+12.5" in page.text

@@ -1,12 +1,11 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
-from orthomerge.adapters.config import CONSTRAINTS, FROZEN_B, SHARE, OsrmConfig
+from orthomerge.adapters.config import CONSTRAINTS, SHARE, OsrmConfig
 from orthomerge.adapters.constrain import (
     KEPT_OUT,
     Directions,
     Projection,
     freeze_A,
-    freeze_B,
     lora_layers,
     read_kept_out,
 )
@@ -25,7 +24,6 @@ from orthomerge.adapters.initialise import (
     initialize_osrm_weights,
     load_trainable,
     new_lora,
-    orthonormal_B,
     save_start,
     unit_rows,
 )
@@ -36,7 +34,6 @@ from orthomerge.adapters.write import as_factors
 
 __all__ = [
     "CONSTRAINTS",
-    "FROZEN_B",
     "HEADS",
     "KEPT_OUT",
     "POLICIES",
@@ -49,7 +46,6 @@ __all__ = [
     "captured",
     "check_statistics",
     "freeze_A",
-    "freeze_B",
     "initialize_osrm_weights",
     "kept_out_directions",
     "load_trainable",
@@ -59,7 +55,6 @@ __all__ = [
     "merge_adapters",
     "merge_to_model",
     "new_lora",
-    "orthonormal_B",
     "plan_ranks",
     "read_adapter",
     "read_head",

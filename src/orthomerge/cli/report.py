@@ -12,7 +12,12 @@ from orthomerge.cli._app import app, out, print_json
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run, with its results.jsonl.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of a run, with its results.jsonl; several are set side by side."
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     by_method: Annotated[
@@ -22,13 +27,33 @@ def report(
             help="Print merging methods against arms, untuned and at the best weight; no page.",
         ),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The page of a comparison; default compare-A-B.html beside the first folder.",
+        ),
+    ] = None,
 ) -> None:
-    """Rebuild a run's page from its result rows alone.
+    """Rebuild a run's page from its result rows alone, or set several runs side by side.
 
     Examples: [bold]orthomerge report runs/demo[/]
 
+    [bold]orthomerge report runs/before runs/after[/]
+
     [bold]orthomerge report results/which-method --by-method --markdown[/]
     """
+    from orthomerge.errors import RecipeError
+
+    if len(folders) > 1:
+        if by_method or markdown:
+            raise RecipeError("--by-method and --markdown are for one run: name one folder.")
+        _compare(folders, output, json=json)
+        return
+    folder = folders[0]
+    if output:
+        raise RecipeError("--output is for a comparison: the page of one run lies in its folder.")
     if by_method:
         _methods(folder, json=json, markdown=markdown)
         return
@@ -43,6 +68,17 @@ def report(
         out.print(markdown_table(rows), soft_wrap=True, highlight=False, markup=False)
     else:
         out.print(summary_table(rows))
+        out.print(f"page: {page.resolve()}", soft_wrap=True)
+
+
+def _compare(folders: list[Path], output: Path | None, *, json: bool) -> None:
+    """One page of several runs."""
+    from orthomerge.report import build_comparison
+
+    page = build_comparison(folders, output)
+    if json:
+        print_json({"report": str(page), "runs": [str(f) for f in folders]})
+    else:
         out.print(f"page: {page.resolve()}", soft_wrap=True)
 
 

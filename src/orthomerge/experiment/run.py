@@ -91,9 +91,11 @@ class Run:
             )
             try:
                 self._executor.carry_out(board, self._workshop)
+                rows = self._settle(board)
+                board.seconds["evidence"] = self._workshop.keep_evidence(rows)
             finally:
                 self._write_record(board, began)
-            return self._settle(board)
+            return rows
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orthomerge.experiment.evidence import keep_evidence
 from orthomerge.experiment.jobs import Job
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.pieces import Pieces
@@ -47,3 +48,9 @@ class Workshop:
             asked, missing = job.arguments
             self._scores.merged(asked, emit, missing)
         return seconds
+
+    def keep_evidence(self, rows: Sequence[ResultRow]) -> float:
+        """Write what the page shows beside the rows (see `evidence`); returns the seconds taken."""
+        self.pieces.seconds = seconds = {}
+        keep_evidence(self.pieces, rows)
+        return seconds["evidence"]

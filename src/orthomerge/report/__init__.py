@@ -7,7 +7,7 @@ from orthomerge.report.methods import (
     method_table,
     methods_json,
 )
-from orthomerge.report.page import build_report
+from orthomerge.report.page import build_comparison, build_report, render_report
 from orthomerge.report.tables import (
     Arm,
     Cell,
@@ -29,6 +29,7 @@ __all__ = [
     "Score",
     "Selection",
     "Summary",
+    "build_comparison",
     "build_report",
     "csv_table",
     "markdown_methods",
@@ -36,6 +37,7 @@ __all__ = [
     "method_table",
     "methods_json",
     "methods_text",
+    "render_report",
     "summarize",
     "summary_table",
     "task_figure",

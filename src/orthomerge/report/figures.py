@@ -1,47 +1,21 @@
-"""The figures: one colour and one marker for an arm wherever it appears."""
+"""The figures of scores: against the merge weight, and task by task."""
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
+from orthomerge.report.style import INK, LIGHT, band, colour, dash, dress, safe, symbol
 from orthomerge.report.tables import PLAIN, Arm, Column, Score, Summary, percent
 from orthomerge.rows import SINGLE
 
-# Told apart with every common colour blindness; at least 4.5:1 against the page of their theme.
-LIGHT = ["#0068a8", "#b84a00", "#00735a", "#a03d86", "#7d6100", "#5a45b0", "#a3263b", "#5c6770"]
-DARK = ["#5cb8f0", "#ff9d5c", "#3ecf9f", "#ef9fd6", "#e6c74f", "#b7a6ff", "#ff8d97", "#b6c0c9"]
-SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "x", "star", "hexagon"]
-DASHES = ["solid", "dash", "dot", "dashdot"]
-INK = -1
-"""The slot of a trace that is no arm's: it takes the colour of the text."""
-
-
-def colour(slot: int, *, dark: bool = False) -> str:
-    """The colour of an arm's slot; the ninth arm takes the first's, with another marker."""
-    palette = DARK if dark else LIGHT
-    return palette[slot % len(palette)]
-
-
-def symbol(slot: int) -> str:
-    """The marker of an arm's slot: after eight arms no colour meets the same marker again."""
-    return SYMBOLS[(slot + 3 * (slot // len(LIGHT))) % len(SYMBOLS)]
-
-
-def dash(slot: int) -> str:
-    """The dash of an arm's slot: solid for the first eight."""
-    return DASHES[(slot // len(LIGHT)) % len(DASHES)]
-
-
-def _safe(text: str) -> str:
-    """Plotly reads names as a little HTML."""
-    return escape(text, quote=False)
+# Bands of more arms than this cover each other; error bars take their place.
+MOST_BANDS = 6
 
 
 def _hover(arm: Arm, column: Column, score: Score, retained: float | None = None) -> str:
-    lines = [f"<b>{_safe(arm.name)}</b>", f"{_safe(column.label)}: {score}"]
+    lines = [f"<b>{safe(arm.name)}</b>", f"{safe(column.label)}: {score}"]
     if retained is not None and column.method != SINGLE:
         lines.append(f"{percent(retained)} % of its single-task score")
     seeds = len(score.seeds)
@@ -57,21 +31,6 @@ def _bars(scores: list[Score], slot: int) -> dict[str, Any] | None:
     return {"type": "data", "array": spreads, "color": colour(slot), "thickness": 1.2, "width": 3}
 
 
-def _layout(figure: go.Figure, name: str, alt: str) -> go.Figure:
-    figure.update_layout(
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1b2026"},
-        paper_bgcolor="#ffffff",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 56, "r": 16, "t": 36, "b": 48},
-        hoverlabel={"align": "left"},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "top", "y": -0.2},
-        meta={"name": name, "alt": alt},
-    )
-    figure.update_xaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
-    return figure
-
-
 def weight_figure(summary: Summary) -> go.Figure:
     """Mean score against the weight of the plain sum, a line an arm; singles in a panel beside."""
     plain = summary.plain
@@ -80,8 +39,10 @@ def weight_figure(summary: Summary) -> go.Figure:
     sums = [c for c in sums if c.weight is not None]
     figure = go.Figure()
     count = max(len(summary.arms), 1)
+    varied = {a.name for a in summary.arms for c in sums if _varies(summary.cell(a, c).score)}
+    crowded = len(varied)
     for place, arm in enumerate(summary.arms):
-        slot, name = arm.slot, _safe(arm.name)
+        slot, name = arm.slot, safe(arm.name)
         marker = {"color": colour(slot), "symbol": symbol(slot), "size": 8}
         own = summary.cell(arm, summary.single).score
         if own is not None:
@@ -101,10 +62,17 @@ def weight_figure(summary: Summary) -> go.Figure:
         shown = [(c, cell, cell.score) for c in sums if (cell := summary.cell(arm, c)).score]
         scores = [s for _, _, s in shown if s is not None]
         if scores:
+            places = [c.weight for c, _, _ in shown if c.weight is not None]
+            bars = _bars(scores, slot)
+            if bars and crowded <= MOST_BANDS:
+                bars = None
+                low = [100 * (s.mean - (s.spread or 0)) for s in scores]
+                high = [100 * (s.mean + (s.spread or 0)) for s in scores]
+                band(figure, places, low, high, slot, xaxis="x2")
             figure.add_scatter(
-                x=[c.weight for c, _, _ in shown],
+                x=places,
                 y=[100 * s.mean for s in scores],
-                error_y=_bars(scores, slot),
+                error_y=bars,
                 mode="lines+markers",
                 line={"color": colour(slot), "width": 2, "dash": dash(slot)},
                 marker=marker,
@@ -121,7 +89,7 @@ def weight_figure(summary: Summary) -> go.Figure:
         f"of {len(summary.arms)} arms; the panel on the left shows each task's own adapter alone. "
         "The numbers are in the table above."
     )
-    _layout(figure, "score-by-weight", alt)
+    dress(figure, "score-by-weight", alt)
     figure.update_layout(
         xaxis={
             "domain": [0, 0.2],
@@ -164,6 +132,10 @@ def weight_figure(summary: Summary) -> go.Figure:
     return figure
 
 
+def _varies(score: Score | None) -> bool:
+    return score is not None and bool(score.spread)
+
+
 def _edge(weights: list[float], side: int) -> float:
     """The ends of the weight axis, a little outside the weights."""
     if not weights:
@@ -176,9 +148,9 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
     """Every task's score after the merge `column` (the plain sum) as bars, singles as ticks."""
     column = column or summary.plain
     figure = go.Figure()
-    labels = [_safe(t) for t in summary.tasks]
+    labels = [safe(t) for t in summary.tasks]
     for arm in summary.arms:
-        slot, name = arm.slot, _safe(arm.name)
+        slot, name = arm.slot, safe(arm.name)
         group = str(slot)
         for kind, used in (("bar", column), ("tick", summary.single)):
             if used is None:
@@ -241,7 +213,7 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
         f"{len(summary.arms)} arms; a tick marks the task's own adapter alone, a dotted line a "
         "constant answer. The numbers are in the table."
     )
-    _layout(figure, "score-by-task", alt)
+    dress(figure, "score-by-task", alt)
     figure.update_layout(
         barmode="group",
         scattermode="group",

@@ -1,26 +1,29 @@
-"""One self-contained page from a run's folder: no network, no model, only its rows."""
+"""One self-contained page from a run's folder: no network, no model, only its rows and lines."""
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import write_text
-from orthomerge.report.figures import DARK, LIGHT, SYMBOLS, symbol, task_figure, weight_figure
+from orthomerge.evidence import Evidence
+from orthomerge.files import slug, write_text
+from orthomerge.report import format as shown
+from orthomerge.report import sections
+from orthomerge.report.figures import task_figure, weight_figure
+from orthomerge.report.sections import Group
+from orthomerge.report.source import Source, labelled, read_source
+from orthomerge.report.style import DARK, LIGHT
 from orthomerge.report.tables import (
     PLAIN,
-    Arm,
     Column,
     Summary,
     csv_table,
@@ -29,120 +32,145 @@ from orthomerge.report.tables import (
     percent,
     summarize,
 )
-from orthomerge.rows import SINGLE, read_rows
+from orthomerge.rows import SINGLE
 
-ROWS, RUN, PAGE = "results.jsonl", "run.json", "report.html"
+PAGE = "report.html"
+_STAGES = {
+    "stats": "statistics", "init": "starts", "train": "training", "fisher": "Fisher information",
+    "merge": "merging", "eval": "evaluation", "evidence": "interference and spectra",
+}  # fmt: skip
 
 
 def build_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run's folder from its `results.jsonl` and, if there, `run.json`.
+    """Write `report.html` into a run's folder from its `results.jsonl` and what lies beside it.
 
     Raises:
         OrthomergeError: there are no result rows, or the page cannot be written.
     """
-    folder = Path(run_dir)
-    rows = read_rows(folder / ROWS)
-    if not rows:
-        raise OrthomergeError(
-            f"'{folder / ROWS}' holds no row: run a recipe with this output first."
-        )
-    run, notices = _record(folder / RUN)
-    about = [t for t in _list(run.get("tasks")) if isinstance(t, dict) and t.get("name")]
-    summary = summarize(rows, [str(t["name"]) for t in about])
-    expected = run.get("expected_rows")
-    if isinstance(expected, int) and len(rows) < expected:
-        notices.append(f"This run is not finished: {len(rows):,} of {expected:,} rows so far.")
-    page = _render(folder, run, about, summary, [*notices, *summary.notices])
-    target = folder / PAGE
-    write_text(target, page)
+    target = Path(run_dir) / PAGE
+    write_text(target, render_report([run_dir]))
     return target
 
 
-def _record(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The run's record; the page does without one that is missing or broken."""
-    if not path.is_file():
-        return {}, [f"No {RUN} beside the rows: the page is made from the rows alone."]
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        return {}, [f"{RUN} cannot be read: the page is made from the rows alone."]
-    return record, []
+def build_comparison(run_dirs: Sequence[str | Path], target: str | Path | None = None) -> Path:
+    """Write one page that sets several runs side by side; by default beside the first one's folder.
+
+    Arms carry the name of their run; two runs have a table of differences too.
+
+    Raises:
+        OrthomergeError: fewer than two runs, a run without rows, runs that share no task.
+    """
+    if len(run_dirs) < 2:
+        raise OrthomergeError("a comparison needs two runs: name two folders.")
+    page = render_report(run_dirs)
+    names = "-".join(slug(Path(d).resolve().name) for d in run_dirs)
+    path = Path(target) if target else Path(run_dirs[0]).resolve().parent / f"compare-{names}.html"
+    write_text(path, page)
+    return path
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def render_report(run_dirs: Sequence[str | Path]) -> str:
+    """The page of one run, or of several side by side, as text; nothing is written.
+
+    Raises:
+        OrthomergeError: a run without rows, or runs that share no task.
+    """
+    sources = [read_source(d) for d in run_dirs]
+    if len(sources) > 1:
+        sources = labelled(sources)
+    rows = [r for s in sources for r in s.rows]
+    known = list(sources[0].about) if len(sources) == 1 else []
+    return _render(sources, summarize(rows, known))
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _render(
-    folder: Path,
-    run: dict[str, Any],
-    about: list[dict[str, Any]],
-    summary: Summary,
-    notices: list[str],
-) -> str:
-    source = files("orthomerge.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    environment.filters |= {"percent": percent, "code": _code, "duration": _duration}
-    environment.filters["seeds"] = _seeds
-    template = environment.from_string(source.joinpath("page.html").read_text(encoding="utf-8"))
-    plain = summary.plain
+def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:
+    """Every figure there is something for, by its place on the page."""
     swept = [c for c in summary.merges if c.method == PLAIN and c.weight is not None]
-    figures: dict[str, go.Figure] = {}
+    found: dict[str, Group | None] = {}
     if swept and any(summary.cell(a, c).score for a in summary.arms for c in swept):
-        figures["weight"] = weight_figure(summary)
+        found["weight"] = Group("", [("", weight_figure(summary))])
     if summary.per_task:
-        figures["task"] = task_figure(summary)
+        found["task"] = Group("", [("", task_figure(summary))])
+    found["interference"] = sections.interference_group(evidence, summary.arms)
+    found["spectra"] = sections.spectra_group(evidence, summary.arms)
+    found["curves"] = sections.curves_group(evidence, summary.arms)
+    return {place: group for place, group in found.items() if group is not None}
+
+
+def _render(sources: Sequence[Source], summary: Summary) -> str:
+    evidence = Evidence(
+        *(
+            [item for s in sources for item in getattr(s.evidence, part)]
+            for part in ("disturbances", "spectra", "places", "curves")
+        )
+    )
+    name = " against ".join(s.name for s in sources)
+    figures = _figures(summary, evidence)
     shares = [c.retained for c in summary.cells.values() if c.retained is not None]
-    shown_alone = [summary.single] if summary.single in summary.columns else []
-    return template.render(
-        name=str(run.get("name") or folder.resolve().name),
-        headline=headline(summary),
-        summary=summary,
-        groups=_groups(summary.columns),
-        columns=summary.columns,
-        per_task_columns=[*shown_alone, *([plain] if plain else [])],
-        plain=plain,
-        single=SINGLE,
-        sum=PLAIN,
-        notices=notices,
-        figures={key: figure["layout"]["meta"] for key, figure in figures.items()},
-        shade=lambda value: _shade(value, shares),
-        swatch=_swatch,
-        bests={c: summary.best(c) for c in summary.columns},
-        about={str(t["name"]): t for t in about},
-        run=run,
-        base=_dict(run.get("base")),
-        versions=_dict(run.get("versions")),
-        seconds={k: v for k, v in _dict(run.get("seconds")).items() if isinstance(v, int | float)},
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=_version(),
-        css=Markup(source.joinpath("page.css").read_text(encoding="utf-8")),
-        js=Markup(source.joinpath("page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()) if figures else "",
-        data=_script_json(
-            {
-                "figures": {key: json.loads(f.to_json() or "{}") for key, f in figures.items()},
-                "palette": {"light": LIGHT, "dark": DARK},
-                "csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)},
-                "name": str(run.get("name") or folder.resolve().name),
-            }
-        ),
+    plain, single = summary.plain, summary.single
+    shown_alone = [single] if single in summary.columns else []
+    data = {
+        "figures": {
+            place: [json.loads(figure.to_json() or "{}") for _, figure in group.figures]
+            for place, group in figures.items()
+        },
+        "palette": {"light": LIGHT, "dark": DARK},
+        "csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)},
+        "name": name,
+    }
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            name=name,
+            sources=sources,
+            headline=headline(summary),
+            summary=summary,
+            groups=_groups(summary.columns),
+            columns=summary.columns,
+            per_task_columns=[*shown_alone, *([plain] if plain else [])],
+            plain=plain,
+            single=SINGLE,
+            sum=PLAIN,
+            notices=[*(n for s in sources for n in s.notices), *summary.notices],
+            figures=figures,
+            interference=sections.interference_rows(evidence, summary.arms),
+            seen=sections.seen_rows(evidence, summary.arms),
+            difference=sections.difference(summary, sources),
+            column_head=sections.column_head,
+            shade=lambda value: shown.shade(value, shares),
+            best={c: summary.best(c) for c in summary.columns},
+            about={k: v for s in sources for k, v in s.about.items()},
+            seconds=sum(sum(s.numbers("seconds").values()) for s in sources),
+            stages=_STAGES,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            version=_version(),
+            css=Markup(_text("page.css")),
+            js=Markup(_text("tables.js") + _text("figures.js")),
+            plotly=Markup(get_plotlyjs()) if figures else "",
+            data=shown.script_json(data),
+        )
     )
 
 
-def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.lstrip_blocks = True
+    environment.filters |= {
+        "percent": percent,
+        "code": shown.code,
+        "duration": shown.duration,
+        "memory": shown.memory,
+        "seeds": shown.seeds,
+    }
+    environment.globals["swatch"] = shown.swatch
+    return environment
+
+
+def _text(name: str) -> str:
+    return files("orthomerge.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _groups(columns: list[Column]) -> list[tuple[str, str, int]]:
@@ -154,61 +182,6 @@ def _groups(columns: list[Column]) -> list[tuple[str, str, int]]:
         else:
             found.append((column.method, column.options, 1))
     return found
-
-
-def _shade(value: float | None, shares: list[float]) -> str:
-    """How strongly a cell is tinted, 0 to 1 between the lowest and the highest share kept."""
-    if value is None or len(shares) < 2 or max(shares) <= min(shares):
-        return "0"
-    return f"{(value - min(shares)) / (max(shares) - min(shares)):.3f}"
-
-
-_PATHS = {
-    "circle": "M6 1a5 5 0 1 0 .01 0z",
-    "square": "M1.5 1.5h9v9h-9z",
-    "diamond": "M6 .3 11.7 6 6 11.7.3 6z",
-    "triangle-up": "M6 .8 11.6 10.8H.4z",
-    "triangle-down": "M6 11.2 11.6 1.2H.4z",
-    "x": "M1 3.2 3.2 1 6 3.8 8.8 1 11 3.2 8.2 6 11 8.8 8.8 11 6 8.2 3.2 11 1 8.8 3.8 6z",
-    "star": "m6 .4 1.6 3.6 4 .4-3 2.6.9 3.9L6 8.9l-3.5 2 .9-3.9-3-2.6 4-.4z",
-    "hexagon": "M6 .3 11 3.2v5.6L6 11.7 1 8.8V3.2z",
-}
-assert set(_PATHS) == set(SYMBOLS)
-
-
-def _swatch(arm: Arm) -> Markup:
-    """The arm's marker in its colour, as in the figures."""
-    path = _PATHS[symbol(arm.slot)]
-    slot = arm.slot % len(LIGHT)
-    return Markup('<svg class="swatch s{}" viewBox="0 0 12 12" aria-hidden="true">').format(
-        slot
-    ) + Markup('<path d="{}"/></svg>').format(path)
-
-
-def _code(text: str) -> Markup:
-    """Text whose backquoted parts become code elements, everything escaped."""
-    parts = re.split(r"`([^`]*)`", text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
-        for i, part in enumerate(parts)
-    )
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _seeds(seeds: tuple[int, ...]) -> str:
-    """Seeds by name, or how many where they are many."""
-    if len(seeds) <= 5:
-        return ", ".join(map(str, seeds)) or "–"
-    return f"{len(seeds)} ({seeds[0]} to {seeds[-1]})"
 
 
 def _version() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from html import escape
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import accumulate
@@ -19,7 +18,8 @@ from plotly.subplots import make_subplots
 
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import write_text
-from orthomerge.report.figures import DARK, INK, LIGHT, SYMBOLS
+from orthomerge.report.format import script_json
+from orthomerge.report.style import DARK, INK, LIGHT, SYMBOLS, safe
 
 RECORD, PAGE = "weights.json", "trials.html"
 _ABREAST = 4
@@ -83,7 +83,7 @@ def weights_figure(record: dict[str, Any]) -> go.Figure:
     columns = min(_ABREAST, len(labels))
     rows = -(-len(labels) // columns)
     figure = make_subplots(
-        rows=rows, cols=columns, shared_yaxes=True, subplot_titles=[_safe(x) for x in labels],
+        rows=rows, cols=columns, shared_yaxes=True, subplot_titles=[safe(x) for x in labels],
         vertical_spacing=0.25 / rows, horizontal_spacing=0.03,
     )  # fmt: skip
     best = next(t for t in trials if t["number"] == record["best"])
@@ -108,7 +108,7 @@ def _line(
 ) -> None:
     colour = "#57616b" if slot == INK else LIGHT[slot % len(LIGHT)]
     figure.add_scatter(
-        x=x, y=y, mode="lines", name=_safe(name), meta={"slot": slot},
+        x=x, y=y, mode="lines", name=safe(name), meta={"slot": slot},
         line={"color": colour, "width": width},
     )  # fmt: skip
 
@@ -129,17 +129,12 @@ def _layout(figure: go.Figure, x: str, y: str, *, height: int) -> go.Figure:
     return figure
 
 
-def _safe(text: str) -> str:
-    """Plotly reads names as a little HTML."""
-    return escape(text, quote=False)
-
-
 def _hover(record: dict[str, Any], trial: dict[str, Any]) -> str:
     lines = [f"<b>trial {trial['number']}</b>: {100 * trial['value']:.1f}"]
     names = [t["name"] for t in record["tasks"]]
-    lines += [f"{_safe(n)} {100 * v:.1f}" for n, v in zip(names, trial["tasks"], strict=True)]
+    lines += [f"{safe(n)} {100 * v:.1f}" for n, v in zip(names, trial["tasks"], strict=True)]
     weights = zip(record["labels"], trial["weights"], strict=True)
-    return "<br>".join([*lines, *(f"weight of {_safe(n)} {w:.3f}" for n, w in weights)])
+    return "<br>".join([*lines, *(f"weight of {safe(n)} {w:.3f}" for n, w in weights)])
 
 
 def _render(name: str, record: dict[str, Any]) -> str:
@@ -166,13 +161,5 @@ def _render(name: str, record: dict[str, Any]) -> str:
         version=version("orthomerge"),
         css=Markup(source.joinpath("page.css").read_text(encoding="utf-8")),
         plotly=Markup(get_plotlyjs()),
-        data=_script_json(data),
+        data=script_json(data),
     )
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)

@@ -1,0 +1,274 @@
+"""What a finished run keeps for its page: interference, spectra, places of `A`, training losses.
+
+Read off adapters and statistics that are there; nothing is trained for it, and what a line says is
+computed once (see `orthomerge.evidence` for the files).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthomerge.adapters import Adapter, read_adapter
+from orthomerge.diagnostics import interference
+from orthomerge.evidence import (
+    Curve,
+    Disturbance,
+    Evidence,
+    Matrix,
+    Place,
+    Spectrum,
+    read_evidence,
+    to_lines,
+)
+from orthomerge.experiment.keys import MERGE_GRANULARITY
+from orthomerge.experiment.pieces import Pieces
+from orthomerge.experiment.progress import timed
+from orthomerge.features import Statistics
+from orthomerge.files import fingerprint, write_text
+from orthomerge.moments import Moment, combine
+from orthomerge.rows import SINGLE, ResultRow
+
+# At most so many layers have a spectrum, evenly chosen; a figure with more is not looked through.
+LAYERS = 24
+# Wider inputs without a factor have none: a full decomposition takes minutes a layer.
+WIDEST = 2048
+BANDS = 24
+_POINTS = 64
+
+
+class _Directions(NamedTuple):
+    """Eigenvalues, descending, and the eigen-directions as columns; `width` may be larger."""
+
+    values: Tensor
+    vectors: Tensor
+    width: int
+
+
+class _Arm(NamedTuple):
+    name: str
+    seed: int
+    rate: float
+
+
+def keep_evidence(pieces: Pieces, rows: Sequence[ResultRow]) -> None:
+    """Write the evidence of every arm and seed that `rows` are of, as far as adapters are there.
+
+    Lines that are there already stay; lines of other adapters go. Places of `A` are kept of each
+    arm's first seed.
+    """
+    arms = list(
+        dict.fromkeys(
+            _Arm(r.arm, r.seed, r.learning_rate)
+            for r in rows
+            if r.split == "test" and r.method == SINGLE
+        )
+    )
+    before = read_evidence(pieces.keys.output)
+    with timed(pieces.seconds, "evidence"):
+        curves, disturbances = _of_arms(pieces, arms, before)
+        first = list({arm.name: arm for arm in reversed(arms)}.values())[::-1]
+        spectra, places = _of_layers(pieces, first, before)
+    for kind, found in (
+        (Curve, curves), (Disturbance, disturbances), (Spectrum, spectra), (Place, places),
+    ):  # fmt: skip
+        path = pieces.keys.output / kind.FILE
+        text = to_lines(found)
+        if text and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            write_text(path, text)
+
+
+def _of_arms(
+    pieces: Pieces, arms: Sequence[_Arm], before: Evidence
+) -> tuple[list[Curve], list[Disturbance]]:
+    """Losses and interference of each arm and seed."""
+    keys = pieces.keys
+    curves = {c.key: c for c in before.curves}
+    disturbances = {d.key: d for d in before.disturbances}
+    wanted: list[str] = []
+    for arm in arms:
+        found = {t: keys.adapter_key(arm.name, t, arm.seed, arm.rate) for t in keys.tasks}
+        whole = fingerprint(["interference", list(found.values()), _stats(pieces)])
+        wanted += [*found.values(), whole]
+        paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in keys.tasks}
+        for task, path in paths.items():
+            if found[task] not in curves and path.is_dir():
+                curves[found[task]] = _curve(path, found[task], arm, task)
+        if whole not in disturbances and all(p.is_dir() for p in paths.values()):
+            pieces.reporter.stage(f"interference of {arm.name} · seed {arm.seed}")
+            adapters = {t: read_adapter(p) for t, p in paths.items()}
+            statistics = [pieces.statistics(t, MERGE_GRANULARITY) for t in keys.tasks]
+            disturbances[whole] = _disturbance(whole, arm, adapters, statistics)
+    return (
+        [curves[k] for k in wanted if k in curves],
+        [disturbances[k] for k in wanted if k in disturbances],
+    )
+
+
+def _of_layers(
+    pieces: Pieces, arms: Sequence[_Arm], before: Evidence
+) -> tuple[list[Spectrum], list[Place]]:
+    """Spectra of every task at the chosen layers, and where the arms' `A` lie in them."""
+    keys = pieces.keys
+    spectra = {s.key: s for s in before.spectra}
+    places = {p.key: p for p in before.places}
+    wanted: list[str] = []
+    for task in keys.tasks:
+        features = fingerprint(["spectrum", task, _stats(pieces)])
+        heads = {
+            arm: fingerprint(
+                ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
+            )
+            for arm in arms
+        }
+        wanted += [features, *heads.values()]
+        there = {k.split("/", 1)[0] for k in (*spectra, *places)}
+        missing = {
+            arm: read_adapter(path)
+            for arm, head in heads.items()
+            if head not in there
+            and (path := keys.adapter_path(arm.name, task, arm.seed, arm.rate)).is_dir()
+        }
+        if not missing:
+            continue
+        pieces.reporter.stage(f"spectra of {task}")
+        statistics = {t: pieces.statistics(t, MERGE_GRANULARITY) for t in keys.tasks}
+        for layer, own, others in _inputs(statistics, task, next(iter(missing.values())).layers):
+            spectrum = _spectrum(f"{features}/{layer}", task, layer, own, others)
+            spectra[spectrum.key] = spectrum
+            for arm, adapter in missing.items():
+                if layer in adapter.layers:
+                    A = adapter.layers[layer].A.double()
+                    key = f"{heads[arm]}/{layer}"
+                    places[key] = _place(key, arm, task, layer, A, own, others)
+    return (
+        [s for k, s in spectra.items() if k.split("/", 1)[0] in wanted],
+        [p for k, p in places.items() if k.split("/", 1)[0] in wanted],
+    )
+
+
+def _stats(pieces: Pieces) -> list[str]:
+    return [pieces.keys.stats_key(t, MERGE_GRANULARITY) for t in pieces.keys.tasks]
+
+
+def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:
+    record = json.loads((path / "training.json").read_text(encoding="utf-8"))
+    return Curve(key, arm.name, arm.seed, task, arm.rate, record["losses"])
+
+
+def _disturbance(
+    key: str, arm: _Arm, adapters: dict[str, Adapter], statistics: list[Statistics]
+) -> Disturbance:
+    found = interference(list(adapters.values()), statistics)
+    return Disturbance(
+        key=key,
+        arm=arm.name,
+        seed=arm.seed,
+        learning_rate=arm.rate,
+        granularity=MERGE_GRANULARITY,
+        tasks=list(adapters),
+        matrix=_finite(found.matrix),
+        layers={name: _finite(values) for name, values in found.layers.items()},
+    )
+
+
+def _finite(matrix: Tensor) -> Matrix:
+    return [[v if math.isfinite(v) else None for v in row] for row in matrix.tolist()]
+
+
+def _inputs(
+    statistics: dict[str, Statistics], task: str, layers: Iterable[str]
+) -> Iterator[tuple[str, _Directions, _Directions]]:
+    """The chosen layers with the eigen-directions of a task's features and of the others'.
+
+    Neighbouring layers that read one input share them.
+    """
+    last: Moment | None = None
+    own = others = None
+    for layer in _chosen(layers):
+        moment = statistics[task].moment(layer)
+        if moment is not last:
+            last = moment
+            rest = [s.moment(layer) for t, s in statistics.items() if t != task]
+            own, others = _directions(moment), _directions(combine(rest))
+        if own is not None and others is not None:
+            yield layer, own, others
+
+
+def _place(
+    key: str, arm: _Arm, task: str, layer: str, A: Tensor, own: _Directions, others: _Directions
+) -> Place:
+    return Place(
+        key=key,
+        arm=arm.name,
+        seed=arm.seed,
+        task=task,
+        layer=layer,
+        own=_bands(A, own),
+        others=_bands(A, others),
+        seen=[_seen(A, own), _seen(A, others)],
+    )
+
+
+def _chosen(layers: Iterable[str]) -> list[str]:
+    names = list(layers)
+    if len(names) <= LAYERS:
+        return names
+    step = len(names) / LAYERS
+    return [names[int(i * step)] for i in range(LAYERS)]
+
+
+def _directions(moment: Moment) -> _Directions | None:
+    """The eigenpairs, through the factor where that is smaller; None where it would take long."""
+    factor = moment.factor
+    if factor is not None and factor.shape[0] < moment.dim:
+        _, s, Vh = torch.linalg.svd(factor.double(), full_matrices=False)
+        return _Directions(s.square(), Vh.T, moment.dim)
+    if moment.dim > WIDEST:
+        return None
+    values, vectors = torch.linalg.eigh(moment.matrix)
+    return _Directions(values.flip(0).clamp(min=0), vectors.flip(1), moment.dim)
+
+
+def _spectrum(key: str, task: str, layer: str, own: _Directions, others: _Directions) -> Spectrum:
+    known = min(len(own.values), len(others.values))
+    first = list(range(1, min(known, 16) + 1))
+    rest = torch.linspace(len(first), known, _POINTS - len(first)).round().int().tolist()
+    places = sorted({*first, *rest})
+
+    def parts(found: _Directions) -> list[float]:
+        # A log axis has no zero; below this all is rounding.
+        least, whole = torch.finfo(torch.float64).eps, float(found.values.sum()) or 1.0
+        return [max(float(found.values[p - 1]) / whole, least) for p in places]
+
+    return Spectrum(key, task, layer, own.width, places, parts(own), parts(others))
+
+
+def _bands(A: Tensor, found: _Directions) -> list[float]:
+    """The part of `‖A‖²` in each band of directions; the last holds what no feature reaches."""
+    energy = (A @ found.vectors).square().sum(dim=0)
+    whole = float(A.square().sum()) or 1.0
+    count = min(BANDS, found.width)
+    edges = [round(i * found.width / count) for i in range(count + 1)]
+    parts = [float(energy[a:b].sum()) / whole for a, b in pairwise(edges)]
+    left = max(1 - sum(parts), 0.0)
+    # Directions that no feature reaches have no order: spread over the bands they fill.
+    known = len(found.values)
+    if known < found.width:
+        sizes = [max(b - max(a, known), 0) for a, b in pairwise(edges)]
+        parts = [p + left * s / sum(sizes) for p, s in zip(parts, sizes, strict=True)]
+    return parts
+
+
+def _seen(A: Tensor, found: _Directions) -> float:
+    """`tr(A S Aᵀ) d / (‖A‖² tr S)`: 1 for rows that lie anyhow."""
+    norm = float(A.square().sum()) * float(found.values.sum())
+    energy = float(((A @ found.vectors).square().sum(dim=0) * found.values).sum())
+    return energy * found.width / norm if norm else 0.0

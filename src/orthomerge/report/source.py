@@ -1,0 +1,131 @@
+"""What a page is made of: the rows of one run or several, and what lies beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orthomerge.errors import OrthomergeError
+from orthomerge.evidence import Evidence, read_evidence
+from orthomerge.files import file_sha256
+from orthomerge.rows import ResultRow, read_rows
+
+ROWS, RUN = "results.jsonl", "run.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run: its rows, its record (empty where there is none) and its evidence."""
+
+    folder: Path
+    name: str
+    rows: list[ResultRow]
+    run: dict[str, Any]
+    evidence: Evidence
+    notices: list[str]
+    rows_sha256: str
+
+    @property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What the record says about each task."""
+        tasks = self.run.get("tasks")
+        found = tasks if isinstance(tasks, list) else []
+        return {str(t["name"]): t for t in found if isinstance(t, dict) and t.get("name")}
+
+    def part(self, key: str) -> dict[str, Any]:
+        """A mapping of the record, empty where it is none."""
+        value = self.run.get(key)
+        return value if isinstance(value, dict) else {}
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """The numbers of a mapping of the record."""
+        return {k: v for k, v in self.part(key).items() if isinstance(v, int | float)}
+
+
+def read_source(folder: str | Path) -> Source:
+    """A run's folder.
+
+    Raises:
+        OrthomergeError: there are no result rows, or evidence that cannot be read.
+    """
+    folder = Path(folder)
+    rows = read_rows(folder / ROWS)
+    if not rows:
+        raise OrthomergeError(
+            f"'{folder / ROWS}' holds no row: run a recipe with this output first."
+        )
+    run, notices = _record(folder / RUN)
+    expected = run.get("expected_rows")
+    if isinstance(expected, int) and len(rows) < expected:
+        notices.append(f"This run is not finished: {len(rows):,} of {expected:,} rows so far.")
+    return Source(
+        folder=folder,
+        name=str(run.get("name") or folder.resolve().name),
+        rows=rows,
+        run=run,
+        evidence=read_evidence(folder),
+        notices=notices,
+        rows_sha256=file_sha256(folder / ROWS),
+    )
+
+
+def _record(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The run's record; the page does without one that is missing or broken."""
+    if not path.is_file():
+        return {}, [f"No {RUN} beside the rows: the page is made from the rows alone."]
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        return {}, [f"{RUN} cannot be read: the page is made from the rows alone."]
+    return record, []
+
+
+def labelled(sources: Sequence[Source]) -> list[Source]:
+    """Several runs set side by side: names told apart, arms prefixed, the tasks all of them have.
+
+    Raises:
+        OrthomergeError: the runs share no task.
+    """
+    names = [s.name for s in sources]
+    if len(set(names)) < len(names):
+        names = [s.folder.resolve().name for s in sources]
+    if len(set(names)) < len(names):
+        names = [str(s.folder) for s in sources]
+    tasks = [dict.fromkeys(r.task for r in s.rows) for s in sources]
+    shared = [t for t in tasks[0] if all(t in other for other in tasks[1:])]
+    if not shared:
+        said = "; ".join(f"{n}: {', '.join(t)}" for n, t in zip(names, tasks, strict=True))
+        raise OrthomergeError(f"these runs share no task ({said}): compare runs of the same tasks.")
+    left = sorted({t for each in tasks for t in each} - set(shared))
+    notices = [f"Left out, since not every run has them: {', '.join(left)}."] if left else []
+    return [
+        _prefixed(source, name, shared, notices if place == 0 else [])
+        for place, (source, name) in enumerate(zip(sources, names, strict=True))
+    ]
+
+
+def arm_of(name: str, arm: str) -> str:
+    """An arm's name beside those of other runs."""
+    return f"{name}: {arm}"
+
+
+def _prefixed(source: Source, name: str, tasks: list[str], notices: list[str]) -> Source:
+    evidence = source.evidence
+    whole = [d for d in evidence.disturbances if d.tasks == tasks]
+    return replace(
+        source,
+        name=name,
+        rows=[replace(r, arm=arm_of(name, r.arm)) for r in source.rows if r.task in tasks],
+        evidence=Evidence(
+            disturbances=[replace(d, arm=arm_of(name, d.arm)) for d in whole],
+            curves=[
+                replace(c, arm=arm_of(name, c.arm)) for c in evidence.curves if c.task in tasks
+            ],
+        ),
+        notices=[*notices, *(f"{name}: {n}" for n in source.notices)],
+    )
