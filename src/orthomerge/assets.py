@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from orthomerge.errors import AssetError, OrthomergeError
 from orthomerge.files import atomic_path, file_sha256, fingerprint
+from orthomerge.hub import hub_reason
 
 CACHE_VARIABLE = "ORTHOMERGE_CACHE"
 
@@ -290,10 +291,9 @@ def _from_hub(model_id: str, package_reason: str) -> ResolvedModel:
     # The client raises its transport's errors, its own and ValueErrors for odd ids: all of them
     # mean that the hub did not give the model.
     except Exception as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
         raise AssetError(
-            f"no model '{model_id}': no folder of that name, {package_reason}, and the hub said: "
-            f"{reason}."
+            f"no model '{model_id}': no folder of that name, {package_reason}, and "
+            f"{hub_reason(problem)}."
         ) from problem
     return ResolvedModel(str(folder), "hub", folder.name, _model_sha256(folder), model_id)
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.models import encode, load_classifier
+from orthomerge.models import (
+    agree_on_padding,
+    another_head,
+    encode,
+    load_classifier,
+    preferred_device,
+)
 from orthomerge.tasks import Row
 
 Update = Mapping[str, LoraFactors | Tensor]
@@ -87,24 +93,38 @@ def score(
 
 
 class Evaluator:
-    """Scores any update with any head on one base model, which is loaded once a head shape."""
+    """Scores any update with any head on one base model, which is loaded once for all of them.
+
+    It runs on `device`, by default on the accelerator that PyTorch sees.
+    """
 
     def __init__(
-        self, base: str, tokenizer: Any, *, max_length: int = 48, batch_size: int = 64
+        self,
+        base: str,
+        tokenizer: Any,
+        *,
+        max_length: int = 48,
+        batch_size: int = 64,
+        device: torch.device | None = None,
     ) -> None:
         self._base = base
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._batch_size = batch_size
+        self._device = device or preferred_device()
         self._models: dict[tuple[int, bool], Any] = {}
         self._batches: dict[tuple[int, int], list[tuple[list[int], dict[str, Tensor]]]] = {}
         self._held: list[Sequence[Row]] = []
 
     def _model(self, num_labels: int, regression: bool) -> Any:
         key = (num_labels, regression)
-        if key not in self._models:
+        if not self._models:
             model = load_classifier(self._base, num_labels=num_labels, regression=regression)
-            self._models[key] = model.eval()
+            model = agree_on_padding(model, self._tokenizer)
+            self._models[key] = model.eval().to(self._device)
+        if key not in self._models:
+            first = next(iter(self._models.values()))
+            self._models[key] = another_head(first, num_labels=num_labels, regression=regression)
         return self._models[key]
 
     def _batched(self, rows: Sequence[Row]) -> list[tuple[list[int], dict[str, Tensor]]]:
@@ -144,7 +164,8 @@ class Evaluator:
         predictions = np.zeros(len(rows), dtype=float if regression else int)
         with applied(model, update), torch.inference_mode():
             for indices, batch in self._batched(rows):
-                logits = model(**batch).logits
+                placed = {name: tensor.to(self._device) for name, tensor in batch.items()}
+                logits = model(**placed).logits.cpu()
                 values = logits[:, 0] if regression else logits.argmax(dim=-1)
                 predictions[indices] = values.float().numpy() if regression else values.numpy()
         return predictions

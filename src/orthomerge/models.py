@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -94,6 +95,34 @@ def load_classifier(
     return _called(model, name or path)
 
 
+def preferred_device() -> torch.device:
+    """The accelerator that PyTorch sees, as the Trainer takes it, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def another_head(model: Any, *, num_labels: int, regression: bool) -> Any:
+    """A classifier with other outputs on the very trunk of `model`, its head at zero, to be loaded.
+
+    Base models are large and heads small: tasks with other labels need no second base.
+    """
+    config, prefix = copy.deepcopy(model.config), model.base_model_prefix
+    config.num_labels = num_labels
+    config.problem_type = "regression" if regression else "single_label_classification"
+    with torch.device("meta"):
+        other = type(model)(config)
+    below = getattr(model, prefix)
+    setattr(other, prefix, below)
+    place = next(below.parameters())
+    for name, module in other.named_children():
+        if name != prefix:
+            module.to_empty(device=place.device).to(place.dtype)
+            for parameter in module.parameters():
+                torch.nn.init.zeros_(parameter)
+    return other.eval()
+
+
 def _called(model: Any, name: str) -> Any:
     """The model under the name that adapters made on it give to their base.
 
@@ -114,6 +143,17 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def agree_on_padding(model: Any, tokenizer: Any) -> Any:
+    """The model, its padding token the tokenizer's where it names none, as Llama does not.
+
+    A decoder reads its answer off the last token of a row that is not padding.
+    """
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import (
@@ -18,16 +18,30 @@ from transformers import (
     TrainingArguments,
 )
 
-from orthomerge.adapters import CONSTRAINTS, Projection, freeze_A, load_trainable, read_kept_out
+from orthomerge.adapters import (
+    CONSTRAINTS,
+    FROZEN_B,
+    Projection,
+    freeze_A,
+    freeze_B,
+    load_trainable,
+    read_kept_out,
+)
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.files import atomic_path, write_json
-from orthomerge.models import encode, quiet
+from orthomerge.models import agree_on_padding, encode, quiet
 from orthomerge.tasks import Row
+
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The paper's defaults, sized for a small encoder (AdamW, linear schedule, 6 % warm-up)."""
+    """The paper's defaults, sized for a small encoder (AdamW, linear schedule, 6 % warm-up).
+
+    `precision` "bf16" computes under autocast and keeps what is trained in float32; "float32" adds
+    nothing to the type the base was loaded in. `accumulate` cuts a batch into so many passes.
+    """
 
     epochs: float = 3.0
     batch_size: int = 16
@@ -35,6 +49,8 @@ class TrainingSettings:
     weight_decay: float = 0.0
     warmup: float = 0.06
     max_length: int = 48
+    precision: Precision = "float32"
+    accumulate: int = 1
 
 
 class ProjectionCallback(TrainerCallback):
@@ -77,23 +93,30 @@ def train_adapter(
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
     `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A
-    where the start put it, "project" keeps it out of the directions that the start carries. The
-    order of the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside
-    the weights as `training.json`, together with the losses.
+    where the start put it, "project" keeps it out of the directions that the start carries,
+    "freeze_B" holds B instead. The order of the rows is drawn under `seed`; batches are grouped by
+    length. `record` is kept beside the weights as `training.json`, together with the losses.
 
     Raises:
         UnknownNameError: no such constraint.
         OrthomergeError: the loss is not finite (the learning rate is too high).
-        AdapterError: the constraint "project" and a start that carries no directions.
+        AdapterError: the constraint "project" and a start that carries no directions, or
+            "freeze_B" and one whose B is zero.
     """
-    if constraint not in CONSTRAINTS:
-        raise unknown_name("constraint", constraint, CONSTRAINTS)
-    peft_model = load_trainable(model, start)
+    if constraint not in (*CONSTRAINTS, FROZEN_B):
+        raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
+    peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
     callbacks: list[TrainerCallback] = [_Progress(progress)] if progress else []
     if constraint == "freeze":
         freeze_A(peft_model)
+    elif constraint == FROZEN_B:
+        freeze_B(peft_model)
     elif constraint == "project":
         callbacks.append(ProjectionCallback(Projection(peft_model, read_kept_out(start))))
+    if settings.precision == "bf16":
+        for parameter in peft_model.parameters():
+            if parameter.requires_grad:  # a head in the base's bfloat16 would not feel small steps
+                parameter.data = parameter.data.float()
     if regression:
         _start_at_the_mean(peft_model, [float(r.label) for r in rows])
     encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
@@ -103,7 +126,9 @@ def train_adapter(
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=settings.batch_size // settings.accumulate,
+            gradient_accumulation_steps=settings.accumulate,
+            bf16=settings.precision == "bf16",
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             # A value below one is a share of all steps.

@@ -1,11 +1,12 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
-from orthomerge.adapters.config import CONSTRAINTS, SHARE, OsrmConfig
+from orthomerge.adapters.config import CONSTRAINTS, FROZEN_B, SHARE, OsrmConfig
 from orthomerge.adapters.constrain import (
     KEPT_OUT,
     Directions,
     Projection,
     freeze_A,
+    freeze_B,
     lora_layers,
     read_kept_out,
 )
@@ -24,6 +25,7 @@ from orthomerge.adapters.initialise import (
     initialize_osrm_weights,
     load_trainable,
     new_lora,
+    orthonormal_B,
     save_start,
     unit_rows,
 )
@@ -34,6 +36,7 @@ from orthomerge.adapters.write import as_factors
 
 __all__ = [
     "CONSTRAINTS",
+    "FROZEN_B",
     "HEADS",
     "KEPT_OUT",
     "POLICIES",
@@ -46,6 +49,7 @@ __all__ = [
     "captured",
     "check_statistics",
     "freeze_A",
+    "freeze_B",
     "initialize_osrm_weights",
     "kept_out_directions",
     "load_trainable",
@@ -55,6 +59,7 @@ __all__ = [
     "merge_adapters",
     "merge_to_model",
     "new_lora",
+    "orthonormal_B",
     "plan_ranks",
     "read_adapter",
     "read_head",

@@ -9,6 +9,8 @@ from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.subspace import get_solver
 
 CONSTRAINTS = ("init", "freeze", "project")
+FROZEN_B = "freeze_B"
+"""The control that holds `B` instead: of a training, not of an orthogonal start."""
 SHARE = 0.9
 """The share of the others' energy that `project` keeps A out of, unless said otherwise."""
 

@@ -49,6 +49,22 @@ def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
         layer.lora_A[adapter_name].weight.requires_grad_(False)
 
 
+def freeze_B(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
+    """Hold every `B` where it is; `A` and the head go on training.
+
+    Raises:
+        AdapterError: a `B` that is zero, from which nothing could be learnt (`orthonormal_B`).
+    """
+    for name, layer in lora_layers(peft_model, adapter_name).items():
+        B = layer.lora_B[adapter_name].weight
+        if not bool(B.any()):
+            raise AdapterError(
+                f"layer '{name}' starts with B at zero, so it can learn nothing with B held: give "
+                "B a start first (orthonormal_B)."
+            )
+        B.requires_grad_(False)
+
+
 class Directions(NamedTuple):
     """Orthonormal rows `D: [k, d_in]` by layer (named below the head).
 

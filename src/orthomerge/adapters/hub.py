@@ -9,6 +9,7 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 
 from orthomerge.errors import AdapterError
+from orthomerge.hub import hub_reason
 
 FILES = ["adapter_config.json", "*.safetensors"]
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$", re.ASCII)
@@ -44,8 +45,8 @@ def locate_adapter(named: str | Path) -> Located:
     # The client raises its transport's errors, its own and ValueErrors for odd ids: all of them
     # mean that the hub did not give the adapter.
     except Exception as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
         raise AdapterError(
-            f"no adapter '{named}': there is no folder of that name, and the hub said: {reason}."
+            f"no adapter '{named}': there is no folder of that name, and "
+            f"{hub_reason(problem, 'adapter')}."
         ) from problem
     return Located(found, match["id"].split("/")[1], f"{match['id']}@{found.name}")

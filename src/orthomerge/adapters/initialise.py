@@ -16,8 +16,11 @@ from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
-from orthomerge.files import atomic_path
+from orthomerge.files import atomic_path, derive_seed
 from orthomerge.subspace import Subspace, get_solver
+
+# What PEFT trains and saves as the head of a sequence classifier.
+_PEFT_HEADS = ("classifier", "score")
 
 
 def new_lora(
@@ -31,11 +34,14 @@ def new_lora(
     task_type: str | None = None,
     seed: int = 0,
     ranks: Mapping[str, int] | None = None,
+    gaussian: bool = False,
 ) -> PeftModel:
     """A PEFT model with fresh LoRA layers by PEFT's own start, drawn under `seed`.
 
     `ranks` gives single layers (named below the head) a rank of their own; their alpha follows, so
-    that the scaling is the same everywhere.
+    that the scaling is the same everywhere. `gaussian` draws `A` with PEFT's deviation 1/rank
+    instead. With the task type SEQ_CLS the classification head is trained and saved, also where
+    PEFT does not know it by its name, as T5's.
 
     Raises:
         UnknownNameError: a target matches no layer; the message names the linear layers.
@@ -53,12 +59,25 @@ def new_lora(
         alpha_pattern=alphas,
         target_modules=list(targets),
         task_type=task_type,
+        init_lora_weights="gaussian" if gaussian else True,
+        modules_to_save=_unknown_heads(model) if task_type == "SEQ_CLS" else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def _unknown_heads(model: nn.Module) -> list[str] | None:
+    """A classifier's heads by names that PEFT does not take for one."""
+    trunk = getattr(model, "base_model_prefix", "")
+    heads = [
+        name
+        for name, module in model.named_children()
+        if name not in (trunk, *_PEFT_HEADS) and any(True for _ in module.parameters())
+    ]
+    return heads or None
 
 
 def check_statistics(model: nn.Module, statistics: Statistics, name: str) -> None:
@@ -161,6 +180,22 @@ def unit_rows(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
     for layer in lora_layers(peft_model, adapter_name).values():
         A = layer.lora_A[adapter_name].weight
         _set(layer, adapter_name, A.detach() / A.detach().norm(dim=1, keepdim=True))
+
+
+def orthonormal_B(peft_model: PeftModel, *, seed: int = 0, adapter_name: str = ADAPTER) -> None:
+    """Set every `B` to random orthonormal columns and every `A` to 0, for training with `B` held.
+
+    `ΔW = s B A` starts at zero as it must, and `A` learns. A start of `A` would be lost on it: an
+    update that is zero at `A₀` is `s B (A - A₀)`, and AdamW moves the difference alike from
+    everywhere. Each layer draws under `seed` and its name.
+    """
+    for name, layer in lora_layers(peft_model, adapter_name).items():
+        A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+        g = torch.Generator().manual_seed(derive_seed(seed, name))
+        columns = torch.randn(B.shape, generator=g, dtype=torch.float64)
+        with torch.no_grad():
+            A.zero_()
+            B.copy_(torch.linalg.qr(columns).Q)
 
 
 def _set(layer: Any, adapter: str, rows: torch.Tensor) -> None:

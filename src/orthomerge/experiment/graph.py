@@ -43,7 +43,9 @@ class Graph:
             if rate is None:
                 continue
             for seed in self.recipe.seeds_of(name):
-                found += [self._single(name, seed, rate, t, "test") for t in self.keys.tasks]
+                found += [
+                    self._single(name, seed, rate, t, "test") for t in self.keys.tasks_of(name)
+                ]
                 for place in range(len(self.recipe.merges)):
                     found += self._merges(name, seed, rate, place, rows, assume)
         return found
@@ -52,7 +54,7 @@ class Graph:
         """The evaluations that an arm's learning rate is chosen by: none where there is one."""
         rates, seed = self.recipe.learning_rates_of(name), self.recipe.seeds_of(name)[0]
         return {
-            rate: [self._single(name, seed, rate, t, "selection") for t in self.keys.tasks]
+            rate: [self._single(name, seed, rate, t, "selection") for t in self.keys.tasks_of(name)]
             for rate in (rates if len(rates) > 1 else [])
         }
 
@@ -96,7 +98,7 @@ class Graph:
         asked = (name, seed, rate, task, split)
         if asked not in self._asked:
             adapter = self.keys.adapter_key(name, task, seed, rate)
-            key = self.keys.row_key(task, split, [adapter], None, 1.0)
+            key = self.keys.row_key(name, task, split, [adapter], None, 1.0)
             self._asked[asked] = Evaluation(name, seed, rate, split, ((task, key),))
         return self._asked[asked]
 
@@ -105,9 +107,11 @@ class Graph:
     ) -> Evaluation:
         asked = (name, seed, rate, place, weight, split)
         if asked not in self._asked:
-            tasks, merge = list(self.keys.tasks), self.recipe.merges[place]
+            tasks, merge = self.keys.tasks_of(name), self.recipe.merges[place]
             adapters = [self.keys.adapter_key(name, t, seed, rate) for t in tasks]
-            keys = tuple((t, self.keys.row_key(t, split, adapters, merge, weight)) for t in tasks)
+            keys = tuple(
+                (t, self.keys.row_key(name, t, split, adapters, merge, weight)) for t in tasks
+            )
             self._asked[asked] = Evaluation(name, seed, rate, split, keys, place, weight)
         return self._asked[asked]
 
@@ -162,9 +166,10 @@ class _Jobs:
             return
         merge = self._recipe.merges[asked.merge]
         for need in get_method(merge.method).needs:
-            for task in self._keys.tasks:
+            for task in self._keys.tasks_of(asked.arm):
                 if need == "moments":
-                    needs.append(self._stats(task, MERGE_GRANULARITY))
+                    targets = self._recipe.arms[asked.arm].targets
+                    needs.append(self._stats(task, MERGE_GRANULARITY, targets=targets))
                 elif need == "fisher":
                     needs.append(self._fisher(asked.arm, task, *place[1:]))
         key = fingerprint([key for _, key in asked.keys])
@@ -184,18 +189,24 @@ class _Jobs:
         path, arm = self._keys.start_path(name, task, seed), self._recipe.arms[name]
         if not self._settled(path):
             needs = [
-                self._stats(t, arm.granularity, arm.samples)
-                for t in (self._keys.tasks if arm.solver else ())
+                self._stats(t, arm.granularity, arm.samples, arm.targets)
+                for t in (self._keys.tasks_of(name) if arm.solver else ())
             ]
             title = f"start {name} of {task} · seed {seed}"
             self._add(Job(self._id(path), "start", title, (name, task, seed), tuple(needs)))
         return self._id(path)
 
-    def _stats(self, task: str, granularity: str, samples: int | None = None) -> str:
-        path = self._keys.stats_path(task, granularity, samples)
+    def _stats(
+        self,
+        task: str,
+        granularity: str,
+        samples: int | None = None,
+        targets: list[str] | None = None,
+    ) -> str:
+        path = self._keys.stats_path(task, granularity, samples, targets)
         if not self._settled(path):
             title = f"statistics of {task} ({granularity})"
-            self._add(Job(self._id(path), "stats", title, (task, granularity, samples)))
+            self._add(Job(self._id(path), "stats", title, (task, granularity, samples, targets)))
         return self._id(path)
 
     def _fisher(self, name: str, task: str, seed: int, rate: float) -> str:

@@ -5,16 +5,17 @@ A hash is taken of inputs, never of outputs, so that a row or a piece can be tol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orthomerge.adapters import FROZEN_B
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import RecipeError, SubspaceError
-from orthomerge.experiment.recipe import Arm, Merge, Recipe
+from orthomerge.experiment.recipe import Merge, Recipe
 from orthomerge.features import SUFFIX, target_layers
 from orthomerge.files import fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
@@ -33,7 +34,10 @@ class Keys:
 
     def __init__(self, recipe: Recipe, output: Path) -> None:
         self.recipe, self.output = recipe, output
-        self.tasks = _distinct([get_task(name) for name in recipe.tasks])
+        found = [get_task(name) for name in recipe.tasks]
+        self.tasks = _distinct(found)
+        # A task's own name and what the recipe calls it, which for a file is a path.
+        self._called = {t.name: name for t, name in zip(found, recipe.tasks, strict=True)}
         self._adapters: dict[tuple[str, str, int, float], str] = {}
 
     # What everything depends on -----------------------------------------------------------------
@@ -51,11 +55,17 @@ class Keys:
     @cached_property
     def data(self) -> dict[str, TaskData]:
         """Each task's rows, as the recipe draws them."""
-        d = self.recipe.data
-        return {
-            name: task.data(train=d.train, selection=d.selection, test=d.test, seed=d.seed)
-            for name, task in self.tasks.items()
-        }
+        return {name: self.recipe.data.of(task) for name, task in self.tasks.items()}
+
+    def tasks_of(self, name: str) -> list[str]:
+        """The tasks of the arm called `name`."""
+        own = set(self.recipe.tasks_of(name))
+        return [task for task, called in self._called.items() if called in own]
+
+    def settings(self, task: str) -> tuple[dict[str, Any], Callable[[float], float]]:
+        """What the task's training is told beside its rate, and its rate in an arm of a rate."""
+        part, called = self.recipe.training, self._called[task]
+        return part.content(called), partial(part.rate_of, called)
 
     def head(self, task: str) -> tuple[int, bool]:
         """The number of outputs of a task's head, and whether it is a regression."""
@@ -71,21 +81,28 @@ class Keys:
             TaskError: a task with one label or too few rows.
             SubspaceError: a rank larger than a layer.
         """
-        layers = target_layers(load_skeleton(self.base.path_or_id), self.recipe.adapter.targets)
-        rank = self.recipe.adapter.rank
-        for name, layer in layers.items():
-            weight = layer.weight
-            assert isinstance(weight, torch.Tensor)
-            if rank > min(weight.shape):
-                raise SubspaceError(
-                    f"rank {rank} is larger than layer '{name}' {list(weight.shape)}: choose a "
-                    f"rank up to {min(weight.shape)}."
-                )
+        skeleton = load_skeleton(self.base.path_or_id)
+        for arm in self.recipe.arms:
+            shape = self.recipe.adapter_of(arm)
+            for name, layer in target_layers(skeleton, shape.targets).items():
+                weight = layer.weight
+                assert isinstance(weight, torch.Tensor)
+                if shape.rank > min(weight.shape):
+                    raise SubspaceError(
+                        f"rank {shape.rank} is larger than layer '{name}' {list(weight.shape)}: "
+                        f"choose a rank up to {min(weight.shape)}."
+                    )
         _ = self.data  # drawing the rows refuses tasks that cannot be trained on
 
     # Hashes -------------------------------------------------------------------------------------
 
-    def stats_key(self, task: str, granularity: str, samples: int | None = None) -> str:
+    def stats_key(
+        self,
+        task: str,
+        granularity: str,
+        samples: int | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> str:
         """Hash of all that a task's statistics depend on."""
         part = self.recipe.statistics.model_dump() | ({"samples": samples} if samples else {})
         return fingerprint(
@@ -95,29 +112,33 @@ class Keys:
                 "data": self.data[task].fingerprint,
                 "statistics": part,
                 "max_length": self.recipe.data.max_length,
-                "targets": sorted(self.recipe.adapter.targets),
+                "targets": sorted(targets or self.recipe.adapter.targets),
                 "granularity": granularity,
             }
         )
 
-    def start_key(self, arm: Arm, task: str, seed: int) -> str:
-        """Hash of all that a task's start depends on."""
+    def start_key(self, name: str, task: str, seed: int) -> str:
+        """Hash of all that a task's start in the arm called `name` depends on."""
+        arm = self.recipe.arms[name]
         depends: dict[str, Any] = {
             "piece": ["start", PIECES],
             "base": self.base.sha256,
-            "adapter": self.recipe.adapter.model_dump(),
+            "adapter": self.recipe.adapter_of(name).model_dump(),
             "start": arm.start,
             "options": arm.options,
             "seed": seed if arm.seed_policy == "shared" else [seed, task],
             "head": [seed, task, *self.head(task)],
         }
         if arm.solver:
+            about = (arm.granularity, arm.samples, arm.targets)
             depends["others"] = [
-                self.stats_key(t, arm.granularity, arm.samples) for t in self.tasks if t != task
+                self.stats_key(t, *about) for t in self.tasks_of(name) if t != task
             ]
-            depends["own"] = self.stats_key(task, arm.granularity, arm.samples)
+            depends["own"] = self.stats_key(task, *about)
         if arm.constraint == "project":
             depends["kept out"] = arm.room if arm.room else arm.share
+        if arm.constraint == FROZEN_B:
+            depends["held"] = "B"
         if arm.quiet:
             depends["quiet"] = arm.quiet
         return fingerprint(depends)
@@ -127,15 +148,15 @@ class Keys:
         asked = (name, task, seed, rate)
         if asked not in self._adapters:
             arm = self.recipe.arms[name]
-            training = self.recipe.training.model_dump(exclude={"learning_rate", "rate_tolerance"})
+            training, rate_of = self.settings(task)
             self._adapters[asked] = fingerprint(
                 {
                     "piece": ["adapter", PIECES],
-                    "start": self.start_key(arm, task, seed),
+                    "start": self.start_key(name, task, seed),
                     "data": self.data[task].fingerprint,
                     "max_length": self.recipe.data.max_length,
                     "training": training,
-                    "learning_rate": rate,
+                    "learning_rate": rate_of(rate),
                     "constraint": arm.constraint,
                     "seed": [seed, task],
                 }
@@ -143,9 +164,15 @@ class Keys:
         return self._adapters[asked]
 
     def row_key(
-        self, task: str, split: str, adapters: Sequence[str], merge: Merge | None, weight: float
+        self,
+        name: str,
+        task: str,
+        split: str,
+        adapters: Sequence[str],
+        merge: Merge | None,
+        weight: float,
     ) -> str:
-        """Hash of all that one evaluation depends on."""
+        """Hash of all that one evaluation of the arm called `name` depends on."""
         depends: dict[str, Any] = {
             "piece": ["row", PIECES],
             "task": task,
@@ -157,22 +184,32 @@ class Keys:
             depends["merge"] = [merge.method, weight, merge.options, merge.rank]
             needs = get_method(merge.method).needs
             if "moments" in needs:
-                depends["statistics"] = [self.stats_key(t, MERGE_GRANULARITY) for t in self.tasks]
+                targets = self.recipe.arms[name].targets
+                depends["statistics"] = [
+                    self.stats_key(t, MERGE_GRANULARITY, targets=targets)
+                    for t in self.tasks_of(name)
+                ]
             if "fisher" in needs:
                 depends["fisher"] = self.recipe.statistics.model_dump()
         return fingerprint(depends)
 
     # Paths --------------------------------------------------------------------------------------
 
-    def stats_path(self, task: str, granularity: str, samples: int | None = None) -> Path:
+    def stats_path(
+        self,
+        task: str,
+        granularity: str,
+        samples: int | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> Path:
         """The file of a task's statistics."""
-        key = self.stats_key(task, granularity, samples)
+        key = self.stats_key(task, granularity, samples, targets)
         return self.output / "stats" / f"{slug(task)}-{granularity}-{key[:12]}{SUFFIX}"
 
     def start_path(self, name: str, task: str, seed: int) -> Path:
         """The folder of a task's start; arms that start alike share it."""
         arm = self.recipe.arms[name]
-        return self._piece("starts", arm.start, task, seed, self.start_key(arm, task, seed))
+        return self._piece("starts", arm.start, task, seed, self.start_key(name, task, seed))
 
     def adapter_path(self, name: str, task: str, seed: int, rate: float) -> Path:
         """The folder of a task's trained adapter."""
@@ -192,7 +229,7 @@ class Keys:
 
     def merged_path(self, name: str, seed: int, rate: float, merge: Merge, weight: float) -> Path:
         """The folder of a merged adapter, where the recipe keeps them."""
-        adapters = [self.adapter_key(name, t, seed, rate) for t in self.tasks]
+        adapters = [self.adapter_key(name, t, seed, rate) for t in self.tasks_of(name)]
         what = merge.model_dump(exclude={"weights", "choose_from"})
         key = fingerprint([adapters, what, weight, PIECES])
         folder = f"{merge.method}-w{weight:g}-{key[:12]}"

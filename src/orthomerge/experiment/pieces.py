@@ -6,15 +6,18 @@ piece that is there is therefore the right one, and it is made only when somethi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orthomerge.adapters import (
+    FROZEN_B,
     OsrmConfig,
     initialize_osrm_weights,
     kept_out_directions,
     new_lora,
+    orthonormal_B,
     plan_ranks,
     read_adapter,
     save_start,
@@ -22,11 +25,10 @@ from orthomerge.adapters import (
 )
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.progress import Reporter, timed
-from orthomerge.experiment.recipe import Arm
 from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.files import derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
-from orthomerge.models import load_classifier, load_trunk, tokenizer_hash
+from orthomerge.models import load_classifier, load_trunk, preferred_device, tokenizer_hash
 from orthomerge.training import TrainingSettings, train_adapter
 from orthomerge.tuning import fisher_on_texts
 
@@ -42,12 +44,18 @@ class Pieces:
 
     @cached_property
     def trunk(self) -> Any:
-        """The base model without a head."""
-        return load_trunk(self.keys.base.path_or_id)
+        """The base model without a head, until a training wants the room."""
+        return load_trunk(self.keys.base.path_or_id).to(preferred_device())
 
-    def statistics(self, task: str, granularity: str, samples: int | None = None) -> Statistics:
+    def statistics(
+        self,
+        task: str,
+        granularity: str,
+        samples: int | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> Statistics:
         """A task's statistics, from its file or collected now."""
-        path = self.keys.stats_path(task, granularity, samples)
+        path = self.keys.stats_path(task, granularity, samples, targets)
         if path in self._stats:
             return self._stats[path]
         if not path.is_file():
@@ -64,7 +72,7 @@ class Pieces:
                 collect_statistics(
                     self.trunk,
                     batches(sample, self.keys.tokenizer, max_length=self._recipe.data.max_length),
-                    self._recipe.adapter.targets,
+                    targets or self._recipe.adapter.targets,
                     granularity=granularity,
                     task=task,
                     model_id=self.keys.base.name,
@@ -86,9 +94,9 @@ class Pieces:
         path = self.keys.start_path(name, task, seed)
         if path.is_dir():
             return path
-        arm, shape = self._recipe.arms[name], self._recipe.adapter
+        arm, shape = self._recipe.arms[name], self._recipe.adapter_of(name)
         draw = derive_seed(seed) if arm.seed_policy == "shared" else derive_seed(seed, task)
-        others, own, config = self._problem(arm, task, draw)
+        others, own, config = self._problem(name, task, draw)
         ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
         self.reporter.stage(f"start {name} of {task}")
         with timed(self.seconds, "init"):
@@ -102,10 +110,13 @@ class Pieces:
                 task_type="SEQ_CLS",
                 seed=draw,
                 ranks=ranks,
+                gaussian=arm.start == "gaussian",
             )
             kept_out = None
             if arm.start == "default_unit":
                 unit_rows(model)
+            elif arm.constraint == FROZEN_B:
+                orthonormal_B(model, seed=draw)
             elif config is not None:
                 initialize_osrm_weights(model, others, own, config)
                 if arm.constraint == "project":
@@ -114,9 +125,10 @@ class Pieces:
         return path
 
     def _problem(
-        self, arm: Arm, task: str, seed: int
+        self, name: str, task: str, seed: int
     ) -> tuple[list[Statistics], Statistics | None, OsrmConfig | None]:
         """Others' statistics, own ones and how to choose; nothing for PEFT's own starts."""
+        arm = self._recipe.arms[name]
         if arm.solver is None:
             return [], None, None
         config = OsrmConfig(
@@ -128,7 +140,10 @@ class Pieces:
             seed=seed,
             options=arm.options,
         )
-        found = {t: self.statistics(t, arm.granularity, arm.samples) for t in self.keys.tasks}
+        found = {
+            t: self.statistics(t, arm.granularity, arm.samples, arm.targets)
+            for t in self.keys.tasks_of(name)
+        }
         return [s for t, s in found.items() if t != task], found[task], config
 
     def _classifier(self, task: str, seed: int) -> Any:
@@ -147,8 +162,9 @@ class Pieces:
         path = self.keys.adapter_path(name, task, seed, rate)
         if path.is_dir():
             return path
-        start, part = self.start(name, task, seed), self._recipe.training
-        key = self.keys.adapter_key(name, task, seed, rate)
+        start, key = self.start(name, task, seed), self.keys.adapter_key(name, task, seed, rate)
+        told, rate_of = self.keys.settings(task)
+        self.__dict__.pop("trunk", None)
         self.reporter.stage(f"train {name} · {task} · seed {seed} · {rate:g}")
         with timed(self.seconds, "train"):
             train_adapter(
@@ -158,17 +174,12 @@ class Pieces:
                 self.keys.tokenizer,
                 regression=self.keys.head(task)[1],
                 settings=TrainingSettings(
-                    epochs=part.epochs,
-                    batch_size=part.batch_size,
-                    learning_rate=rate,
-                    weight_decay=part.weight_decay,
-                    warmup=part.warmup,
-                    max_length=self._recipe.data.max_length,
+                    **told, learning_rate=rate_of(rate), max_length=self._recipe.data.max_length
                 ),
                 constraint=self._recipe.arms[name].constraint,
                 seed=derive_seed(seed, task, "training"),
                 output=path,
-                record={"arm": name, "task": task, "seed": seed, "rate": rate, "key": key},
+                record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
                 progress=self.reporter.step,
             )
         return path

@@ -2,157 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from orthomerge.adapters import CONSTRAINTS, SHARE
-from orthomerge.errors import MergeError, RecipeError, unknown_name
-from orthomerge.features import GRANULARITIES
-from orthomerge.merging import get_method
-from orthomerge.subspace import get_solver, list_solvers
+from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.experiment.parts import (
+    AdapterShape,
+    Arm,
+    Data,
+    Known,
+    Merge,
+    Part,
+    StatisticsPart,
+    TaskTraining,
+    Training,
+)
 from orthomerge.tasks import get_task
 
-PEFT_STARTS = ("default", "default_unit")
+__all__ = ["Arm", "Merge", "Recipe", "load_recipe", "packaged_recipes", "parse_recipe"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(_Part):
-    """Rows a task, drawn under `seed` from its fixed pools."""
-
-    train: int = Field(default=400, gt=0)
-    selection: int = Field(default=100, gt=0)
-    test: int = Field(default=300, gt=0)
-    max_length: int = Field(default=48, gt=2)
-    seed: int = 0
-
-
-class AdapterShape(_Part):
-    """The LoRA adapter: the paper's defaults."""
-
-    rank: int = Field(default=8, gt=0)
-    alpha: float = Field(default=16, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    rslora: bool = False
-    targets: list[str] = Field(default=["query", "value"], min_length=1)
-
-
-class StatisticsPart(_Part):
-    """The unlabelled sample of each task behind its statistics."""
-
-    samples: int = Field(default=100, gt=0)
-    seed: int = 0
-
-
-class Training(_Part):
-    """One training; `learning_rate` may be a list, from which each arm takes its own best.
-
-    With a `rate_tolerance` it takes the lowest rate whose score on the selection split is at most
-    that far below the best one: a higher rate buys nothing there, and larger updates merge worse.
-    """
-
-    epochs: float = Field(default=3, gt=0)
-    batch_size: int = Field(default=16, gt=0)
-    learning_rate: float | list[float] = 2e-3
-    rate_tolerance: float = Field(default=0.0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup: float = Field(default=0.06, ge=0, lt=1)
-
-    @field_validator("learning_rate")
-    @classmethod
-    def _positive(cls, value: float | list[float]) -> float | list[float]:
-        rates = value if isinstance(value, list) else [value]
-        if not rates or min(rates) <= 0:
-            raise ValueError("must be a positive number or a list of them")
-        return value
-
-
-class Arm(_Part):
-    """One way to start and train: a line in the figure.
-
-    `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1) or a solver;
-    `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
-    gives layers ranks by how many directions have at most that part of the others' mean energy;
-    `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
-    whether tasks draw from one seed or each from its own.
-    """
-
-    start: str
-    granularity: str = "token"
-    constraint: str = "init"
-    share: float = Field(default=SHARE, gt=0, lt=1)
-    room: int | None = Field(default=None, gt=0)
-    quiet: float | None = Field(default=None, gt=0)
-    samples: int | None = Field(default=None, gt=0)
-    seed_policy: Literal["per_task", "shared"] = "per_task"
-    learning_rate: float | list[float] | None = None
-    seeds: list[int] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def solver(self) -> str | None:
-        """The solver behind the start, None for PEFT's own."""
-        return None if self.start in PEFT_STARTS else self.start
-
-    @model_validator(mode="after")
-    def _names(self) -> Arm:
-        starts = [*PEFT_STARTS, *(s.name for s in list_solvers())]
-        if self.start not in starts:
-            raise unknown_name("start", self.start, starts, error=RecipeError)
-        if self.constraint not in CONSTRAINTS:
-            raise unknown_name("constraint", self.constraint, CONSTRAINTS, error=RecipeError)
-        if self.granularity not in GRANULARITIES:
-            raise unknown_name("granularity", self.granularity, GRANULARITIES, error=RecipeError)
-        if self.solver is None and (self.constraint == "project" or self.quiet):
-            raise RecipeError(
-                f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
-                "name a solver."
-            )
-        valid = get_solver(self.start).options if self.solver else {}
-        for option in self.options:
-            if option not in valid:
-                raise unknown_name(
-                    f"option of the start '{self.start}'", option, valid, error=RecipeError
-                )
-        return self
-
-
-class Merge(_Part):
-    """One merging method at each of `weights`, which multiply every adapter's update.
-
-    Of the weights in `choose_from` only the one with the best mean score on the selection split is
-    tested too; weights and candidates of an arm and seed are chosen for all tasks together.
-    """
-
-    method: str
-    weights: list[float] = Field(default=[1.0], min_length=1)
-    choose_from: list[float] = Field(default_factory=list)
-    options: dict[str, Any] = Field(default_factory=dict)
-    rank: int | None = Field(default=None, gt=0)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the merge is called with: the options, and the rank where one is asked for."""
-        return dict(self.options) | ({"rank": self.rank} if self.rank else {})
-
-    @model_validator(mode="after")
-    def _names(self) -> Merge:
-        valid = get_method(self.method).options
-        for option in self.options:
-            if option not in valid and f"{option}_" not in valid:
-                raise unknown_name(
-                    f"option of the method '{self.method}'", option, valid, error=MergeError
-                )
-        return self
-
-
-class Recipe(_Part):
+class Recipe(Part):
     """The whole of a run. See `recipes/demo.yaml` for one with every key explained."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -166,6 +42,7 @@ class Recipe(_Part):
     statistics: StatisticsPart = StatisticsPart()
     training: Training = Training()
     save_merged: bool = False
+    known: list[Known] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _tasks(self) -> Recipe:
@@ -174,7 +51,34 @@ class Recipe(_Part):
         twice = {t for t in self.tasks if self.tasks.count(t) > 1}
         if twice:
             raise RecipeError(f"task '{twice.pop()}' is named twice: name each task once.")
+        for name in self.training.tasks:
+            self._require_task(name, "training.tasks")
+        for arm, part in self.arms.items():
+            if isinstance(part.tasks, int) and part.tasks > len(self.tasks):
+                raise RecipeError(
+                    f"arms.{arm}.tasks is {part.tasks}, the recipe has {len(self.tasks)} tasks: "
+                    "name more tasks, or lower it."
+                )
+            for name in part.tasks if isinstance(part.tasks, list) else ():
+                self._require_task(name, f"arms.{arm}.tasks")
         return self
+
+    def _require_task(self, name: str, where: str) -> None:
+        if name not in self.tasks:
+            raise unknown_name("task", name, self.tasks, where=where, error=RecipeError)
+
+    def tasks_of(self, arm: str) -> list[str]:
+        """The tasks an arm trains and merges, in the recipe's order."""
+        own = self.arms[arm].tasks
+        if own is None or isinstance(own, int):
+            return self.tasks[:own]
+        return [task for task in self.tasks if task in own]
+
+    def adapter_of(self, arm: str) -> AdapterShape:
+        """The shape of an arm's adapters."""
+        part = self.arms[arm]
+        own = {"rank": part.rank, "alpha": part.alpha, "targets": part.targets}
+        return self.adapter.model_copy(update={k: v for k, v in own.items() if v is not None})
 
     def seeds_of(self, arm: str) -> list[int]:
         """The seeds an arm runs with."""
@@ -187,25 +91,32 @@ class Recipe(_Part):
         return list(rates) if isinstance(rates, list) else [rates]
 
 
-def load_recipe(source: str | Path) -> tuple[Recipe, str]:
+def packaged_recipes() -> dict[str, Traversable]:
+    """The recipes that come along, by name: those at the top first, then the folders'."""
+    found = dict(_below(files("orthomerge.recipes"), ""))
+    return {name: found[name] for name in sorted(found, key=lambda n: (n.count("/"), n))}
+
+
+def _below(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _below(item, f"{prefix}{item.name}/")
+        elif item.name.endswith(".yaml"):
+            yield prefix + item.name, item
+
+
+def load_recipe(source: str | Path, changes: Mapping[str, Any] | None = None) -> tuple[Recipe, str]:
     """A recipe and its text, from a path or the name of one that comes with the package.
+
+    `changes` override its values by dotted key (`data.train`, `merges.0.weights`); the text then
+    says so and holds the values as changed.
 
     Raises:
         RecipeError: no such file, not YAML, a key that does not exist (the message names the
-            nearest), or a value that does not fit.
+            nearest), a value that does not fit, or a change at a place that is not there.
         UnknownNameError: a task, method, solver or start that does not exist.
     """
-    path = Path(source)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        packaged = files("orthomerge.recipes")
-        names = sorted(p.name for p in packaged.iterdir() if p.name.endswith(".yaml"))
-        if path.name not in names or len(path.parts) > 2:
-            raise RecipeError(
-                f"no recipe '{source}': no such file; recipes that come along: {', '.join(names)}."
-            )
-        text = packaged.joinpath(path.name).read_text(encoding="utf-8")
+    text = _text(source)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as problem:
@@ -216,7 +127,43 @@ def load_recipe(source: str | Path) -> tuple[Recipe, str]:
         ) from problem
     if not isinstance(values, dict):
         raise RecipeError(f"recipe '{source}' is not a mapping of keys: see recipes/demo.yaml.")
+    for key, value in (changes or {}).items():
+        _change(values, key, value)
+    if changes:
+        said = ", ".join(f"{key}={value}" for key, value in changes.items())
+        text = f"# {source} with {said}\n" + yaml.safe_dump(values, sort_keys=False)
     return parse_recipe(values, where=f"recipe '{source}'"), text
+
+
+def _text(source: str | Path) -> str:
+    path = Path(source)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    packaged = packaged_recipes()
+    name = path.as_posix().removeprefix("recipes/")
+    name = name if name.endswith(".yaml") else f"{name}.yaml"
+    if name not in packaged:
+        raise RecipeError(
+            f"no recipe '{source}': no such file; recipes that come along: {', '.join(packaged)}."
+        )
+    return packaged[name].read_text(encoding="utf-8")
+
+
+def _change(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value by its dotted key; what the value is worth is for the validation to say."""
+    place: Any = values
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        where: Any = name
+        if isinstance(place, list) and name.isdigit() and int(name) < len(place):
+            where = int(name)
+        elif not isinstance(place, dict):
+            above = ".".join(names[:depth])
+            raise RecipeError(f"'{key}' names no place in the recipe: '{above}' has no '{name}'.")
+        if depth == len(names) - 1:
+            place[where] = value
+        else:
+            place = place.setdefault(where, {}) if isinstance(place, dict) else place[where]
 
 
 def parse_recipe(values: dict[str, Any], *, where: str = "the recipe") -> Recipe:
@@ -224,10 +171,10 @@ def parse_recipe(values: dict[str, Any], *, where: str = "the recipe") -> Recipe
     try:
         return Recipe.model_validate(values)
     except ValidationError as problem:
-        raise _plain(problem, values, where) from problem
+        raise _plain(problem, where) from problem
 
 
-def _plain(problem: ValidationError, values: dict[str, Any], where: str) -> RecipeError:
+def _plain(problem: ValidationError, where: str) -> RecipeError:
     """The first of pydantic's findings as one sentence."""
     first = problem.errors(include_url=False)[0]
     place = ".".join(str(p) for p in first["loc"])
@@ -243,13 +190,14 @@ def _plain(problem: ValidationError, values: dict[str, Any], where: str) -> Reci
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
-    parts: dict[str, type[_Part]] = {
+    parts: dict[str, type[Part]] = {
         "data": Data,
         "adapter": AdapterShape,
         "statistics": StatisticsPart,
-        "training": Training,
+        "training": TaskTraining if len(location) > 1 else Training,
         "arms": Arm,
         "merges": Merge,
+        "known": Known,
     }
     model = parts.get(str(location[0]), Recipe) if location else Recipe
     return list(model.model_fields)

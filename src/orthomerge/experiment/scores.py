@@ -47,7 +47,7 @@ class Scores:
     ) -> None:
         """A merge of the arm's adapters, kept where the recipe says so, on the missing tasks."""
         assert asked.merge is not None and asked.weight is not None
-        merge, tasks = self._recipe.merges[asked.merge], list(self._keys.tasks)
+        merge, tasks = self._recipe.merges[asked.merge], self._keys.tasks_of(asked.arm)
         adapters = {
             t: read_adapter(self._pieces.adapter(asked.arm, t, asked.seed, asked.rate))
             for t in tasks
@@ -66,7 +66,10 @@ class Scores:
         assert asked.weight is not None
         needs, given = get_method(merge.method).needs, {}
         if "moments" in needs:
-            given["statistics"] = [self._pieces.statistics(t, MERGE_GRANULARITY) for t in adapters]
+            targets = self._recipe.arms[asked.arm].targets
+            given["statistics"] = [
+                self._pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in adapters
+            ]
         if "fisher" in needs:
             given["fisher"] = [
                 self._pieces.fisher(asked.arm, t, asked.seed, asked.rate) for t in adapters

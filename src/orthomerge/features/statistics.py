@@ -37,6 +37,10 @@ def describe_model(model: nn.Module, model_id: str | None = None) -> dict[str, A
     config = getattr(model, "config", None)
     values: Mapping[str, Any] = config.to_dict() if config is not None else {}
     kept = {k: v for k, v in values.items() if k not in _NOT_ARCHITECTURE}
+    ends = values.get("eos_token_id")
+    if kept.get("pad_token_id") in (ends if isinstance(ends, list) else [ends]):
+        # Decoders without a padding token are given their end token to be classifiers.
+        kept["pad_token_id"] = None
     return {
         "model_id": model_id or str(values.get("_name_or_path") or type(model).__name__),
         "model_revision": getattr(config, "_commit_hash", None),

@@ -1,4 +1,4 @@
-"""GLUE's tasks from the hub, by the contract of the offline ones.
+"""GLUE's tasks from the hub or a folder laid out as there, by the contract of the offline ones.
 
 The training pool is GLUE's training split, the test pool its validation split (the matched one of
 MNLI), because GLUE's own test labels are not public; the selection rows are drawn from the training
@@ -8,14 +8,18 @@ Understanding", ICLR 2019.
 
 from __future__ import annotations
 
+import os
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 from orthomerge.errors import AssetError
+from orthomerge.hub import hub_reason
 from orthomerge.tasks.corpora import Pools
 from orthomerge.tasks.task import Metric, Row, Task
 
 DATASET = "nyu-mll/glue"
+FOLDER_VARIABLE = "ORTHOMERGE_GLUE"
+"""Names a folder with a copy of the data set: `<config>/<split>-*.parquet`, as on the hub."""
 
 
 class Definition(NamedTuple):
@@ -57,7 +61,7 @@ DEFINITIONS = (
 def _load(config: str) -> Any:
     from datasets import load_dataset
 
-    return load_dataset(DATASET, config)
+    return load_dataset(os.environ.get(FOLDER_VARIABLE) or DATASET, config)
 
 
 @cache
@@ -65,30 +69,56 @@ def pools(definition: Definition) -> Pools:
     """The labelled rows of GLUE's training and validation splits.
 
     Raises:
-        AssetError: the data set cannot be loaded.
+        AssetError: the data set cannot be loaded, or is another one than GLUE.
     """
+    config = definition.config
     try:
-        splits = _load(definition.config)
+        splits = _load(config)
     # The loader raises its own, its transport's and plain errors; each means there is no data.
     except Exception as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
+            raise AssetError(
+                f"no data for 'glue/{config}' in {FOLDER_VARIABLE} '{folder}': {said}; it must "
+                f"hold {config}/train-*.parquet and so on, as {DATASET} does."
+            ) from problem
         raise AssetError(
-            f"no data for 'glue/{definition.config}': the hub's data set {DATASET} said: {reason}; "
-            "the tasks without 'glue/' need no hub."
+            f"no data for 'glue/{config}' ({DATASET}): {hub_reason(problem, 'data set')}; "
+            f"{FOLDER_VARIABLE} names such a folder, and the tasks without 'glue/' need no hub."
         ) from problem
     return {
-        "train": _rows(definition, splits["train"]),
-        "test": _rows(definition, splits[definition.test]),
+        "train": _rows(definition, splits, "train"),
+        "test": _rows(definition, splits, definition.test),
     }
 
 
-def _rows(definition: Definition, split: Any) -> list[Row]:
-    pairs = split[definition.pair] if definition.pair else [None] * len(split)
-    number = int if definition.labels else float
+def _rows(definition: Definition, splits: Any, name: str) -> list[Row]:
+    d = definition
+    if name not in splits:
+        raise AssetError(
+            f"the data of 'glue/{d.config}' has no split '{name}', only "
+            f"{', '.join(map(str, splits))}: it is not the data set {DATASET}."
+        )
+    split = splits[name]
+    wanted = [d.text, *([d.pair] if d.pair else []), "label"]
+    missing = [column for column in wanted if column not in split.column_names]
+    if missing:
+        raise AssetError(
+            f"the data of 'glue/{d.config}' has no column '{missing[0]}', only "
+            f"{', '.join(split.column_names)}: it is not the data set {DATASET}."
+        )
+    names = getattr(split.features["label"], "names", None)
+    if names and tuple(names) != d.labels:
+        raise AssetError(
+            f"the labels of 'glue/{d.config}' are {', '.join(names)}, not {', '.join(d.labels)}: "
+            f"it is not the data set {DATASET}."
+        )
+    pairs = split[d.pair] if d.pair else [None] * len(split)
+    number = int if d.labels else float
     return [
         Row(text, pair, number(label))
-        for text, pair, label in zip(split[definition.text], pairs, split["label"], strict=True)
-        if not definition.labels or label >= 0
+        for text, pair, label in zip(split[d.text], pairs, split["label"], strict=True)
+        if not d.labels or label >= 0
     ]
 
 

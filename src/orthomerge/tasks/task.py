@@ -53,8 +53,18 @@ class Task:
     pair: bool
     pools: Callable[[], Mapping[str, list[Row]]]
 
-    def data(self, *, train: int = 0, selection: int = 0, test: int = 0, seed: int = 0) -> TaskData:
+    def data(
+        self,
+        *,
+        train: int | None = 0,
+        selection: int = 0,
+        test: int | None = 0,
+        seed: int = 0,
+        at_most: bool = False,
+    ) -> TaskData:
         """A sample of every split, drawn under `seed`; a smaller sample begins a larger one.
+
+        None asks for all rows of a split; with `at_most`, `train` and `test` are bounds.
 
         Raises:
             TaskError: a split has fewer rows than asked, or the rows carry fewer than two labels.
@@ -69,15 +79,17 @@ class Task:
             shuffled["selection"] = shuffled["train"][cut:]
             shuffled["train"] = shuffled["train"][:cut]
         parts: dict[str, list[Row]] = {}
-        for split, count in wanted.items():
+        for split, asked in wanted.items():
             have = len(shuffled[split])
+            bound = at_most and split != "selection"
+            count = have if asked is None else min(asked, have) if bound else asked
             if count < 0 or have < count:
                 raise TaskError(
                     f"task '{self.name}' has {have} {split} rows, not {count}: ask for fewer."
                 )
             parts[split] = shuffled[split][:count]
         for split in ("train", "test"):
-            if wanted[split] and len({row.label for row in parts[split]}) < 2:
+            if wanted[split] != 0 and len({row.label for row in parts[split]}) < 2:
                 raise TaskError(
                     f"the {split} rows of task '{self.name}' carry one label: ask for more rows or "
                     "name another label column."

@@ -157,7 +157,7 @@ class Entropies:
                 load_head(self._models[task.outputs], adapter.modules)
             else:
                 self._models[task.outputs] = load_with_head(
-                    inputs.base, adapter.modules, task.outputs, regression=False
+                    inputs.base, self._tokenizer, adapter.modules, task.outputs, regression=False
                 )
         self._sums = [
             _RankOnes.of([a.layers.get(layer) for a in inputs.adapters]) for layer in inputs.layers

@@ -14,6 +14,7 @@ from orthomerge.evaluation import applied
 from orthomerge.features import batches
 from orthomerge.files import fingerprint
 from orthomerge.fisher import FisherMeta, collect_fisher
+from orthomerge.models import preferred_device
 from orthomerge.tasks import Task, get_task
 from orthomerge.tuning.inputs import base_of, load_with_head, tokenizer_of
 
@@ -78,8 +79,8 @@ def fisher_on_texts(
     """`adapter_fisher` on a sample and a base that are at hand; it raises the same."""
     regression = task.kind == "regression"
     outputs = 1 if regression else len(task.labels)
-    model = load_with_head(base, adapter.modules, outputs, regression=regression)
-    with applied(model, adapter.layers):
+    model = load_with_head(base, tokenizer, adapter.modules, outputs, regression=regression)
+    with applied(model.to(preferred_device()), adapter.layers):
         fisher = collect_fisher(
             model,
             batches(texts, tokenizer, batch_size=batch_size, max_length=max_length),

@@ -13,7 +13,7 @@ from orthomerge.adapters import Adapter, read_adapter, require_same_base
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation import load_head
-from orthomerge.models import load_classifier, load_tokenizer
+from orthomerge.models import agree_on_padding, load_classifier, load_tokenizer
 from orthomerge.tasks import Row, Task, get_task
 
 
@@ -133,7 +133,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def load_with_head(
-    base: ResolvedModel, head: Mapping[str, Tensor], outputs: int, *, regression: bool
+    base: ResolvedModel,
+    tokenizer: Any,
+    head: Mapping[str, Tensor],
+    outputs: int,
+    *,
+    regression: bool,
 ) -> Any:
     """The base with a task's head on top, in eval mode, its weights frozen.
 
@@ -144,7 +149,7 @@ def load_with_head(
     model = load_classifier(
         base.path_or_id, num_labels=outputs, regression=regression, name=base.name
     )
-    load_head(model, head)
+    load_head(agree_on_padding(model, tokenizer), head)
     return model.eval().requires_grad_(False)
 
 

@@ -1,0 +1,243 @@
+"""The parts of a recipe: data, adapter, statistics, training, arms, merges, known figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE
+from orthomerge.errors import MergeError, RecipeError, unknown_name
+from orthomerge.features import GRANULARITIES
+from orthomerge.merging import get_method
+from orthomerge.rows import SINGLE
+from orthomerge.subspace import get_solver, list_solvers
+from orthomerge.tasks import Task, TaskData
+from orthomerge.training import Precision
+
+PEFT_STARTS = ("default", "default_unit", "gaussian")
+
+
+class Part(BaseModel):
+    """Keys that do not exist are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Rows = Annotated[int, Field(gt=0)] | Literal["all"]
+
+
+class Data(Part):
+    """Rows a task, drawn under `seed` from its fixed pools.
+
+    `train` and `test` may be "all"; with `at_most` they are bounds, and a task with fewer rows
+    gives what it has.
+    """
+
+    train: Rows = 400
+    selection: int = Field(default=100, gt=0)
+    test: Rows = 300
+    at_most: bool = False
+    max_length: int = Field(default=48, gt=2)
+    seed: int = 0
+
+    def of(self, task: Task) -> TaskData:
+        """The rows of one task; raises what `Task.data` raises."""
+        return task.data(
+            train=None if self.train == "all" else self.train,
+            selection=self.selection,
+            test=None if self.test == "all" else self.test,
+            seed=self.seed,
+            at_most=self.at_most,
+        )
+
+
+class AdapterShape(Part):
+    """The LoRA adapter: the paper's defaults."""
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = False
+    targets: list[str] = Field(default=["query", "value"], min_length=1)
+
+
+class StatisticsPart(Part):
+    """The unlabelled sample of each task behind its statistics."""
+
+    samples: int = Field(default=100, gt=0)
+    seed: int = 0
+
+
+class TaskTraining(Part):
+    """What one task's training does otherwise."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+
+
+class Training(Part):
+    """One training; `learning_rate` may be a list, from which each arm takes its own best.
+
+    With a `rate_tolerance` it takes the lowest rate whose score on the selection split is at most
+    that far below the best one: a higher rate buys nothing there, and larger updates merge worse.
+    `tasks` gives single tasks epochs or a rate of their own, whatever the arm's; `accumulate` cuts
+    each batch of `batch_size` into so many passes, for a small card.
+    """
+
+    epochs: float = Field(default=3, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    learning_rate: float | list[float] = 2e-3
+    rate_tolerance: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    precision: Precision = "float32"
+    accumulate: int = Field(default=1, gt=0)
+    tasks: dict[str, TaskTraining] = Field(default_factory=dict)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _positive(cls, value: float | list[float]) -> float | list[float]:
+        rates = value if isinstance(value, list) else [value]
+        if not rates or min(rates) <= 0:
+            raise ValueError("must be a positive number or a list of them")
+        return value
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch_size % self.accumulate:
+            raise RecipeError(
+                f"training.batch_size {self.batch_size} cannot be cut into {self.accumulate} equal "
+                "passes: let training.accumulate divide it."
+            )
+        return self
+
+    def epochs_of(self, task: str) -> float:
+        """The epochs of the task that the recipe calls so."""
+        own = self.tasks.get(task, TaskTraining()).epochs
+        return self.epochs if own is None else own
+
+    def rate_of(self, task: str, rate: float) -> float:
+        """The learning rate of the task in an arm of the given rate."""
+        own = self.tasks.get(task, TaskTraining()).learning_rate
+        return rate if own is None else own
+
+    def content(self, task: str) -> dict[str, Any]:
+        """What a training depends on beside its rate: keys that came later count once used."""
+        old = {"epochs", "batch_size", "weight_decay", "warmup"}
+        new = self.model_dump(include={"precision", "accumulate"}, exclude_defaults=True)
+        return self.model_dump(include=old) | {"epochs": self.epochs_of(task)} | new
+
+
+class Arm(Part):
+    """One way to start and train: a line in the figure.
+
+    `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1), "gaussian"
+    (PEFT's of that name, on which the paper's code starts its baseline) or a solver;
+    `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
+    gives layers ranks by how many directions have at most that part of the others' mean energy;
+    `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
+    whether tasks draw from one seed or each from its own. `rank`, `alpha`, `targets` and `tasks`
+    (a list, or how many of the recipe's first ones) override the recipe's.
+    """
+
+    start: str
+    granularity: str = "token"
+    constraint: str = "init"
+    share: float = Field(default=SHARE, gt=0, lt=1)
+    room: int | None = Field(default=None, gt=0)
+    quiet: float | None = Field(default=None, gt=0)
+    samples: int | None = Field(default=None, gt=0)
+    seed_policy: Literal["per_task", "shared"] = "per_task"
+    rank: int | None = Field(default=None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
+    targets: list[str] | None = Field(default=None, min_length=1)
+    tasks: Annotated[int, Field(gt=1)] | Annotated[list[str], Field(min_length=2)] | None = None
+    learning_rate: float | list[float] | None = None
+    seeds: list[int] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def solver(self) -> str | None:
+        """The solver behind the start, None for PEFT's own."""
+        return None if self.start in PEFT_STARTS else self.start
+
+    @model_validator(mode="after")
+    def _names(self) -> Arm:
+        starts = [*PEFT_STARTS, *(s.name for s in list_solvers())]
+        if self.start not in starts:
+            raise unknown_name("start", self.start, starts, error=RecipeError)
+        constraints = (*CONSTRAINTS, FROZEN_B)
+        if self.constraint not in constraints:
+            raise unknown_name("constraint", self.constraint, constraints, error=RecipeError)
+        if self.constraint == FROZEN_B and self.start != "default":
+            raise RecipeError(
+                f"the constraint '{FROZEN_B}' goes with the start 'default' alone: with B held a "
+                "start of A changes nothing (docs/paper.md)."
+            )
+        if self.granularity not in GRANULARITIES:
+            raise unknown_name("granularity", self.granularity, GRANULARITIES, error=RecipeError)
+        if self.solver is None and (self.constraint == "project" or self.quiet):
+            raise RecipeError(
+                f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
+                "name a solver."
+            )
+        valid = get_solver(self.start).options if self.solver else {}
+        for option in self.options:
+            if option not in valid:
+                raise unknown_name(
+                    f"option of the start '{self.start}'", option, valid, error=RecipeError
+                )
+        return self
+
+
+class Merge(Part):
+    """One merging method at each of `weights`, which multiply every adapter's update.
+
+    Of the weights in `choose_from` only the one with the best mean score on the selection split is
+    tested too; weights and candidates of an arm and seed are chosen for all tasks together.
+    """
+
+    method: str
+    weights: list[float] = Field(default=[1.0], min_length=1)
+    choose_from: list[float] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+    rank: int | None = Field(default=None, gt=0)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the merge is called with: the options, and the rank where one is asked for."""
+        return dict(self.options) | ({"rank": self.rank} if self.rank else {})
+
+    @model_validator(mode="after")
+    def _names(self) -> Merge:
+        valid = get_method(self.method).options
+        for option in self.options:
+            if option not in valid and f"{option}_" not in valid:
+                raise unknown_name(
+                    f"option of the method '{self.method}'", option, valid, error=MergeError
+                )
+        return self
+
+
+class Known(Part):
+    """A figure from elsewhere to print beside ours, in hundredths; never mixed with measured ones.
+
+    `method` is a merging method or "single", `source` where the figure is from, `note` how sure it
+    is.
+    """
+
+    label: str
+    method: str
+    average: float | None = None
+    tasks: dict[str, float] = Field(default_factory=dict)
+    source: str = Field(min_length=1)
+    note: str = "unconfirmed"
+
+    @model_validator(mode="after")
+    def _names(self) -> Known:
+        if self.method != SINGLE:
+            get_method(self.method)
+        if self.average is None and not self.tasks:
+            raise RecipeError(f"known '{self.label}' holds no figure: give an average or tasks.")
+        return self

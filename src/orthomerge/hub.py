@@ -1,0 +1,59 @@
+"""What the hub's answers mean, in a clause for a person: what is wrong, and the way out."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
+
+
+def hub_reason(problem: BaseException, kind: str = "model") -> str:
+    """Why the hub did not give a `kind` ("model", "adapter", "data set"), without a full stop.
+
+    The clients raise errors of their own, their transport's and the disk's, often one as the cause
+    of another: the first that is known in the chain is told, else what the last one says.
+    """
+    for cause in _chain(problem):
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"the {kind} is gated: accept its terms on its page at the hub, then {LOG_IN}, or "
+                "name a folder with a copy of it"
+            )
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"the hub has no such {kind}, or it is private: check the name, or {LOG_IN}"
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            return (
+                f"no room left on the disk for the {kind}: free some, or set HF_HOME to a folder "
+                "on another disk"
+            )
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+            if constants.HF_HUB_OFFLINE:
+                return (
+                    f"HF_HUB_OFFLINE is set, so the hub is not asked, and no copy of the {kind} is "
+                    "kept here: unset it, or name a folder with a copy"
+                )
+            return (
+                f"the hub does not answer: check the connection and try again, or name a folder "
+                f"with a copy of the {kind}"
+            )
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return f"the hub said: {lines[0].rstrip('. ')}"
+
+
+def _chain(problem: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    current: BaseException | None = problem
+    while current is not None and current not in seen:
+        yield current
+        seen.append(current)
+        current = current.__cause__ or current.__context__
