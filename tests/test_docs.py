@@ -46,7 +46,6 @@ def test_the_page_of_merging_has_commands():
 @pytest.mark.slow
 def test_every_command_of_the_page_of_merging_works(tiny_base, tmp_path, monkeypatch):
     """In their order, on tiny adapters; searches are cut short and the hub is left alone."""
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tuning"))
     from small_adapters import make_adapter
 
     monkeypatch.chdir(tmp_path)

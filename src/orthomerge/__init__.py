@@ -23,7 +23,13 @@ if TYPE_CHECKING:
         read_adapter,
         read_kept_out,
     )
-    from orthomerge.diagnostics import Interference, interference
+    from orthomerge.diagnostics import (
+        Diagnosis,
+        Interference,
+        diagnose,
+        interference,
+        predict_shift,
+    )
     from orthomerge.errors import OrthomergeError
     from orthomerge.experiment import Recipe, Run, load_recipe
     from orthomerge.factors import LoraFactors
@@ -40,7 +46,7 @@ _HOMES = {
         "Adapter", "OsrmConfig", "Projection", "freeze_A", "initialize_osrm_weights",
         "merge_adapters", "merge_to_model", "read_adapter", "read_kept_out",
     ),
-    "diagnostics": ("Interference", "interference"),
+    "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
     "errors": ("OrthomergeError",),
     "experiment": ("Recipe", "Run", "load_recipe"),
     "factors": ("LoraFactors",),
@@ -56,6 +62,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adapter",
+    "Diagnosis",
     "Fisher",
     "Interference",
     "LoraFactors",
@@ -76,6 +83,7 @@ __all__ = [
     "Task",
     "collect_fisher",
     "collect_statistics",
+    "diagnose",
     "freeze_A",
     "get_solver",
     "get_task",
@@ -92,6 +100,7 @@ __all__ = [
     "merge_statistics",
     "merge_to_model",
     "plots",
+    "predict_shift",
     "read_adapter",
     "read_kept_out",
     "read_rows",

@@ -31,7 +31,7 @@ from orthomerge.adapters.initialise import (
 )
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
-from orthomerge.adapters.statistics import matched_fisher, matched_statistics
+from orthomerge.adapters.statistics import matched_fisher, matched_statistics, of_one_model
 from orthomerge.adapters.write import as_factors
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "merge_adapters",
     "merge_to_model",
     "new_lora",
+    "of_one_model",
     "orthonormal_B",
     "plan_ranks",
     "read_adapter",

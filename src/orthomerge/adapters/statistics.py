@@ -36,6 +36,19 @@ def matched_statistics(
             f"the method '{method.name}' takes no statistics: leave them out, or choose one that "
             "needs moments ('orthomerge methods')."
         )
+    return of_one_model(statistics, adapters, base)
+
+
+def of_one_model(
+    statistics: Sequence[str | Path | Statistics],
+    adapters: Sequence[Adapter],
+    base: str | None = None,
+) -> list[Statistics]:
+    """The statistics, read an entry at a time, held to be of one model: of the base, if known.
+
+    Raises:
+        StatisticsError: an unreadable file, or statistics of another model.
+    """
     read = [s if isinstance(s, Statistics) else Statistics.load(s, lazy=True) for s in statistics]
     called = [
         f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"

@@ -3,47 +3,167 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthomerge.cli._app import app, out, print_json
+from orthomerge.cli._app import app, out, parse_options, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orthomerge.diagnostics import Diagnosis, Shift
+
+LAYERS, PAIRS = 5, 10
 
 
 @app.command()
 def diagnose(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT adapter folders, in order.")],
+    adapters: Annotated[list[str], typer.Argument(help="PEFT adapter folders or hub ids.")],
     stats: Annotated[
-        list[Path], typer.Option(help="Statistics of each adapter's task, in that order; repeat.")
-    ],
+        list[Path] | None,
+        typer.Option(help="Statistics of each adapter's task, in that order; repeat."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare this method with the plain sum; repeat. Default: two quick ones."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the methods, as key=value; repeat.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """How much each adapter would disturb each task in a merge, before merging anything.
+    """Will these adapters work together? Told before merging anything.
 
-    A figure is the output an adapter adds on a task's inputs, relative to what the task's own
-    adapter adds there: 0 is silent, 1 as loud as the task itself.
+    From the adapters alone: how far they overlap, contradict each other, differ in size, and
+    whether they began from one start. With statistics of their tasks also what each adapter does
+    on every other task's inputs, what a merge will do to every task's outputs, and what to change.
 
     Example: [bold]orthomerge diagnose a/ b/ --stats a.stats.safetensors
     --stats b.stats.safetensors[/]
     """
+    from orthomerge.cli._progress import work_bar
+    from orthomerge.diagnostics import METHODS
+    from orthomerge.diagnostics import diagnose as examine
+    from orthomerge.errors import MergeError
+
+    if (method or option) and not stats:
+        raise MergeError("a method is judged by the tasks' statistics: name them with --stats.")
+    with work_bar("trial merges") as progress:
+        found = examine(
+            adapters, stats or None, methods=method or METHODS,
+            options=parse_options(option or []), progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json(found.record())
+        return
+    _say(found)
+
+
+def _say(found: Diagnosis) -> None:
+    out.print(_pairs(found))
+    out.print(_adapters(found))
+    if found.plain is not None:
+        out.print(_interference(found))
+        out.print(_shifts(found))
+        out.print(_loudest(found))
+    for line in found.notes:
+        out.print(f"[yellow]note[/] {line}", highlight=False)
+    for advice in found.advice:
+        out.print(f"[green]advice[/] {advice.text}", highlight=False)
+    _close(found)
+
+
+def _close(found: Diagnosis) -> None:
+    from orthomerge.diagnostics import evidence
+
+    if found.plain is None:
+        out.print(
+            "With --stats (one file a task, 'orthomerge stats') this also predicts what a merge "
+            "does to every task.",
+            style="dim", highlight=False,
+        )  # fmt: skip
+    else:
+        out.print(f"Predicted shift: {evidence('merges')}.", style="dim", highlight=False)
+
+
+def _table(title: str, *columns: str, caption: str | None = None) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from orthomerge.diagnostics import interference
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", caption=caption)
+    table.caption_justify = "left"
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    return table
 
-    found = interference(list(adapters), list(stats))
-    if json:
-        print_json(
-            {
-                "adapters": found.names,
-                "interference": found.matrix.tolist(),
-                "layers": {name: m.tolist() for name, m in found.layers.items()},
-            }
-        )
-        return
-    table = Table(title="interference: adapter (row) on task (column)")
-    table.add_column("")
-    for name in found.names:
-        table.add_column(name, justify="right")
-    for name, row in zip(found.names, found.matrix.tolist(), strict=True):
+
+def _pairs(found: Diagnosis) -> Table:
+    o = found.overlap
+    count = len(o.names)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    # The pairs that contradict each other most come first, where not all are shown.
+    shown = sorted(pairs, key=lambda p: -float(o.sign_conflict[p]))[:PAIRS]
+    more = (
+        f"; {len(shown)} of {len(pairs)} pairs, all with --json" if len(shown) < len(pairs) else ""
+    )
+    table = _table(
+        "pairs, from the adapters alone",
+        "pair", "cosine", "rows of A", "columns of B", "sign conflict",
+        caption=f"spaces shared: 1 all, 0 none; signs: 0.5 is chance, less is agreement{more}",
+    )  # fmt: skip
+    for i, j in shown:
+        figures = (o.cosine, o.row_space, o.column_space, o.sign_conflict)
+        table.add_row(f"{o.names[i]}, {o.names[j]}", *(f"{f[i, j]:.2f}" for f in figures))
+    return table
+
+
+def _adapters(found: Diagnosis) -> Table:
+    o = found.overlap
+    table = _table("adapters", "adapter", "norm", "effective rank")
+    for name, norm, rank in zip(o.names, o.norms.tolist(), o.effective_rank.tolist(), strict=True):
+        table.add_row(name, f"{norm:.3g}", f"{rank:.1f}")
+    return table
+
+
+def _interference(found: Diagnosis) -> Table:
+    assert found.interference is not None
+    names = found.interference.names
+    table = _table(
+        "interference: adapter (row) on task (column)", "", *names,
+        caption="0 is silent there, 1 as loud as the task's own adapter",
+    )  # fmt: skip
+    for name, row in zip(names, found.interference.matrix.tolist(), strict=True):
         table.add_row(name, *(f"{value:.2f}" for value in row))
-    out.print(table)
+    return table
+
+
+def _shifts(found: Diagnosis) -> Table:
+    assert found.plain is not None
+    names = found.overlap.names
+    table = _table(
+        "predicted shift of every task's outputs", "merge", "weight", *names, "mean",
+        caption="0 is as alone; 1 is all of the own adapter lost",
+    )  # fmt: skip
+    plain = found.plain
+    _shift_row(table, "sum", 1.0, plain.untuned)
+    _shift_row(table, "sum", plain.weight, plain.shift)
+    for name, best in found.methods.items():
+        _shift_row(table, name, best.weight, best.shift)
+    return table
+
+
+def _shift_row(table: Table, name: str, weight: float, shift: Shift) -> None:
+    values = (f"{v:.2f}" for v in shift.total.tolist())
+    table.add_row(name, f"{weight:.2f}", *values, f"{shift.mean:.2f}")
+
+
+def _loudest(found: Diagnosis) -> Table:
+    shown = found.loudest[:LAYERS]
+    whole = sum(value for _, value in found.loudest) or 1.0
+    table = _table("layers that hurt the plain sum most", "layer", "share of the shift")
+    for name, value in shown:
+        table.add_row(name, f"{100 * value / whole:.0f} %")
+    return table

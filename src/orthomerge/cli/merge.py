@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, err, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 
 SAVE_AS = ("adapter", "full")
@@ -70,8 +71,10 @@ def merge(
     tune: Annotated[
         str | None,
         typer.Option(
-            help="'validation': find the weights on each --task's selection rows first, as "
-            "'orthomerge tune'; the study stays in OUTPUT.tune and goes on when called again."
+            help="Find the weights first. 'statistics': the common weight that the tasks' --stats "
+            "predict to shift their outputs least, without labels. 'validation': weights that "
+            "score best on each --task's selection rows, as 'orthomerge tune'; the study stays in "
+            "OUTPUT.tune and goes on when called again."
         ),
     ] = None,
     task: Annotated[
@@ -113,7 +116,8 @@ def merge(
         **_options(option or []),
     }
     if tune is not None or task:
-        how |= _tuned(adapters, output, tune, task or [], trials, rows, how, _options(option or []))
+        search = Search(tune, task or [], trials, rows)
+        how |= tuned_weights(list(adapters), output, search, how, _options(option or []))
     if save_as == "full":
         _write_model(adapters, output, max_shard_size, how, as_json=json)
         return
@@ -175,42 +179,6 @@ def _write_model(
         f"{len(files)} file{'' if len(files) == 1 else 's'}{cut}.",
         soft_wrap=True,
     )
-
-
-def _tuned(
-    adapters: list[str],
-    output: Path,
-    tune: str | None,
-    tasks: list[str],
-    trials: int,
-    rows: int,
-    how: dict[str, Any],
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """The weights that a search finds; its study lies beside the output."""
-    from orthomerge.adapters.write import require_free
-    from orthomerge.cli.tune import finish, merge_method, tune_validation
-    from orthomerge.tuning import SearchSettings, read_inputs, require_optuna
-
-    if tune != "validation" or not tasks:
-        raise MergeError(
-            "weights are searched with --tune validation and one --task for each adapter; for "
-            "AdaMerging use 'orthomerge tune --objective entropy'."
-        )
-    if how["weights"] is not None or how["layer_weights"]:
-        raise MergeError("--tune finds the weights: leave out --weights and --layer-weights.")
-    require_optuna()
-    require_free(output, overwrite=how["overwrite"])
-    inputs = read_inputs([Path(a) for a in adapters], tasks, base=how["base"], rows=rows)
-    method = merge_method(
-        inputs, how["method"], options, how["rank"], how["seed"], how["statistics"], how["fisher"],
-        how["base"],
-    )  # fmt: skip
-    study = output.with_name(output.name + ".tune")
-    tuned = tune_validation(inputs, study, method, SearchSettings(trials=trials, seed=how["seed"]))
-    page = finish(tuned, inputs, study)
-    err.print(f"weights {', '.join(f'{w:.3f}' for w in tuned.weights)}; trials: {page}")
-    return {"weights": tuned.weights, "layer_weights": tuned.layer_weights}
 
 
 def _weights(text: str | None, what: str) -> list[float] | float | None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, read_adapter, require_same_base
+from orthomerge.adapters import Adapter, of_one_model, read_adapter, require_same_base
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
 from orthomerge.features import Statistics
@@ -70,18 +70,17 @@ def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
 def matched(
     statistics: Sequence[str | Path | Statistics], adapters: Sequence[Adapter]
 ) -> list[Statistics]:
-    """The statistics, read where they are files, one an adapter.
+    """The statistics, read where they are files, one an adapter and all of one model.
 
     Raises:
-        StatisticsError: not one an adapter.
+        StatisticsError: not one an adapter, or of another model.
     """
-    stats = [s if isinstance(s, Statistics) else Statistics.load(s) for s in statistics]
-    if len(adapters) != len(stats):
+    if len(adapters) != len(statistics):
         raise StatisticsError(
-            f"{len(adapters)} adapters and {len(stats)} statistics: give one statistics file an "
-            "adapter, in the same order."
+            f"{len(adapters)} adapters and {len(statistics)} statistics: give one statistics file "
+            "an adapter, in the same order."
         )
-    return stats
+    return of_one_model(statistics, adapters)
 
 
 def _layer(held: dict[int, LoraFactors], size: int, moments: Sequence[Moment]) -> Tensor:
