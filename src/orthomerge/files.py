@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_HOLDER}", dir=target.parent))
     except OSError as problem:
+        if is_full(problem):
+            raise full_disk(target) from problem
         raise OrthomergeError(
             f"cannot write '{target}': {problem.strerror or problem}; choose another output path."
         ) from problem
@@ -42,8 +45,31 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             old = holder / f"{target.name}.old"
             target.replace(old)
         path.replace(target)
+    except Exception as problem:
+        if is_full(problem):
+            raise full_disk(target) from problem
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def is_full(problem: BaseException) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full.
+
+    safetensors has an error of its own, which names the system's only in its text.
+    """
+    if isinstance(problem, OSError):
+        return problem.errno in (errno.ENOSPC, errno.EDQUOT)
+    cause = problem.__cause__
+    return "No space left on device" in str(problem) or (cause is not None and is_full(cause))
+
+
+def full_disk(target: str | Path) -> OrthomergeError:
+    """The error for a full disk."""
+    return OrthomergeError(
+        f"no space left on the disk for '{target}': free some and call the same command again; "
+        "whatever was finished is kept."
+    )
 
 
 def _open_to_umask(path: Path) -> None:
@@ -71,7 +97,16 @@ def append_lines(path: str | Path, lines: Iterable[str]) -> None:
     A last line left half-written by a kill is cut off first, so that no new line is lost with it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, "".join(f"{line}\n" for line in lines))
+    except OSError as problem:
+        if is_full(problem):
+            raise full_disk(path) from problem
+        raise
+
+
+def _append(path: Path, text: str) -> None:
     with path.open("ab+") as stream:
         size = stream.seek(0, os.SEEK_END)
         if size:
@@ -79,7 +114,7 @@ def append_lines(path: str | Path, lines: Iterable[str]) -> None:
             if stream.read(1) != b"\n":
                 content = path.read_bytes()
                 stream.truncate(content.rfind(b"\n") + 1)
-        stream.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+        stream.write(text.encode("utf-8"))
         stream.flush()
         os.fsync(stream.fileno())
 

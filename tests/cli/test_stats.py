@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from orthomerge.cli import app
-from orthomerge.cli._app import human_size, parse_size
 from orthomerge.errors import OrthomergeError, RecipeError
 from orthomerge.features import Statistics
 from orthomerge.moments import RowMoment
+from orthomerge.units import human_size, parse_size
 
 
 @pytest.fixture(scope="module")

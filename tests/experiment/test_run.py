@@ -26,7 +26,7 @@ class Counting(Silent):
     def advance(self, units):
         self.units += units
 
-    def stage(self, description):
+    def stage(self, description, worker=0):
         if description.startswith("train"):
             self.trained.append(description)
 

@@ -49,14 +49,19 @@ def work_bar(what: str) -> Iterator[Report]:
         yield report
 
 
+# More workers than these are at work without a bar of their own.
+_BARS = 12
+
+
 class RunProgress:
-    """Two bars, the run's and the current piece's; without a terminal a line a stage."""
+    """The run's bar and one for the piece each worker is at; without a terminal a line a stage."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._live = console.is_terminal and not quiet
         self._plain = not console.is_terminal and not quiet
         self._last_line = ""
+        self._jobs = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -68,7 +73,7 @@ class RunProgress:
             disable=not self._live,
         )
         self._run = self._progress.add_task("[bold]whole run", total=None)
-        self._piece = self._progress.add_task("starting", total=None)
+        self._pieces = {0: self._progress.add_task("starting", total=None)}
 
     def __enter__(self) -> RunProgress:
         """Begin drawing."""
@@ -94,18 +99,30 @@ class RunProgress:
 
     def jobs(self, done: int, of: int) -> None:
         """The jobs done in this sitting."""
-        self._progress.update(self._run, description=f"[bold]whole run[/], {done} of {of} jobs")
+        self._jobs = f"{done}/{of}"
+        self._progress.update(self._run, description=f"[bold]whole run[/], job {done} of {of}")
 
-    def stage(self, description: str) -> None:
+    def stage(self, description: str, worker: int = 0) -> None:
         """A piece of work begins."""
-        self._progress.reset(self._piece, description=description, total=None)
+        if worker < _BARS:
+            if worker not in self._pieces:
+                self._pieces[worker] = self._progress.add_task("", total=None)
+            self._progress.reset(
+                self._pieces[worker], description=description, total=None, visible=True
+            )
         if self._plain and description != self._last_line:
-            self._console.print(description, highlight=False)
+            self._console.print(f"[{self._jobs}] {description}", highlight=False, markup=False)
             self._last_line = description
 
-    def step(self, done: int, of: int) -> None:
+    def step(self, done: int, of: int, worker: int = 0) -> None:
         """Where the piece stands."""
-        self._progress.update(self._piece, completed=done, total=of)
+        if worker in self._pieces:
+            self._progress.update(self._pieces[worker], completed=done, total=of)
+
+    def idle(self, worker: int) -> None:
+        """Nothing to do for now: the worker's bar goes until it has a piece again."""
+        if worker in self._pieces:
+            self._progress.update(self._pieces[worker], visible=False)
 
     def row(self, row: ResultRow) -> None:
         """A result; the table at the end shows them all."""

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from orthomerge.cli._app import app, err, human_size, out, print_json
+from orthomerge.cli._app import app, err, out, print_json
 from orthomerge.cli.train import Json, Rows, TaskName
+from orthomerge.units import human_size
 
 
 @app.command()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orthomerge.cli._app import app, out, parse_size, print_json, split_names
+from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.errors import RecipeError, nearest
+from orthomerge.units import parse_size
 
 if TYPE_CHECKING:
     from orthomerge.features import Statistics

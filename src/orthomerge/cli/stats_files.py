@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthomerge.cli._app import human_size, out, print_json
+from orthomerge.cli._app import out, print_json
 from orthomerge.cli.stats import stats
+from orthomerge.units import human_size
 
 if TYPE_CHECKING:
     from orthomerge.features import InputSummary, StatisticsMeta

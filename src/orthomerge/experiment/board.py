@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.graph import Graph
@@ -37,7 +38,7 @@ class Board:
         reporter: Reporter,
         retries: int = 2,
     ) -> None:
-        self._graph, self.rows, self._reporter = graph, rows, reporter
+        self._graph, self.rows, self.reporter = graph, rows, reporter
         self._results, self._journal, self._retries = results, journal, retries
         self.seconds: dict[str, float] = {}
         self._todo: dict[str, Job] = {}
@@ -55,6 +56,10 @@ class Board:
             if job.id not in self._taken and not any(need in self._todo for need in job.needs)
         ]
 
+    def todo(self) -> list[Job]:
+        """All jobs that are open as far as rows decide it, those at work included."""
+        return list(self._todo.values())
+
     def began(self, job: Job, worker: str = "here") -> None:
         """A job was handed out."""
         self._taken.add(job.id)
@@ -64,7 +69,7 @@ class Board:
         """A result: it is on disk before this returns."""
         append_rows(self._results, [row])
         self.rows[row.key] = row
-        self._reporter.row(row)
+        self.reporter.row(row)
         self._tell()
 
     def done(self, job: Job, seconds: dict[str, float]) -> None:
@@ -78,6 +83,22 @@ class Board:
         if job.kind in ("eval", "merge"):
             self._refresh()
         self._tell()
+
+    def ended(self, job: Job, event: str, value: Any) -> None:
+        """A job came to an end in another process, which told it as `executors.worker.told` does.
+
+        Raises:
+            OrthomergeError: it was a mistake, or it was lost once too often.
+            RuntimeError: a fault of ours; `value` is its trace.
+        """
+        if event == "done":
+            self.done(job, value)
+        elif event == "lost":
+            self.lost(job, value)
+        elif event == "mistake":
+            raise OrthomergeError(value)
+        else:
+            raise RuntimeError(f"the job '{job.title}' broke:\n{value}")
 
     def lost(self, job: Job, reason: str) -> None:
         """The worker died under a job, which is therefore handed out again.
@@ -107,7 +128,7 @@ class Board:
         self._all_jobs = len(self._graph.jobs(whole, self.rows, self._is_there))
         self._all_jobs += self._finished
         self._asked = asked
-        self._reporter.total(_units(whole))
+        self.reporter.total(_units(whole))
         self._tell()
 
     def _is_there(self, path: Path) -> bool:
@@ -120,9 +141,9 @@ class Board:
         open_jobs = [job for job in self._todo.values() if job.kind == "train"]
         missing = sum(key not in self.rows for asked in self._asked for _, key in asked.keys)
         units = _units(self._asked) - missing - TRAINING_UNITS * len(open_jobs)
-        self._reporter.advance(units - self._told)
+        self.reporter.advance(units - self._told)
         self._told = units
-        self._reporter.jobs(self._finished, self._all_jobs)
+        self.reporter.jobs(self._finished, self._all_jobs)
 
     def _note(self, event: str, job: Job, **more: object) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -16,6 +16,7 @@ from orthomerge.adapters import FROZEN_B
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import RecipeError, SubspaceError
 from orthomerge.experiment.recipe import Merge, Recipe
+from orthomerge.experiment.sizes import Need, base_size, estimate_needs, widest_targets
 from orthomerge.features import SUFFIX, target_layers
 from orthomerge.files import fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
@@ -71,6 +72,12 @@ class Keys:
         """The number of outputs of a task's head, and whether it is a regression."""
         regression = self.tasks[task].kind == "regression"
         return (1 if regression else len(self.tasks[task].labels)), regression
+
+    @cached_property
+    def needs(self) -> dict[str, Need]:
+        """What a job of each kind takes on its machine."""
+        skeleton = load_skeleton(self.base.path_or_id)
+        return estimate_needs(self.recipe, base_size(skeleton, widest_targets(self.recipe)))
 
     def check(self) -> None:
         """Refuse, before anything is made, what could not be made.

@@ -25,12 +25,16 @@ class Reporter(Protocol):
         """The jobs done in this sitting, of how many."""
         ...
 
-    def stage(self, description: str) -> None:
-        """A piece of work begins."""
+    def stage(self, description: str, worker: int = 0) -> None:
+        """A piece of work begins; workers that are at work side by side have numbers."""
         ...
 
-    def step(self, done: int, of: int) -> None:
+    def step(self, done: int, of: int, worker: int = 0) -> None:
         """Where the piece stands."""
+        ...
+
+    def idle(self, worker: int) -> None:
+        """A worker has nothing to do for now."""
         ...
 
     def row(self, row: ResultRow) -> None:
@@ -50,10 +54,13 @@ class Silent:
     def jobs(self, done: int, of: int) -> None:
         """Ignored."""
 
-    def stage(self, description: str) -> None:
+    def stage(self, description: str, worker: int = 0) -> None:
         """Ignored."""
 
-    def step(self, done: int, of: int) -> None:
+    def step(self, done: int, of: int, worker: int = 0) -> None:
+        """Ignored."""
+
+    def idle(self, worker: int) -> None:
         """Ignored."""
 
     def row(self, row: ResultRow) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.parts import (
     AdapterShape,
     Arm,
@@ -23,6 +24,7 @@ from orthomerge.experiment.parts import (
     TaskTraining,
     Training,
 )
+from orthomerge.experiment.resources import Resources
 from orthomerge.tasks import get_task
 
 __all__ = ["Arm", "Merge", "Recipe", "load_recipe", "packaged_recipes", "parse_recipe"]
@@ -43,6 +45,15 @@ class Recipe(Part):
     training: Training = Training()
     save_merged: bool = False
     known: list[Known] = Field(default_factory=list)
+    resources: dict[str, Resources] = Field(default_factory=dict)
+
+    @field_validator("resources")
+    @classmethod
+    def _kinds(cls, value: dict[str, Resources]) -> dict[str, Resources]:
+        for kind in value:
+            if kind not in KINDS:
+                raise unknown_name("kind of job", kind, KINDS, error=RecipeError)
+        return value
 
     @model_validator(mode="after")
     def _tasks(self) -> Recipe:
@@ -198,6 +209,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "arms": Arm,
         "merges": Merge,
         "known": Known,
+        "resources": Resources,
     }
     model = parts.get(str(location[0]), Recipe) if location else Recipe
     return list(model.model_fields)

@@ -8,7 +8,7 @@ goes on with what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -93,20 +93,29 @@ class Run:
                 self._executor.carry_out(board, self._workshop)
                 rows = self._settle(board)
                 board.seconds["evidence"] = self._workshop.keep_evidence(rows)
-            finally:
-                self._write_record(board, began)
+            except BaseException:
+                # What stopped the run is what is told, also where the record cannot be written.
+                with suppress(OrthomergeError):
+                    self._write_record(board, began)
+                raise
+            self._write_record(board, began)
             return rows
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """The output folder for this run only, without what a killed one left half-written."""
-        self.output.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.output / ".lock")
         try:
+            self.output.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as problem:
             raise OrthomergeError(
                 f"another run is at work in '{self.output}': wait for it, or choose another "
+                "--output."
+            ) from problem
+        except OSError as problem:
+            raise OrthomergeError(
+                f"cannot write in '{self.output}': {problem.strerror or problem}; choose another "
                 "--output."
             ) from problem
         try:

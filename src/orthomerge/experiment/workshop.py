@@ -19,8 +19,12 @@ class Workshop:
     """Does the jobs of one recipe, one after another; the base model stays loaded between them."""
 
     def __init__(self, keys: Keys, reporter: Reporter) -> None:
-        self.keys = keys
-        self.pieces = Pieces(keys, reporter=reporter, seconds={})
+        self.keys, self._reporter = keys, reporter
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the models and statistics that are kept loaded."""
+        self.pieces = Pieces(self.keys, reporter=self._reporter, seconds={})
         self._scores = Scores(self.pieces)
 
     @classmethod

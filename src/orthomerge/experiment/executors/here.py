@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orthomerge.experiment.board import Board
 from orthomerge.experiment.workshop import Workshop
+from orthomerge.files import full_disk, is_full
 
 
 class Here:
@@ -14,4 +15,10 @@ class Here:
         while ready := board.ready():
             job = ready[0]
             board.began(job)
-            board.done(job, workshop.perform(job, board.row))
+            try:
+                seconds = workshop.perform(job, board.row)
+            except Exception as problem:
+                if is_full(problem):
+                    raise full_disk(workshop.keys.output) from problem
+                raise
+            board.done(job, seconds)
