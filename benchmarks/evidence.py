@@ -35,6 +35,8 @@ Groups = Mapping[tuple[str, int], Mapping[str, Point]]
 def read(name: str) -> list[dict[str, Any]]:
     """The lines of one part of the study."""
     path = LINES / f"{name}.jsonl"
+    if not path.is_file():
+        return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -139,6 +141,8 @@ def evidence() -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for part, groups in parts.items():
+        if not groups:
+            continue
         arms = sorted({arm for arm, _ in groups})
         held = {k: g for k, g in groups.items() if k[0] not in CHOSEN_ON}
         found[part] = {
@@ -149,18 +153,67 @@ def evidence() -> dict[str, Any]:
     return found | {"weights": weight_choice(lines), "chosen_on": list(CHOSEN_ON)}
 
 
+_PARTS = {
+    "merges": "Merges, at every weight tried, scored on selection rows",
+    "merges_test": "Merges scored on test rows: untuned, and at the weight chosen",
+    "leave_out": "Leaving one adapter out of the sum: the others' change of score",
+    "layers": "Leaving one layer out of the sum: all tasks' change of score",
+}
+
+
+def block(found: Mapping[str, Any]) -> str:
+    """The tables of the page."""
+    lines = [BEGIN]
+    for part, title in _PARTS.items():
+        if part not in found:
+            continue
+        lines += ["", f"**{title}**", ""]
+        lines += [
+            "| adapters | points | predicted shift | plain cosine |",
+            "| --- | --- | --- | --- |",
+        ]
+        rows = {f"`{arm}`{_used(arm)}": c for arm, c in found[part]["arms"].items()}
+        rows["all"] = found[part]["all"]
+        if "held_out" in found[part]:
+            rows["those c was not chosen on"] = found[part]["held_out"]
+        lines += [
+            f"| {name} | {c['points']} | {_cell(c['rho'], c['interval'])} | "
+            f"{_cell(c['cosine'], c['cosine_interval'])} |"
+            for name, c in rows.items()
+        ]
+    lines += [
+        "", "**Weights chosen by the shift**: mean selection score over all methods, at weight "
+        "1, at the weight of least predicted shift, at the best of the weights tried", "",
+        "| adapters | choices | untuned | least shift | best |", "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    lines += [
+        f"| `{arm}` | {w['choices']} | {w['untuned']:.1%} | {w['least shift']:.1%} | "
+        f"{w['best']:.1%} |"
+        for arm, w in found["weights"].items()
+    ]
+    return "\n".join([*lines, END])
+
+
+def _used(arm: str) -> str:
+    return " (c was chosen here)" if arm in CHOSEN_ON else ""
+
+
+def _cell(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def page(found: Mapping[str, Any], text: str) -> str:
+    """The page with its tables written anew."""
+    head, _, rest = text.partition(BEGIN)
+    return head + block(found) + rest.partition(END)[2]
+
+
 def main() -> None:
+    """Write the file and the page."""
     found = evidence()
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for part in ("merges", "merges_test", "leave_out", "layers"):
-        for name, c in [
-            ("all", found[part]["all"]),
-            ("held out", found[part].get("held_out")),
-            *found[part]["arms"].items(),
-        ]:
-            if c:
-                print(part, name, c)
-    print(found["weights"])
+    PAGE.write_text(page(found, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(block(found))
 
 
 if __name__ == "__main__":

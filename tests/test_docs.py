@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -77,3 +78,12 @@ def test_the_page_of_methods_is_made_of_the_kept_rows_and_the_registry(monkeypat
     from benchmarks.methods import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.methods"
+
+
+def test_the_page_of_diagnosis_and_the_quoted_evidence_are_made_of_the_kept_lines(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.evidence import FILE, PAGE, page
+
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(found, text), "run: python -m benchmarks.evidence"
