@@ -67,7 +67,8 @@ def score(
 ) -> dict[str, float]:
     """All metrics of a task's kind by name.
 
-    Classification: `accuracy`, `matthews`, `f1` (of class 1 for two classes, macro for more).
+    Classification: `accuracy`, `matthews`, `f1` (of class 1 for two classes, macro for more); the
+    prediction -1 is an answer that is no class, and wrong.
     Regression: `pearson`, `spearman` and their mean `pearson_spearman`; a constant prediction
     orders nothing and scores 0.
     """
@@ -83,12 +84,14 @@ def score(
             "spearman": spearman,
             "pearson_spearman": (pearson + spearman) / 2,
         }
-    average = "binary" if num_labels == 2 else "macro"
+    classes = [1] if num_labels == 2 else sorted({*truth.tolist(), *predictions.tolist()} - {-1})
     zero: Any = 0.0  # a class never predicted scores 0
     return {
         "accuracy": float(accuracy_score(truth, predictions)),
         "matthews": float(matthews_corrcoef(truth, predictions)),
-        "f1": float(f1_score(truth, predictions, average=average, zero_division=zero)),
+        "f1": float(
+            f1_score(truth, predictions, labels=classes, average="macro", zero_division=zero)
+        ),
     }
 
 

@@ -29,10 +29,11 @@ _Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
 def collect_fisher(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Any],
     layers: Sequence[str],
     *,
     regression: bool = False,
+    outputs: Callable[[nn.Module, Any], Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of the layers' weights, `[d_out, d_in]` a layer.
@@ -53,6 +54,9 @@ def collect_fisher(
         batches: model inputs; a `labels` entry is ignored, since the model's own labels count.
         layers: names of `nn.Linear` or `Conv1D` layers in the model.
         regression: the model has one output, a value.
+        outputs: the logits `[samples, classes]` of a batch; by default the model's own. A batch may
+            then be anything, and a sample may run as several rows of the model's input, as many a
+            sample, one sample's after another's.
         progress: called with the number of samples after each batch.
 
     Raises:
@@ -68,14 +72,9 @@ def collect_fisher(
     samples = 0
     with _evaluating(model), _watching(modules) as calls:
         for batch in batches:
-            inputs = {
-                k: v.to(parameter.device) if isinstance(v, Tensor) else v
-                for k, v in batch.items()
-                if k != "labels"
-            }
             with torch.enable_grad():
-                logits = model(**inputs).logits
-            _add(sums, calls, logits, regression=regression)
+                logits = (outputs or _logits)(model, batch)
+            _add(sums, calls, logits, regression=regression, several=outputs is not None)
             calls.clear()
             samples += len(logits)
             if progress is not None:
@@ -94,6 +93,15 @@ def collect_fisher(
                 "collect it in float32."
             )
     return found
+
+
+def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """What a classifier says to a batch of model inputs."""
+    device = next(model.parameters()).device
+    inputs = {
+        k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
+    }
+    return model(**inputs).logits
 
 
 def _linear(model: nn.Module, name: str) -> nn.Module:
@@ -147,7 +155,9 @@ def _watching(modules: Mapping[str, nn.Module]) -> Iterator[_Calls]:
             handle.remove()
 
 
-def _add(sums: dict[str, Tensor], calls: _Calls, logits: Tensor, *, regression: bool) -> None:
+def _add(
+    sums: dict[str, Tensor], calls: _Calls, logits: Tensor, *, regression: bool, several: bool
+) -> None:
     """Add a batch: for every label, its probability times the squared gradients of its log."""
     names = list(calls)
     if not names or not logits.requires_grad:
@@ -159,7 +169,7 @@ def _add(sums: dict[str, Tensor], calls: _Calls, logits: Tensor, *, regression: 
     else:
         heights = logits.log_softmax(dim=-1)
         shares = heights.detach().exp()
-    count = heights.shape[1]
+    count, count_of = heights.shape[1], len(heights)
     for label in range(count):
         # Samples do not meet in the model, so the gradient of the sum holds each one's own.
         gradients = iter(
@@ -169,7 +179,16 @@ def _add(sums: dict[str, Tensor], calls: _Calls, logits: Tensor, *, regression: 
         )
         for name in names:
             pairs = [(h, g) for h, _ in calls[name] if (g := next(gradients)) is not None]
+            if several:
+                pairs = [(_by_sample(h, count_of), _by_sample(g, count_of)) for h, g in pairs]
             _add_squares(sums, name, pairs, shares[:, label])
+
+
+def _by_sample(rows: Tensor, samples: int) -> Tensor:
+    """Rows of one sample as one row with all their positions, where the numbers allow it."""
+    if len(rows) == samples or len(rows) % samples:
+        return rows
+    return rows.reshape(samples, -1, rows.shape[-1])
 
 
 def _add_squares(

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -188,6 +190,31 @@ def load_for(
     with _said_plainly(path):
         model = _AUTO[task_type].from_pretrained(path, use_safetensors=True)
     return _called(model, name or path)
+
+
+def language_task_type(path: str) -> str:
+    """PEFT's task type for the language model at `path`: a decoder's or an encoder-decoder's.
+
+    Raises:
+        AssetError: nothing loadable at `path`, or a model that writes no text.
+    """
+    with _said_plainly(path):
+        config = AutoConfig.from_pretrained(path)
+    if config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    # Encoders can be had as decoders too, but only one that was made as such writes text.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
+        raise AssetError(
+            f"model '{path}' ({config.model_type}) writes no text: take a decoder or an "
+            "encoder-decoder, or train it as a classifier."
+        )
+    return "CAUSAL_LM"
+
+
+def load_language_model(path: str, *, name: str | None = None) -> Any:
+    """The decoder or encoder-decoder at `path`, in eval mode; raises what `load_for` does."""
+    return load_for(path, language_task_type(path), name=name).eval()
 
 
 def encode(

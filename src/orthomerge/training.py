@@ -30,7 +30,8 @@ from orthomerge.adapters import (
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.files import atomic_path, write_json
 from orthomerge.models import agree_on_padding, encode, quiet
-from orthomerge.tasks import Row
+from orthomerge.prompting import Wording
+from orthomerge.tasks import Prompt, Row
 
 Precision = Literal["float32", "bf16"]
 
@@ -87,15 +88,18 @@ def train_adapter(
     constraint: str = "init",
     seed: int = 0,
     output: str | Path,
+    prompt: Prompt | None = None,
     record: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
-    `model` is the base with the task's head; it is changed in place. `constraint="freeze"` holds A
-    where the start put it, "project" keeps it out of the directions that the start carries,
-    "freeze_B" holds B instead. The order of the rows is drawn under `seed`; batches are grouped by
-    length. `record` is kept beside the weights as `training.json`, together with the losses.
+    `model` is the base with the task's head; it is changed in place. With a `prompt` it is a
+    language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
+    is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
+    keeps it out of the directions that the start carries, "freeze_B" holds B instead. The order of
+    the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside the
+    weights as `training.json`, together with the losses.
 
     Raises:
         UnknownNameError: no such constraint.
@@ -117,11 +121,14 @@ def train_adapter(
         for parameter in peft_model.parameters():
             if parameter.requires_grad:  # a head in the base's bfloat16 would not feel small steps
                 parameter.data = parameter.data.float()
-    if regression:
-        _start_at_the_mean(peft_model, [float(r.label) for r in rows])
-    encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
-    for features, row in zip(encoded, rows, strict=True):
-        features["labels"] = float(row.label) if regression else int(row.label)
+    if prompt is None:
+        if regression:
+            _start_at_the_mean(peft_model, [float(r.label) for r in rows])
+        encoded = _labelled(rows, tokenizer, settings.max_length, regression=regression)
+        collate: Any = DataCollatorWithPadding(tokenizer)
+    else:
+        wording = Wording.of(prompt, tokenizer, model.config, settings.max_length)
+        encoded, collate = wording.examples(rows), wording.collate
     with tempfile.TemporaryDirectory() as scratch, quiet():
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -148,7 +155,7 @@ def train_adapter(
             model=peft_model,
             args=arguments,
             train_dataset=encoded,  # pyright: ignore[reportArgumentType]  (a list is a dataset)
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collate,
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
@@ -164,6 +171,16 @@ def train_adapter(
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         write_json(folder / "training.json", {**(record or {}), "losses": losses})
     return Path(output)
+
+
+def _labelled(
+    rows: Sequence[Row], tokenizer: Any, max_length: int, *, regression: bool
+) -> list[dict[str, Any]]:
+    """Rows as a classifier reads them, with their labels."""
+    encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], max_length)
+    for features, row in zip(encoded, rows, strict=True):
+        features["labels"] = float(row.label) if regression else int(row.label)
+    return encoded
 
 
 def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:

@@ -16,9 +16,22 @@ from orthomerge.tasks import (
 )
 from orthomerge.tasks.from_file import SUFFIXES, from_file
 from orthomerge.tasks.part import part_of, split_name
-from orthomerge.tasks.task import Row, Task, TaskData, majority
+from orthomerge.tasks.prompt import Prompt, number_or_mean, prompt_of
+from orthomerge.tasks.task import Kind, Row, Task, TaskData, majority
 
-__all__ = ["Row", "Task", "TaskData", "from_file", "get_task", "list_tasks", "majority"]
+__all__ = [
+    "Kind",
+    "Prompt",
+    "Row",
+    "Task",
+    "TaskData",
+    "from_file",
+    "get_task",
+    "list_tasks",
+    "majority",
+    "number_or_mean",
+    "prompt_of",
+]
 
 _TASKS: tuple[Task, ...] = (
     acceptability.TASK,

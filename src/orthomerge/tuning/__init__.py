@@ -1,7 +1,7 @@
 """Weights of a merge found on data: searched on validation rows, or by entropy; Fisher weights."""
 
 from orthomerge.tuning.adamerging import EntropySettings, minimise_entropy
-from orthomerge.tuning.fisher import adapter_fisher, fisher_on_texts
+from orthomerge.tuning.fisher import adapter_fisher, fisher_on_texts, text_fisher
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, TuneTask, read_inputs
 from orthomerge.tuning.result import MERGED, WEIGHTS, Method, Trial, Tuned
@@ -24,4 +24,5 @@ __all__ = [
     "read_inputs",
     "require_optuna",
     "search_weights",
+    "text_fisher",
 ]

@@ -14,8 +14,9 @@ from orthomerge.evaluation import applied
 from orthomerge.features import batches
 from orthomerge.files import fingerprint
 from orthomerge.fisher import FisherMeta, collect_fisher
-from orthomerge.models import preferred_device
-from orthomerge.tasks import Task, get_task
+from orthomerge.models import load_language_model, preferred_device
+from orthomerge.prompting import Asked, Wording, generate, log_likelihoods
+from orthomerge.tasks import Prompt, Task, get_task
 from orthomerge.tuning.inputs import base_of, load_with_head, tokenizer_of
 
 
@@ -28,6 +29,7 @@ def adapter_fisher(
     seed: int = 0,
     batch_size: int = 16,
     max_length: int = 48,
+    prompt: Prompt | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Tensor], FisherMeta]:
     """Fisher information of every layer of an adapter, on training rows of its task.
@@ -40,6 +42,7 @@ def adapter_fisher(
         task: its task, by name or file.
         base: the base model; by default the one the adapter names.
         samples: training rows, drawn under `seed`.
+        prompt: how the task is asked, where the adapter answers it in words.
         progress: called with the number of samples after each batch.
 
     Raises:
@@ -61,6 +64,7 @@ def adapter_fisher(
         tokenizer_of(found),
         batch_size=batch_size,
         max_length=max_length,
+        prompt=prompt,
         progress=progress,
     )
 
@@ -74,26 +78,80 @@ def fisher_on_texts(
     *,
     batch_size: int = 16,
     max_length: int = 48,
+    prompt: Prompt | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Tensor], FisherMeta]:
     """`adapter_fisher` on a sample and a base that are at hand; it raises the same."""
     regression = task.kind == "regression"
-    outputs = 1 if regression else len(task.labels)
-    model = load_with_head(base, tokenizer, adapter.modules, outputs, regression=regression)
+    if prompt is None:
+        outputs = 1 if regression else len(task.labels)
+        model = load_with_head(base, tokenizer, adapter.modules, outputs, regression=regression)
+    else:
+        model = load_language_model(base.path_or_id, name=base.name).requires_grad_(False)
     with applied(model.to(preferred_device()), adapter.layers):
-        fisher = collect_fisher(
-            model,
-            batches(texts, tokenizer, batch_size=batch_size, max_length=max_length),
-            list(adapter.layers),
-            regression=regression,
-            progress=progress,
-        )
+        if prompt is None:
+            fisher = collect_fisher(
+                model,
+                batches(texts, tokenizer, batch_size=batch_size, max_length=max_length),
+                list(adapter.layers),
+                regression=regression,
+                progress=progress,
+            )
+        else:
+            wording = Wording.of(prompt, tokenizer, model.config, max_length)
+            fisher = text_fisher(
+                model, wording, texts, list(adapter.layers),
+                batch_size=batch_size, progress=progress,
+            )  # fmt: skip
     meta = FisherMeta(
         model_id=base.name,
         model_sha256=base.sha256,
         adapter_sha256=adapter.sha256 or "",
         task=task.name,
         samples=len(texts),
-        data=fingerprint(list(texts)),
+        data=fingerprint(list(texts) if prompt is None else [list(texts), prompt.fingerprint]),
     )
     return fisher, meta
+
+
+def text_fisher(
+    model: Any,
+    wording: Wording,
+    texts: Sequence[tuple[str, str | None]],
+    layers: Sequence[str],
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Fisher information of a language model on a task in words, `[d_out, d_in]` a layer.
+
+    `F = E_x Σ_y p(y|x) (∂ log p(y|x) / ∂W)²`, `p(y|x) = softmax_y log p(answer_y | prompt)`: the
+    answers' likelihoods made to sum to one, and the expectation over them exact. A number has no
+    list of answers: one is drawn from the model for each text under `seed`, and the information is
+    of its whole log-likelihood.
+
+    Raises:
+        AdapterError, StatisticsError: as `orthomerge.fisher.collect_fisher`.
+        TaskError: the prompt is too long.
+    """
+    answers = wording.prompt.answers
+    asked = sorted((wording.encode(t, answers) for t in texts), key=lambda item: len(item.prompt))
+    pieces = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
+    if not answers:
+        pieces = [_drawn(model, wording, piece, seed + at) for at, piece in enumerate(pieces)]
+    return collect_fisher(
+        model,
+        (wording.likelihood_batch(piece, share=False) for piece in pieces),
+        layers,
+        regression=not answers,
+        outputs=log_likelihoods,
+        progress=progress,
+    )
+
+
+def _drawn(model: Any, wording: Wording, piece: Sequence[Asked], seed: int) -> list[Asked]:
+    """The prompts with an answer of the model's own each; an empty answer is the end alone."""
+    found = generate(model, wording, [item.prompt for item in piece], seed=seed)
+    end = [wording.tokenizer.eos_token_id]
+    return [Asked(item.prompt, [said or end]) for item, said in zip(piece, found, strict=True)]
