@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orthomerge.cli._app import app, out, print_json
+
+if TYPE_CHECKING:
+    from orthomerge.tasks import Prompt, Task
+
+FORMS = ("classifier", "text")
 
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Rows = Annotated[int, typer.Option(min=1)]
+Form = Annotated[
+    str,
+    typer.Option(help="classifier (a head on top) or text (a language model answers in words)."),
+]
+TemplateText = Annotated[
+    str | None,
+    typer.Option(help="text: an instruction with {text}, or a .txt or YAML file of one."),
+]
 
 
 @app.command()
@@ -35,13 +48,19 @@ def train(
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-3,
     batch_size: Rows = 16,
-    max_length: Rows = 48,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
+    ] = None,
+    form: Form = "classifier",
+    template: TemplateText = None,
     seed: Annotated[int, typer.Option()] = 0,
     json: Json = False,
 ) -> None:
     """Train an adapter from its start on one task; the head is kept beside it.
 
     Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
+
+    In words: [bold]orthomerge train start/ --form text --task sentiment --output mine/[/]
     """
     from rich.progress import Progress
 
@@ -49,7 +68,7 @@ def train(
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import err
     from orthomerge.errors import AdapterError, RecipeError, unknown_name
-    from orthomerge.models import load_classifier, load_tokenizer
+    from orthomerge.models import load_classifier, load_language_model, load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, train_adapter
 
@@ -58,7 +77,13 @@ def train(
     if constraint not in CONSTRAINTS:
         raise unknown_name("constraint", constraint, CONSTRAINTS, error=RecipeError)
     about = get_task(task)
+    prompt = _prompt(about, form, template)
     adapter = read_adapter(start)
+    if prompt and adapter.config.get("task_type") == "SEQ_CLS":
+        raise AdapterError(
+            f"'{start}' is a start of a classifier: make it with 'orthomerge init --task-type "
+            "CAUSAL_LM', or SEQ_2_SEQ_LM for an encoder-decoder."
+        )
     found = resolve_model(base or adapter.base_model or "")
     regression = about.kind == "regression"
     labels = 1 if regression else len(about.labels)
@@ -72,10 +97,15 @@ def train(
     tokenizer = load_tokenizer(found.path_or_id)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(f"training {about.name}", total=None)
-        train_adapter(
-            load_classifier(
+        model = (
+            load_language_model(found.path_or_id, name=found.name)
+            if prompt
+            else load_classifier(
                 found.path_or_id, num_labels=labels, regression=regression, name=found.name
-            ),
+            )
+        )
+        train_adapter(
+            model,
             start,
             data.train,
             tokenizer,
@@ -84,8 +114,9 @@ def train(
                 epochs=epochs,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
-                max_length=max_length,
+                max_length=max_length or (128 if prompt else 48),
             ),
+            prompt=prompt,
             constraint=constraint,
             seed=seed,
             output=output,
@@ -104,6 +135,18 @@ def train(
     )
 
 
+def _prompt(task: Task, form: str, template: str | None) -> Prompt | None:
+    """How the task is asked in words; None for a classifier."""
+    from orthomerge.errors import RecipeError, unknown_name
+    from orthomerge.tasks import prompt_of
+
+    if form not in FORMS:
+        raise unknown_name("form", form, FORMS, error=RecipeError)
+    if form == "classifier" and template is not None:
+        raise RecipeError("--template is for tasks in words: add --form text.")
+    return prompt_of(task, template) if form == "text" else None
+
+
 @app.command(name="eval")
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, merged or not.")],
@@ -114,13 +157,23 @@ def evaluate(
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
     rows: Rows = 300,
-    max_length: Rows = 48,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
+    ] = None,
+    form: Form = "classifier",
+    template: TemplateText = None,
+    scoring: Annotated[
+        str,
+        typer.Option(help="text: likelihood of the answers, or generation; numbers: generation."),
+    ] = "likelihood",
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
     json: Json = False,
 ) -> None:
     """Score an adapter on a task's test rows, with the task's own head.
 
     Example: [bold]orthomerge eval merged/ --task sentiment[/]
+
+    In words: [bold]orthomerge eval merged/ --task sentiment --form text --scoring generation[/]
     """
     import numpy as np
 
@@ -128,10 +181,12 @@ def evaluate(
     from orthomerge.assets import resolve_model
     from orthomerge.evaluation import Evaluator, score
     from orthomerge.files import slug
-    from orthomerge.models import load_tokenizer
+    from orthomerge.models import load_language_model, load_tokenizer
     from orthomerge.tasks import get_task, majority
+    from orthomerge.text_evaluation import TextEvaluator
 
     about = get_task(task)
+    prompt = _prompt(about, form, template)
     read = read_adapter(adapter)
     kept = adapter / HEADS / f"{slug(about.name)}.safetensors"
     weights = read_head(head) if head else read_head(kept) if kept.is_file() else read.modules
@@ -139,16 +194,28 @@ def evaluate(
     regression = about.kind == "regression"
     labels = 1 if regression else len(about.labels)
     data = about.data(test=rows, seed=seed)
-    evaluator = Evaluator(found.path_or_id, load_tokenizer(found.path_or_id), max_length=max_length)
-    predictions = evaluator.predict(
-        data.test, read.layers, weights, num_labels=labels, regression=regression
-    )
-    truth = [r.label for r in data.test]
-    scores = score(about.kind, predictions, truth, labels)
+    truth, tokenizer = [r.label for r in data.test], load_tokenizer(found.path_or_id)
+    if prompt:
+        judge = TextEvaluator(
+            load_language_model(found.path_or_id), tokenizer, max_length=max_length or 128
+        )
+        said = judge.predict(data.test, prompt, read.layers, scoring=scoring)
+        scores = said.metrics(about.kind, truth, labels)
+    else:
+        evaluator = Evaluator(found.path_or_id, tokenizer, max_length=max_length or 48)
+        predictions = evaluator.predict(
+            data.test, read.layers, weights, num_labels=labels, regression=regression
+        )
+        scores = score(about.kind, predictions, truth, labels)
     constant = score(about.kind, np.full(rows, majority(data.test, about.kind)), truth, labels)
     if json:
         print_json({"task": about.name, "n": rows, "metrics": scores, "majority": constant})
         return
     for name, value in scores.items():
         mark = " (main)" if name == about.metric else ""
-        out.print(f"{name:>18}  {value:.4f}   a constant answer {constant[name]:.4f}{mark}")
+        out.print(f"{name:>18}  {value:.4f}   {_beside(constant, name)}{mark}")
+
+
+def _beside(constant: dict[str, float], name: str) -> str:
+    """What a constant answer scores, where it scores at all."""
+    return f"a constant answer {constant[name]:.4f}" if name in constant else ""
