@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench demo test test-all lint types imports check setup clean
+.PHONY: axe bench demo test test-all lint types imports check setup clean
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
 	$(BIN)/orthomerge demo --output runs/demo
@@ -14,6 +14,8 @@ test: $(STAMP)            ## the test suite
 
 test-all: $(STAMP)        ## the test suite with the slow tests
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+axe: node_modules/axe-core/axe.min.js  ## axe-core (MPL-2.0), for the test of the page's accessibility
 
 lint: $(STAMP)            ## style and formatting
 	$(BIN)/ruff check .
@@ -47,5 +49,9 @@ $(STAMP): pyproject.toml requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $(STAMP)
 
+# Kept out of the repository; the test that reads it is skipped without it.
+node_modules/axe-core/axe.min.js:
+	npm install --silent --no-save --no-package-lock --prefix . axe-core@4.14.1
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs node_modules

@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 
 from orthomerge.cli import app
 
+# Fixtures of a kind of their own, in files of their own.
+pytest_plugins = ["browser.chromium"]
+
 _VOCABULARY = """
 the a film plot good bad fun dull slow bright dark story love war king queen city night day house
 river runs sings falls wins loses and or not very quite never always old new red blue

@@ -84,6 +84,7 @@
       Plotly.downloadImage(gd, { format, scale: format === "png" ? 2 : 1, filename: name, width: gd.clientWidth, height: gd.clientHeight });
     paint(figure, dark);
     fit(figure, box.clientWidth);
+    box.style.minHeight = `${figure.layout.height}px`;
     box.setAttribute("aria-label", figure.layout.meta.alt);
     return Plotly.react(box, figure.data, { ...figure.layout, datarevision: Math.random() }, {
       responsive: true,

@@ -18,7 +18,7 @@ GRID, QUIET = "#e3e7eb", "#57616b"
 # A quiet pair keeps the colour of the page, a loud one stands out from it.
 SHADES = {
     "light": [[0, "#ffffff"], [0.5, "#e9a26b"], [1, "#8a2f00"]],
-    "dark": [[0, "#181d23"], [0.5, "#a8551c"], [1, "#ffc79c"]],
+    "dark": [[0, "#181d23"], [0.5, "#6e3a1c"], [1, "#c2571a"]],
 }
 BAND = 0.14
 """How strongly the band around a line is filled."""
