@@ -32,6 +32,7 @@ from orthomerge.files import atomic_path, write_json
 from orthomerge.models import agree_on_padding, encode, quiet
 from orthomerge.prompting import Wording
 from orthomerge.tasks import Prompt, Row
+from orthomerge.tracking import following
 
 Precision = Literal["float32", "bf16"]
 
@@ -91,6 +92,8 @@ def train_adapter(
     prompt: Prompt | None = None,
     record: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    report_to: Sequence[str] = (),
+    logs: str | Path | None = None,
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
@@ -100,6 +103,8 @@ def train_adapter(
     keeps it out of the directions that the start carries, "freeze_B" holds B instead. The order of
     the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside the
     weights as `training.json`, together with the losses.
+    `report_to` names what else follows the losses, "tensorboard", "wandb" or "mlflow", as the
+    Trainer's option does; their files go into the folder `logs`, by default beside `output`.
 
     Raises:
         UnknownNameError: no such constraint.
@@ -109,6 +114,8 @@ def train_adapter(
     """
     if constraint not in (*CONSTRAINTS, FROZEN_B):
         raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
+    place = Path(logs or Path(output).parent / "logs")
+    followed = following(report_to, place, Path(output).name)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
     callbacks: list[TrainerCallback] = [_Progress(progress)] if progress else []
     if constraint == "freeze":
@@ -129,7 +136,7 @@ def train_adapter(
     else:
         wording = Wording.of(prompt, tokenizer, model.config, settings.max_length)
         encoded, collate = wording.examples(rows), wording.collate
-    with tempfile.TemporaryDirectory() as scratch, quiet():
+    with tempfile.TemporaryDirectory() as scratch, quiet(), followed as trackers:
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
@@ -146,7 +153,8 @@ def train_adapter(
             logging_steps=10,
             logging_nan_inf_filter=False,
             save_strategy="no",
-            report_to="none",
+            report_to=trackers or "none",
+            run_name=Path(output).name,
             disable_tqdm=True,
             seed=seed,
             dataloader_pin_memory=False,

@@ -54,6 +54,13 @@ def train(
     form: Form = "classifier",
     template: TemplateText = None,
     seed: Annotated[int, typer.Option()] = 0,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Trackers that follow the loss: tensorboard, wandb, mlflow (commas between them); "
+            "their files go to logs/ beside the output."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train an adapter from its start on one task; the head is kept beside it.
@@ -66,12 +73,14 @@ def train(
 
     from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter
     from orthomerge.assets import resolve_model
-    from orthomerge.cli._app import err
+    from orthomerge.cli._app import err, split_names
     from orthomerge.errors import AdapterError, RecipeError, unknown_name
     from orthomerge.models import load_classifier, load_language_model, load_tokenizer
     from orthomerge.tasks import get_task
+    from orthomerge.tracking import check_trackers
     from orthomerge.training import TrainingSettings, train_adapter
 
+    trackers = check_trackers(split_names(report_to or ""))
     if constraint is None:
         constraint = "project" if (start / KEPT_OUT).is_file() else "init"
     if constraint not in CONSTRAINTS:
@@ -122,6 +131,7 @@ def train(
             output=output,
             record={"task": about.name, "rows": rows, "seed": seed, "data": data.fingerprint},
             progress=lambda done, of: progress.update(bar, completed=done, total=of),
+            report_to=trackers,
         )
     if json:
         print_json(

@@ -94,17 +94,19 @@ def _of_arms(
     disturbances = {d.key: d for d in before.disturbances}
     wanted: list[str] = []
     for arm in arms:
-        found = {t: keys.adapter_key(arm.name, t, arm.seed, arm.rate) for t in keys.tasks}
-        whole = fingerprint(["interference", list(found.values()), _stats(pieces)])
+        tasks, targets = keys.tasks_of(arm.name), keys.recipe.arms[arm.name].targets
+        found = {t: keys.adapter_key(arm.name, t, arm.seed, arm.rate) for t in tasks}
+        stats = [keys.stats_key(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
+        whole = fingerprint(["interference", list(found.values()), stats])
         wanted += [*found.values(), whole]
-        paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in keys.tasks}
+        paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in tasks}
         for task, path in paths.items():
             if found[task] not in curves and path.is_dir():
                 curves[found[task]] = _curve(path, found[task], arm, task)
         if whole not in disturbances and all(p.is_dir() for p in paths.values()):
             pieces.reporter.stage(f"interference of {arm.name} · seed {arm.seed}")
             adapters = {t: read_adapter(p) for t, p in paths.items()}
-            statistics = [pieces.statistics(t, MERGE_GRANULARITY) for t in keys.tasks]
+            statistics = [pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
             disturbances[whole] = _disturbance(whole, arm, adapters, statistics)
     return (
         [curves[k] for k in wanted if k in curves],
@@ -115,18 +117,23 @@ def _of_arms(
 def _of_layers(
     pieces: Pieces, arms: Sequence[_Arm], before: Evidence
 ) -> tuple[list[Spectrum], list[Place]]:
-    """Spectra of every task at the chosen layers, and where the arms' `A` lie in them."""
+    """Spectra of every task at the chosen layers, and where the arms' `A` lie in them.
+
+    Arms with targets of their own are left out: they read other inputs than these.
+    """
     keys = pieces.keys
     spectra = {s.key: s for s in before.spectra}
     places = {p.key: p for p in before.places}
     wanted: list[str] = []
     for task in keys.tasks:
-        features = fingerprint(["spectrum", task, _stats(pieces)])
+        stats = [keys.stats_key(t, MERGE_GRANULARITY) for t in keys.tasks]
+        features = fingerprint(["spectrum", task, stats])
         heads = {
             arm: fingerprint(
                 ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
             )
             for arm in arms
+            if task in keys.tasks_of(arm.name) and not keys.recipe.arms[arm.name].targets
         }
         wanted += [features, *heads.values()]
         there = {k.split("/", 1)[0] for k in (*spectra, *places)}
@@ -152,10 +159,6 @@ def _of_layers(
         [s for k, s in spectra.items() if k.split("/", 1)[0] in wanted],
         [p for k, p in places.items() if k.split("/", 1)[0] in wanted],
     )
-
-
-def _stats(pieces: Pieces) -> list[str]:
-    return [pieces.keys.stats_key(t, MERGE_GRANULARITY) for t in pieces.keys.tasks]
 
 
 def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:

@@ -13,6 +13,7 @@ from orthomerge.merging import get_method
 from orthomerge.rows import SINGLE
 from orthomerge.subspace import get_solver, list_solvers
 from orthomerge.tasks import Task, TaskData
+from orthomerge.tracking import check_trackers
 from orthomerge.training import Precision
 
 PEFT_STARTS = ("default", "default_unit", "gaussian")
@@ -82,7 +83,8 @@ class Training(Part):
     With a `rate_tolerance` it takes the lowest rate whose score on the selection split is at most
     that far below the best one: a higher rate buys nothing there, and larger updates merge worse.
     `tasks` gives single tasks epochs or a rate of their own, whatever the arm's; `accumulate` cuts
-    each batch of `batch_size` into so many passes, for a small card.
+    each batch of `batch_size` into so many passes, for a small card. `report_to` names trackers
+    that follow every training ("tensorboard", "wandb", "mlflow"); it changes no result and no key.
     """
 
     epochs: float = Field(default=3, gt=0)
@@ -94,6 +96,12 @@ class Training(Part):
     precision: Precision = "float32"
     accumulate: int = Field(default=1, gt=0)
     tasks: dict[str, TaskTraining] = Field(default_factory=dict)
+    report_to: list[str] = Field(default_factory=list)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: str | list[str]) -> list[str]:
+        return check_trackers([value] if isinstance(value, str) else value)
 
     @field_validator("learning_rate")
     @classmethod

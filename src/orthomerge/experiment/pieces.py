@@ -181,6 +181,8 @@ class Pieces:
                 output=path,
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
                 progress=self.reporter.step,
+                report_to=self._recipe.training.report_to,
+                logs=self.keys.output / "logs" / name / f"seed{seed}",
             )
         return path
 
