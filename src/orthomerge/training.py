@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -29,7 +29,7 @@ from orthomerge.adapters import (
 )
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.files import atomic_path, write_json
-from orthomerge.models import agree_on_padding, encode, quiet
+from orthomerge.models import agree_on_padding, encode, preferred_device, quiet
 from orthomerge.prompting import Wording
 from orthomerge.tasks import Prompt, Row
 from orthomerge.tracking import following
@@ -100,7 +100,8 @@ def train_adapter(
     `model` is the base with the task's head; it is changed in place. With a `prompt` it is a
     language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
     is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
-    keeps it out of the directions that the start carries, "freeze_B" holds B instead. The order of
+    keeps it out of the directions that the start carries, "freeze_B" holds B instead. In a job of
+    several processes each takes its share of every batch, and the first one writes. The order of
     the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside the
     weights as `training.json`, together with the losses.
     `report_to` names what else follows the losses, "tensorboard", "wandb" or "mlflow", as the
@@ -108,7 +109,8 @@ def train_adapter(
 
     Raises:
         UnknownNameError: no such constraint.
-        OrthomergeError: the loss is not finite (the learning rate is too high).
+        OrthomergeError: the loss is not finite (the learning rate is too high), or the batch cannot
+            be shared among the processes.
         AdapterError: the constraint "project" and a start that carries no directions, or
             "freeze_B" and one whose B is zero.
     """
@@ -136,11 +138,12 @@ def train_adapter(
     else:
         wording = Wording.of(prompt, tokenizer, model.config, settings.max_length)
         encoded, collate = wording.examples(rows), wording.collate
+    rank, world = _process()
     with tempfile.TemporaryDirectory() as scratch, quiet(), followed as trackers:
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size // settings.accumulate,
+            per_device_train_batch_size=_rows_a_pass(settings, world),
             gradient_accumulation_steps=settings.accumulate,
             bf16=settings.precision == "bf16",
             learning_rate=settings.learning_rate,
@@ -158,6 +161,8 @@ def train_adapter(
             disable_tqdm=True,
             seed=seed,
             dataloader_pin_memory=False,
+            # Not told so, the Trainer would take each process without a GPU for the only one.
+            use_cpu=world > 1 and preferred_device().type == "cpu",
         )
         trainer = Trainer(
             model=peft_model,
@@ -175,9 +180,12 @@ def train_adapter(
             f"({settings.learning_rate:g})."
         )
     peft_model.peft_config["default"].inference_mode = True
-    with atomic_path(output) as folder:
-        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-        write_json(folder / "training.json", {**(record or {}), "losses": losses})
+    if rank == 0:  # every process holds the same weights
+        with atomic_path(output) as folder:
+            peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+            write_json(folder / "training.json", {**(record or {}), "losses": losses})
+    if world > 1:
+        distributed.barrier()
     return Path(output)
 
 
@@ -189,6 +197,28 @@ def _labelled(
     for features, row in zip(encoded, rows, strict=True):
         features["labels"] = float(row.label) if regression else int(row.label)
     return encoded
+
+
+def _process() -> tuple[int, int]:
+    """This process's number in a job of several, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _rows_a_pass(settings: TrainingSettings, world: int) -> int:
+    """Rows of one pass of one process: processes share a batch, they do not enlarge it.
+
+    Raises:
+        OrthomergeError: the batch cannot be cut into so many equal parts.
+    """
+    parts = settings.accumulate * world
+    if settings.batch_size % parts:
+        raise OrthomergeError(
+            f"a batch of {settings.batch_size} rows cannot be cut into {parts} equal parts "
+            f"({world} processes, {settings.accumulate} passes): choose a batch size that can."
+        )
+    return settings.batch_size // parts
 
 
 def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:

@@ -6,6 +6,7 @@ from orthomerge.cli import (
     fisher,
     init,
     merge,
+    plan,
     report,
     run,
     stats,
@@ -16,6 +17,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "diagnose", "fisher", "init", "main", "merge", "report", "run", "stats",
+    "app", "board", "diagnose", "fisher", "init", "main", "merge", "plan", "report", "run", "stats",
     "stats_files", "train", "tune",
 ]  # fmt: skip

@@ -65,6 +65,8 @@ def train(
 ) -> None:
     """Train an adapter from its start on one task; the head is kept beside it.
 
+    Under 'accelerate launch' or 'torchrun' several processes share every batch.
+
     Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
 
     In words: [bold]orthomerge train start/ --form text --task sentiment --output mine/[/]
@@ -74,6 +76,7 @@ def train(
     from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import err, split_names
+    from orthomerge.cli._job import several_processes
     from orthomerge.errors import AdapterError, RecipeError, unknown_name
     from orthomerge.models import load_classifier, load_language_model, load_tokenizer
     from orthomerge.tasks import get_task
@@ -104,7 +107,10 @@ def train(
             )
     data = about.data(train=rows, seed=seed)
     tokenizer = load_tokenizer(found.path_or_id)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+    with (
+        several_processes(),
+        Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
+    ):
         bar = progress.add_task(f"training {about.name}", total=None)
         model = (
             load_language_model(found.path_or_id, name=found.name)
