@@ -17,8 +17,8 @@ from orthomerge.errors import OrthomergeError, RecipeError
 
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
-    "demo", "run", "plan", "report", "board", "stats", "init", "train", "merge", "tune", "fisher", "eval",
-    "diagnose", "methods", "solvers", "tasks",
+    "demo", "run", "plan", "report", "board", "stats", "init", "train", "convert", "merge", "tune",
+    "fisher", "eval", "diagnose", "methods", "solvers", "tasks",
 )  # fmt: skip
 
 
