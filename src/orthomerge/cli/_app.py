@@ -78,7 +78,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
+def parse_options(pairs: list[str], example: str = "--option density=0.2") -> dict[str, Any]:
     """`key=value` options; a value is a number, true/false or a word.
 
     Raises:
@@ -90,7 +90,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise RecipeError(f"option '{pair}' is not key=value, as in --option density=0.2.")
+            raise RecipeError(f"option '{pair}' is not key=value, as in {example}.")
         options[key] = _number_or(yaml.safe_load(value))
     return options
 

@@ -57,17 +57,28 @@ def report(
     if by_method:
         _methods(folder, json=json, markdown=markdown)
         return
-    from orthomerge.report import build_report, markdown_table, summary_table
-    from orthomerge.rows import read_rows
+    from orthomerge.report import (
+        build_report,
+        known_markdown,
+        known_table,
+        known_text,
+        markdown_table,
+        read_source,
+        summary_table,
+    )
 
     page = build_report(folder)
-    rows = read_rows(folder / "results.jsonl")
+    source = read_source(folder)
+    rows, beside = source.rows, known_table(source)
     if json:
         print_json({"report": str(page), "rows": len(rows)})
     elif markdown:
-        out.print(markdown_table(rows), soft_wrap=True, highlight=False, markup=False)
+        parts = [markdown_table(rows), *([known_markdown(beside)] if beside else [])]
+        out.print("\n".join(parts), soft_wrap=True, highlight=False, markup=False)
     else:
-        out.print(summary_table(rows))
+        out.print(summary_table(rows, source.arm_tasks))
+        if beside:
+            out.print(known_text(beside))
         out.print(f"page: {page.resolve()}", soft_wrap=True)
 
 

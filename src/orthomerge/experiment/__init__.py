@@ -1,6 +1,15 @@
 """Recipes and runs: validated, content-addressed, resumable."""
 
-from orthomerge.experiment.recipe import Recipe, load_recipe, parse_recipe
+from orthomerge.experiment.dry import DryRun, dry_run
+from orthomerge.experiment.recipe import Recipe, load_recipe, packaged_recipes, parse_recipe
 from orthomerge.experiment.run import Run
 
-__all__ = ["Recipe", "Run", "load_recipe", "parse_recipe"]
+__all__ = [
+    "DryRun",
+    "Recipe",
+    "Run",
+    "dry_run",
+    "load_recipe",
+    "packaged_recipes",
+    "parse_recipe",
+]

@@ -28,7 +28,7 @@ from orthomerge.evidence import (
     read_evidence,
     to_lines,
 )
-from orthomerge.experiment.keys import MERGE_GRANULARITY
+from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
 from orthomerge.experiment.pieces import Pieces
 from orthomerge.experiment.progress import timed
 from orthomerge.features import Statistics
@@ -96,8 +96,7 @@ def _of_arms(
     for arm in arms:
         tasks, targets = keys.tasks_of(arm.name), keys.recipe.arms[arm.name].targets
         found = {t: keys.adapter_key(arm.name, t, arm.seed, arm.rate) for t in tasks}
-        stats = [keys.stats_key(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
-        whole = fingerprint(["interference", list(found.values()), stats])
+        whole = fingerprint(["interference", list(found.values()), _stats(keys, tasks, targets)])
         wanted += [*found.values(), whole]
         paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in tasks}
         for task, path in paths.items():
@@ -119,15 +118,16 @@ def _of_layers(
 ) -> tuple[list[Spectrum], list[Place]]:
     """Spectra of every task at the chosen layers, and where the arms' `A` lie in them.
 
-    Arms with targets of their own are left out: they read other inputs than these.
+    Of arms with all of the recipe's tasks and targets, which see the same inputs.
     """
     keys = pieces.keys
+    about = keys.recipe.arms
+    arms = [a for a in arms if about[a.name].tasks is None and about[a.name].targets is None]
     spectra = {s.key: s for s in before.spectra}
     places = {p.key: p for p in before.places}
     wanted: list[str] = []
     for task in keys.tasks:
-        stats = [keys.stats_key(t, MERGE_GRANULARITY) for t in keys.tasks]
-        features = fingerprint(["spectrum", task, stats])
+        features = fingerprint(["spectrum", task, _stats(keys, list(keys.tasks), None)])
         heads = {
             arm: fingerprint(
                 ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
@@ -159,6 +159,10 @@ def _of_layers(
         [s for k, s in spectra.items() if k.split("/", 1)[0] in wanted],
         [p for k, p in places.items() if k.split("/", 1)[0] in wanted],
     )
+
+
+def _stats(keys: Keys, tasks: Sequence[str], targets: Sequence[str] | None) -> list[str]:
+    return [keys.stats_key(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
 
 
 def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:

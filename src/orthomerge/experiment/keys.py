@@ -88,6 +88,11 @@ class Keys:
             TaskError: a task with one label or too few rows.
             SubspaceError: a rank larger than a layer.
         """
+        self.check_base()
+        _ = self.data  # drawing the rows refuses tasks that cannot be trained on
+
+    def check_base(self) -> None:
+        """The part of `check` that asks the base model alone."""
         skeleton = load_skeleton(self.base.path_or_id)
         for arm in self.recipe.arms:
             shape = self.recipe.adapter_of(arm)
@@ -99,7 +104,6 @@ class Keys:
                         f"rank {shape.rank} is larger than layer '{name}' {list(weight.shape)}: "
                         f"choose a rank up to {min(weight.shape)}."
                     )
-        _ = self.data  # drawing the rows refuses tasks that cannot be trained on
 
     # Hashes -------------------------------------------------------------------------------------
 

@@ -156,5 +156,10 @@ class Run:
             "base": self.recipe.base,
             "expected_rows": len(board.wanted(assume=True)),
         }
+        if self.recipe.known:
+            about["known"] = [figure.model_dump() for figure in self.recipe.known]
+        own = [arm for arm, part in self.recipe.arms.items() if part.tasks is not None]
+        if own:
+            about["arm_tasks"] = {arm: self.keys.tasks_of(arm) for arm in own}
         tasks = list(self.keys.tasks.values())
         write_record(self.output / RUN, about, self.keys.base, tasks, board.seconds)

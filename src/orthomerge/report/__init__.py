@@ -1,6 +1,7 @@
 """Tables, figures and one self-contained page from result rows alone; no model is loaded."""
 
 from orthomerge.report.figures import task_figure, weight_figure
+from orthomerge.report.known import KnownTable, known_markdown, known_table, known_text
 from orthomerge.report.methods import (
     MethodTable,
     markdown_methods,
@@ -8,6 +9,7 @@ from orthomerge.report.methods import (
     methods_json,
 )
 from orthomerge.report.page import build_comparison, build_report, render_report
+from orthomerge.report.source import Source, read_source
 from orthomerge.report.tables import (
     Arm,
     Cell,
@@ -25,18 +27,24 @@ __all__ = [
     "Arm",
     "Cell",
     "Column",
+    "KnownTable",
     "MethodTable",
     "Score",
     "Selection",
+    "Source",
     "Summary",
     "build_comparison",
     "build_report",
     "csv_table",
+    "known_markdown",
+    "known_table",
+    "known_text",
     "markdown_methods",
     "markdown_table",
     "method_table",
     "methods_json",
     "methods_text",
+    "read_source",
     "render_report",
     "summarize",
     "summary_table",

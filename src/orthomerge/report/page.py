@@ -80,7 +80,8 @@ def render_report(run_dirs: Sequence[str | Path]) -> str:
         sources = labelled(sources)
     rows = [r for s in sources for r in s.rows]
     known = list(sources[0].about) if len(sources) == 1 else []
-    return _render(sources, summarize(rows, known))
+    own = sources[0].arm_tasks if len(sources) == 1 else None
+    return _render(sources, summarize(rows, known, own))
 
 
 def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:

@@ -40,6 +40,14 @@ class Source:
         value = self.run.get(key)
         return value if isinstance(value, dict) else {}
 
+    @property
+    def arm_tasks(self) -> dict[str, list[str]]:
+        """The tasks of arms that have not all of the run's."""
+        found = self.part("arm_tasks").items()
+        return {
+            str(arm): [str(t) for t in tasks] for arm, tasks in found if isinstance(tasks, list)
+        }
+
     def numbers(self, key: str) -> dict[str, float]:
         """The numbers of a mapping of the record."""
         return {k: v for k, v in self.part(key).items() if isinstance(v, int | float)}

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,8 +212,15 @@ def _ordered(columns: Iterable[Column]) -> list[Column]:
     return sorted(found, key=place)
 
 
-def summarize(rows: Iterable[ResultRow], tasks: Sequence[str] = ()) -> Summary:
-    """Aggregate `rows`; `tasks` names the tasks of the run where more are known than have rows."""
+def summarize(
+    rows: Iterable[ResultRow],
+    tasks: Sequence[str] = (),
+    arm_tasks: Mapping[str, Sequence[str]] | None = None,
+) -> Summary:
+    """Aggregate `rows`; `tasks` names the tasks of the run where more are known than have rows.
+
+    `arm_tasks` names the tasks of arms that have not all of them: their means are over those.
+    """
     given = list(rows)
     notices: list[str] = []
     kept = [r for r in given if isinstance(r.value, int | float) and math.isfinite(r.value)]
@@ -247,17 +254,24 @@ def summarize(rows: Iterable[ResultRow], tasks: Sequence[str] = ()) -> Summary:
     means: dict[tuple[str, Column], dict[int, float]] = {}
     unfinished: dict[tuple[str, Column], dict[int, int]] = {}
     for (arm, column, seed), scores in values.items():
-        if len(scores) == len(names):
-            mean = statistics.fmean(scores[t] for t in names)
+        expected = (arm_tasks or {}).get(arm, names)
+        if all(t in scores for t in expected):
+            mean = statistics.fmean(scores[t] for t in expected)
             means.setdefault((arm, column), {})[seed] = mean
         else:
             unfinished.setdefault((arm, column), {})[seed] = len(scores)
             where = "own adapters" if column.method == SINGLE else column.label
             notices.append(
-                f"{arm}, {where}, seed {seed}: {len(scores)} of {len(names)} tasks so far; "
+                f"{arm}, {where}, seed {seed}: {len(scores)} of {len(expected)} tasks so far; "
                 "not in the means."
             )
 
+    for arm in (a for a in arm_tasks or {} if a in arm_names):
+        count = len((arm_tasks or {})[arm])
+        if count < len(names):
+            notices.append(
+                f"{arm} has {count} of the {len(names)} tasks: its means are over those."
+            )
     cells: dict[tuple[str, Column], Cell] = {}
     per_task: dict[tuple[str, Column, str], Score] = {}
     for arm in arm_names:

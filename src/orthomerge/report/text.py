@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -17,9 +17,11 @@ from orthomerge.rows import SINGLE, ResultRow
 ARMS_ABREAST = 5
 
 
-def summary_table(rows: Iterable[ResultRow]) -> Table:
+def summary_table(
+    rows: Iterable[ResultRow], arm_tasks: Mapping[str, Sequence[str]] | None = None
+) -> Table:
     """Mean score × 100 over tasks for every arm and merge, the best of each merge bold."""
-    summary = summarize(rows)
+    summary = summarize(rows, (), arm_tasks)
     tasks, seeds = len(summary.tasks), summary.seeds
     table = Table(
         title=f"Mean score × 100 over {tasks} task{'' if tasks == 1 else 's'}",
