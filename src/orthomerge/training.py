@@ -146,7 +146,6 @@ def train_adapter(
             per_device_train_batch_size=_rows_a_pass(settings, world),
             gradient_accumulation_steps=settings.accumulate,
             bf16=settings.precision == "bf16",
-            use_cpu=preferred_device().type == "cpu",
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             # A value below one is a share of all steps.
@@ -163,7 +162,7 @@ def train_adapter(
             seed=seed,
             dataloader_pin_memory=False,
             # Not told so, the Trainer would take each process without a GPU for the only one.
-            use_cpu=world > 1 and preferred_device().type == "cpu",
+            use_cpu=preferred_device().type == "cpu",
         )
         trainer = Trainer(
             model=peft_model,

@@ -133,7 +133,6 @@ def _of_layers(
                 ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
             )
             for arm in arms
-            if task in keys.tasks_of(arm.name) and not keys.recipe.arms[arm.name].targets
         }
         wanted += [features, *heads.values()]
         there = {k.split("/", 1)[0] for k in (*spectra, *places)}
