@@ -2,6 +2,7 @@
 
 from orthomerge.cli import (
     board,
+    convert,
     diagnose,
     fisher,
     init,
@@ -17,6 +18,7 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "diagnose", "fisher", "init", "main", "merge", "plan", "report", "run", "stats",
+    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "plan", "report", "run",
+    "stats",
     "stats_files", "train", "tune",
 ]  # fmt: skip
