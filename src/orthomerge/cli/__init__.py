@@ -18,7 +18,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "plan", "report", "run",
-    "stats",
-    "stats_files", "train", "tune",
+    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "plan", "report",
+    "run", "stats", "stats_files", "train", "tune",
 ]  # fmt: skip
