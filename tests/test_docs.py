@@ -87,3 +87,10 @@ def test_the_page_of_diagnosis_and_the_quoted_evidence_are_made_of_the_kept_line
     found = json.loads(FILE.read_text(encoding="utf-8"))
     text = PAGE.read_text(encoding="utf-8")
     assert text == page(found, text), "run: python -m benchmarks.evidence"
+
+
+def test_the_page_on_conversion_is_made_of_the_kept_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.convert import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.convert"

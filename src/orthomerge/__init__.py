@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from orthomerge import plots
     from orthomerge.adapters import (
         Adapter,
+        ConvertConfig,
         OsrmConfig,
         Projection,
+        convert_adapters,
         freeze_A,
         initialize_osrm_weights,
         merge_adapters,
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "adapters": (
-        "Adapter", "OsrmConfig", "Projection", "freeze_A", "initialize_osrm_weights",
-        "merge_adapters", "merge_to_model", "read_adapter", "read_kept_out",
+        "Adapter", "ConvertConfig", "OsrmConfig", "Projection", "convert_adapters", "freeze_A",
+        "initialize_osrm_weights", "merge_adapters", "merge_to_model", "read_adapter",
+        "read_kept_out",
     ),
     "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
     "errors": ("OrthomergeError",),
@@ -62,6 +65,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adapter",
+    "ConvertConfig",
     "Diagnosis",
     "Fisher",
     "Interference",
@@ -83,6 +87,7 @@ __all__ = [
     "Task",
     "collect_fisher",
     "collect_statistics",
+    "convert_adapters",
     "diagnose",
     "freeze_A",
     "get_solver",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from transformers import (
 from orthomerge.adapters import (
     CONSTRAINTS,
     FROZEN_B,
+    KEPT_OUT,
+    RECORD,
     Projection,
     freeze_A,
     freeze_B,
@@ -42,6 +45,7 @@ class TrainingSettings:
 
     `precision` "bf16" computes under autocast and keeps what is trained in float32; "float32" adds
     nothing to the type the base was loaded in. `accumulate` cuts a batch into so many passes.
+    `max_steps` ends a training early or late, whatever the epochs say.
     """
 
     epochs: float = 3.0
@@ -52,6 +56,7 @@ class TrainingSettings:
     max_length: int = 48
     precision: Precision = "float32"
     accumulate: int = 1
+    max_steps: int | None = None
 
 
 class ProjectionCallback(TrainerCallback):
@@ -86,6 +91,7 @@ def train_adapter(
     regression: bool,
     settings: TrainingSettings,
     constraint: str = "init",
+    fresh_head: bool = True,
     seed: int = 0,
     output: str | Path,
     prompt: Prompt | None = None,
@@ -97,9 +103,10 @@ def train_adapter(
     `model` is the base with the task's head; it is changed in place. With a `prompt` it is a
     language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
     is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
-    keeps it out of the directions that the start carries, "freeze_B" holds B instead. The order of
-    the rows is drawn under `seed`; batches are grouped by length. `record` is kept beside the
-    weights as `training.json`, together with the losses.
+    keeps it out of the directions that the start carries, "freeze_B" holds B instead. A head that
+    was trained before is no `fresh_head`. The order of the rows is drawn under `seed`; batches are
+    grouped by length. `record` is kept beside the weights as `training.json`, together with the
+    losses.
 
     Raises:
         UnknownNameError: no such constraint.
@@ -122,7 +129,7 @@ def train_adapter(
             if parameter.requires_grad:  # a head in the base's bfloat16 would not feel small steps
                 parameter.data = parameter.data.float()
     if prompt is None:
-        if regression:
+        if regression and fresh_head:
             _start_at_the_mean(peft_model, [float(r.label) for r in rows])
         encoded = _labelled(rows, tokenizer, settings.max_length, regression=regression)
         collate: Any = DataCollatorWithPadding(tokenizer)
@@ -133,6 +140,7 @@ def train_adapter(
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
             per_device_train_batch_size=settings.batch_size // settings.accumulate,
             gradient_accumulation_steps=settings.accumulate,
             bf16=settings.precision == "bf16",
@@ -170,6 +178,41 @@ def train_adapter(
     with atomic_path(output) as folder:
         peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         write_json(folder / "training.json", {**(record or {}), "losses": losses})
+    return Path(output)
+
+
+def recover_adapter(
+    model: Any,
+    converted: str | Path,
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    regression: bool,
+    settings: TrainingSettings,
+    seed: int = 0,
+    output: str | Path,
+    record: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Train a converted adapter a few steps more, where its conversion put it; see `train_adapter`.
+
+    `A` stays out of the directions that the conversion "project" left behind, and is held after any
+    other. The conversion's own record goes along.
+
+    Raises:
+        OrthomergeError: what `train_adapter` raises.
+    """
+    converted = Path(converted)
+    projected = (converted / KEPT_OUT).is_file()
+    with atomic_path(output) as folder:
+        train_adapter(
+            model, converted, rows, tokenizer, regression=regression, settings=settings,
+            constraint="project" if projected else "freeze", fresh_head=False, seed=seed,
+            output=folder, record=record, progress=progress,
+        )  # fmt: skip
+        for name in (RECORD, "README.md", KEPT_OUT):
+            if (converted / name).is_file():
+                shutil.copyfile(converted / name, folder / name)
     return Path(output)
 
 

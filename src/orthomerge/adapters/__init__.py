@@ -1,6 +1,15 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
-from orthomerge.adapters.config import CONSTRAINTS, FROZEN_B, SHARE, OsrmConfig
+from orthomerge.adapters.config import (
+    CONSTRAINTS,
+    CONVERT_SHARE,
+    FROZEN_B,
+    REFITS,
+    SHARE,
+    SUBSPACES,
+    ConvertConfig,
+    OsrmConfig,
+)
 from orthomerge.adapters.constrain import (
     KEPT_OUT,
     Directions,
@@ -9,6 +18,13 @@ from orthomerge.adapters.constrain import (
     freeze_B,
     lora_layers,
     read_kept_out,
+)
+from orthomerge.adapters.convert import (
+    RECORD,
+    Converted,
+    convert_adapters,
+    described,
+    total_loss,
 )
 from orthomerge.adapters.files import (
     HEADS,
@@ -36,18 +52,26 @@ from orthomerge.adapters.write import as_factors
 
 __all__ = [
     "CONSTRAINTS",
+    "CONVERT_SHARE",
     "FROZEN_B",
     "HEADS",
     "KEPT_OUT",
     "POLICIES",
+    "RECORD",
+    "REFITS",
     "SHARE",
+    "SUBSPACES",
     "Adapter",
+    "ConvertConfig",
+    "Converted",
     "Directions",
     "OsrmConfig",
     "Projection",
     "as_factors",
     "captured",
     "check_statistics",
+    "convert_adapters",
+    "described",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",
@@ -69,5 +93,6 @@ __all__ = [
     "save_full_model",
     "save_merged",
     "save_start",
+    "total_loss",
     "unit_rows",
 ]

@@ -71,10 +71,7 @@ def model_card(
 model = {auto}.from_pretrained("path/to/this/folder")"""
     else:
         library, tags, title = "peft", "[lora, merged, orthomerge]", "Merged LoRA adapter"
-        load = f"""from peft import PeftModel
-from transformers import {auto}
-
-model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "path/to/this/folder")"""
+        load = _loading(task_type, base)
     return f"""---
 base_model: {base}
 library_name: {library}
@@ -109,3 +106,38 @@ def notes_on(heads: str, *, modules: bool, tasks: bool) -> list[str]:
     if tasks:
         notes.append("Each task's own adapter lies under `tasks/`, with its own head.")
     return notes
+
+
+def converted_card(record: Mapping[str, Any], task_type: str | None) -> str:
+    """The README of a converted adapter."""
+    adapter, how, total = record["adapter"], record["config"], record["total"]
+    base = record["base_model"] or "base-model"
+    lost = total["lost_outputs"]
+    kept = (
+        "" if lost is None else f" It gave up {lost:.0%} of its outputs on its own task's inputs."
+    )
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, converted, orthomerge]
+---
+# Converted LoRA adapter
+
+`{adapter["name"]}` (sha256 `{(adapter["sha256"] or "")[:12]}`) of `{base}`, converted with subspace
+`{how["subspace"]}` so that it answers other tasks' inputs less:
+{total["others_hear_still"]:.0%} of what they heard before is left.{kept}
+
+```python
+{_loading(task_type, base)}
+```
+
+How it was converted, and what each layer lost, is in `convert.json`.
+"""
+
+
+def _loading(task_type: str | None, base: str) -> str:
+    auto = _AUTO.get(task_type or "", "AutoModel")
+    return f"""from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "path/to/this/folder")"""

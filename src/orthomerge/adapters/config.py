@@ -1,11 +1,14 @@
-"""What an orthogonal start is made of."""
+"""What an orthogonal start, and a conversion, are made of."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.errors import RecipeError, SubspaceError, unknown_name
+from orthomerge.refit import RIDGE
 from orthomerge.subspace import get_solver
 
 CONSTRAINTS = ("init", "freeze", "project")
@@ -13,6 +16,10 @@ FROZEN_B = "freeze_B"
 """The control that holds `B` instead: of a training, not of an orthogonal start."""
 SHARE = 0.9
 """The share of the others' energy that `project` keeps A out of, unless said otherwise."""
+SUBSPACES = ("quiet", "project", "start")
+REFITS = ("outputs", "weights")
+CONVERT_SHARE = 0.7
+"""The share of the others' energy that `project` takes off A: more costs too much of the task."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,52 @@ class OsrmConfig:
             raise RecipeError(f"share {self.share} is not between 0 and 1: {SHARE} is the default.")
         if self.room is not None and self.room < 1:
             raise RecipeError(f"room {self.room} is not a number of directions: 32 is a start.")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How an adapter is converted; by itself what did best in our comparison (docs/convert.md).
+
+    `subspace` says what becomes of `A`: "quiet" moves it to where the own outputs are kept and the
+    others' inputs are answered little, weighed by `balance`; "project" takes the directions off
+    that hold `share` of the others' energy, or keeps it within the `room` best ones of the
+    `solver`; "start" replaces it by the solver's start, which is the paper's conversion. `refit`
+    says what is kept as well as it can be: the own task's "outputs", or the "weights".
+
+    Raises:
+        SubspaceError: no such subspace or refit, or a figure out of its range.
+        UnknownNameError: no such solver.
+    """
+
+    subspace: str = "quiet"
+    refit: str = "outputs"
+    balance: float = 3.0
+    ridge: float = RIDGE
+    solver: str = "min_eigen"
+    share: float = CONVERT_SHARE
+    room: int | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.subspace not in SUBSPACES:
+            raise unknown_name("subspace", self.subspace, SUBSPACES, error=SubspaceError)
+        if self.refit not in REFITS:
+            raise unknown_name("refit", self.refit, REFITS, error=SubspaceError)
+        if self.subspace == "quiet" and self.refit == "weights":
+            raise SubspaceError(
+                "the subspace 'quiet' weighs outputs: leave the refit at 'outputs', or choose the "
+                "subspace 'project'."
+            )
+        if not 0 <= self.balance < math.inf:
+            raise SubspaceError(f"balance {self.balance:g} is not a number from 0 up: 1 is usual.")
+        if not 0 <= self.ridge < math.inf:
+            raise SubspaceError(f"ridge {self.ridge:g} is not a number from 0 up: try {RIDGE:g}.")
+        self.start("token")  # solver, share, room and options are checked where they are used
+
+    def start(self, granularity: str) -> OsrmConfig:
+        """The same choice in the words of a start."""
+        return OsrmConfig(
+            solver=self.solver, granularity=granularity, share=self.share, room=self.room,
+            seed=self.seed, options=dict(self.options),
+        )  # fmt: skip

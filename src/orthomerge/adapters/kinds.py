@@ -72,6 +72,14 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
         )
 
 
+def factor_of(key: str) -> tuple[str, str] | None:
+    """The layer and the part ("A" or "B") whose factor lies under a key of the file, else None."""
+    match = _PART.match(key.removeprefix(PREFIX))
+    if match is None or match["part"] not in ("A", "B") or match["kind"] == "bias":
+        return None
+    return match["layer"], match["part"]
+
+
 def sort_keys(
     entries: Mapping[str, Stored], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, StoredLayer], dict[str, Stored]]:

@@ -107,13 +107,7 @@ class MergeOutput:
     def _names(self) -> list[str]:
         if self.names is not None:
             return list(self.names)
-        names: list[str] = []
-        for adapter in self.adapters:
-            name, number = adapter.name, 2
-            while slug(name) in map(slug, names):
-                name, number = f"{adapter.name}-{number}", number + 1
-            names.append(name)
-        return names
+        return distinct_names(self.adapters)
 
     def _spread(self) -> list[float]:
         weights = 1.0 if self.weights is None else self.weights
@@ -174,6 +168,17 @@ class MergeOutput:
         ]
         summed = merge_layers(columns, weights=self.weights, layer_weights=self.layer_weights)
         return {name: summed.dense(name)[:, 0] for name in shapes}
+
+
+def distinct_names(adapters: Sequence[Adapter]) -> list[str]:
+    """Each adapter's name, numbered where two would fall into one folder."""
+    names: list[str] = []
+    for adapter in adapters:
+        name, number = adapter.name, 2
+        while slug(name) in map(slug, names):
+            name, number = f"{adapter.name}-{number}", number + 1
+        names.append(name)
+    return names
 
 
 def _column(bias: Tensor) -> LoraFactors:

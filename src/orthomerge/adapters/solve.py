@@ -131,6 +131,29 @@ def _loud(other: Moment, rank: int, share: float) -> torch.Tensor:
     return dominant_directions(other, share=share, most=other.dim - rank)
 
 
+def layer_directions(
+    layer: str,
+    owner: str,
+    rank: int,
+    others: Sequence[Statistics],
+    own: Statistics | None,
+    config: OsrmConfig,
+    existing: Sequence[Adapter] = (),
+) -> torch.Tensor:
+    """Of one layer: the others' loud directions or, with `config.room`, the solver's best ones."""
+    if config.room is None:
+        return _loud(combined_moment(others, layer, config.weights), rank, config.share)
+    if config.room < rank:
+        raise SubspaceError(
+            f"layer '{layer}' has rank {rank}, more than the room of {config.room} directions: "
+            "raise the room or lower the rank."
+        )
+    moments = [item.moment(layer) for item in others]
+    mine = own.moment(layer) if own is not None else None
+    solver = get_solver(config.solver)
+    return _free(solver, layer, owner, config.room, moments, mine, config, existing).basis
+
+
 def kept_out_directions(
     peft_model: PeftModel,
     others: Sequence[Statistics],
@@ -149,29 +172,15 @@ def kept_out_directions(
     Raises:
         SubspaceError: a room smaller than the rank or larger than the layer.
     """
-    solver = get_solver(config.solver)
     found: dict[str, torch.Tensor] = {}
     by_owner: dict[tuple[str, int, str], torch.Tensor] = {}
     for layer, module in lora_layers(peft_model, adapter_name).items():
         rank = module.lora_A[adapter_name].weight.shape[0]
         owner = others[0].layers.get(layer, layer)
-        if config.room is not None and config.room < rank:
-            raise SubspaceError(
-                f"layer '{layer}' has rank {rank}, more than the room of {config.room} directions: "
-                "raise the room or lower the rank."
-            )
         # With a room, layers of any rank share it; without one the rank must stay free.
         key = (owner, 0 if config.room else rank, layer if config.room and existing else "")
         if key not in by_owner:
-            if config.room is None:
-                other = combined_moment(others, layer, config.weights)
-                by_owner[key] = _loud(other, rank, config.share)
-            else:
-                moments = [item.moment(layer) for item in others]
-                mine = own.moment(layer) if own is not None else None
-                by_owner[key] = _free(
-                    solver, layer, owner, config.room, moments, mine, config, existing
-                ).basis
+            by_owner[key] = layer_directions(layer, owner, rank, others, own, config, existing)
         found[layer] = by_owner[key]
     return Directions(found, within=config.room is not None)
 

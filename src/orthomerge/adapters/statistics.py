@@ -54,15 +54,27 @@ def of_one_model(
         f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"
         for i, s in enumerate(statistics, start=1)
     ]
-    named = base or adapters[0].base_model
-    first = read[0].meta
-    known, model = first.model_sha256, first.model_id
+    for item, name in zip(read, called, strict=True):
+        require_base(item, name, adapters[0], base, first=read[0])
+    return read
+
+
+def require_base(
+    item: Statistics, name: str, adapter: Adapter, base: str | None, *, first: Statistics
+) -> None:
+    """Refuse statistics of another model than the first ones', or than the adapter's base.
+
+    The base counts where it is a folder or is named; else all must be of one model.
+
+    Raises:
+        StatisticsError: statistics of another model.
+    """
+    named = base or adapter.base_model
+    known, model = first.meta.model_sha256, first.meta.model_id
     if named and (base or Path(named).expanduser().is_dir()):
         known, model = resolve_model(named).sha256, named
     if known:
-        for item, name in zip(read, called, strict=True):
-            item.require_model(known, model, name=name)
-    return read
+        item.require_model(known, model, name=name)
 
 
 def matched_fisher(

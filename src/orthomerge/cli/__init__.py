@@ -1,6 +1,7 @@
 """The command line: a file a verb; each parses, calls the library and prints."""
 
 from orthomerge.cli import (
+    convert,
     diagnose,
     fisher,
     init,
@@ -15,6 +16,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "diagnose", "fisher", "init", "main", "merge", "report", "run", "stats", "stats_files",
-    "train", "tune",
+    "app", "convert", "diagnose", "fisher", "init", "main", "merge", "report", "run", "stats",
+    "stats_files", "train", "tune",
 ]  # fmt: skip

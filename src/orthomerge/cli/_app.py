@@ -17,7 +17,7 @@ from orthomerge.errors import OrthomergeError, RecipeError
 
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
-    "demo", "run", "report", "stats", "init", "train", "merge", "tune", "fisher", "eval",
+    "demo", "run", "report", "stats", "init", "train", "convert", "merge", "tune", "fisher", "eval",
     "diagnose", "methods", "solvers", "tasks",
 )  # fmt: skip
 

@@ -37,6 +37,7 @@ from orthomerge.moments import Moment, combine
 from orthomerge.rows import SINGLE, ResultRow
 
 # At most so many layers have a spectrum, evenly chosen; a figure with more is not looked through.
+TRAINING = "training.json"
 LAYERS = 24
 # Wider inputs without a factor have none: a full decomposition takes minutes a layer.
 WIDEST = 2048
@@ -99,7 +100,7 @@ def _of_arms(
         wanted += [*found.values(), whole]
         paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in keys.tasks}
         for task, path in paths.items():
-            if found[task] not in curves and path.is_dir():
+            if found[task] not in curves and (path / TRAINING).is_file():
                 curves[found[task]] = _curve(path, found[task], arm, task)
         if whole not in disturbances and all(p.is_dir() for p in paths.values()):
             pieces.reporter.stage(f"interference of {arm.name} · seed {arm.seed}")
@@ -159,7 +160,7 @@ def _stats(pieces: Pieces) -> list[str]:
 
 
 def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:
-    record = json.loads((path / "training.json").read_text(encoding="utf-8"))
+    record = json.loads((path / TRAINING).read_text(encoding="utf-8"))
     return Curve(key, arm.name, arm.seed, task, arm.rate, record["losses"])
 
 

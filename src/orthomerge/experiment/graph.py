@@ -180,10 +180,19 @@ class _Jobs:
     def _adapter(self, name: str, task: str, seed: int, rate: float) -> str:
         path = self._keys.adapter_path(name, task, seed, rate)
         if not self._settled(path):
-            needs = (self._start(name, task, seed),)
-            title = f"train {name} · {task} · seed {seed} · {rate:g}"
+            verb, needs = self._before(name, task, seed, rate)
+            title = f"{verb} {name} · {task} · seed {seed} · {rate:g}"
             self._add(Job(self._id(path), "train", title, (name, task, seed, rate), needs))
         return self._id(path)
+
+    def _before(self, name: str, task: str, seed: int, rate: float) -> tuple[str, tuple[str, ...]]:
+        """What is done for an adapter, and the jobs before it: a training, or a conversion."""
+        arm = self._recipe.arms[name]
+        if not arm.convert:
+            return "train", (self._start(name, task, seed),)
+        about = (arm.granularity, arm.samples, arm.targets)
+        statistics = [self._stats(t, *about) for t in self._keys.tasks_of(name)]
+        return "convert", (self._adapter(arm.convert.source, task, seed, rate), *statistics)
 
     def _start(self, name: str, task: str, seed: int) -> str:
         path, arm = self._keys.start_path(name, task, seed), self._recipe.arms[name]

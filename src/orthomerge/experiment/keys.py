@@ -153,6 +153,8 @@ class Keys:
     def adapter_key(self, name: str, task: str, seed: int, rate: float) -> str:
         """Hash of all that a trained adapter of the arm called `name` depends on."""
         asked = (name, task, seed, rate)
+        if asked not in self._adapters and self.recipe.arms[name].convert:
+            self._adapters[asked] = self._converted_key(name, task, seed, rate)
         if asked not in self._adapters:
             arm = self.recipe.arms[name]
             training, rate_of = self.settings(task)
@@ -169,6 +171,26 @@ class Keys:
                 }
             )
         return self._adapters[asked]
+
+    def _converted_key(self, name: str, task: str, seed: int, rate: float) -> str:
+        """Hash of all that a converted adapter depends on: the one it was, and how."""
+        arm = self.recipe.arms[name]
+        how = arm.convert
+        assert how is not None
+        about = (arm.granularity, arm.samples, arm.targets)
+        training, rate_of = self.settings(task)
+        return fingerprint(
+            {
+                "piece": ["converted", PIECES],
+                "adapter": self.adapter_key(how.source, task, seed, rate),
+                "convert": how.model_dump(exclude={"source", "recover", "learning_rate"}),
+                "others": [self.stats_key(t, *about) for t in self.tasks_of(name) if t != task],
+                "own": self.stats_key(task, *about),
+                "recover": how.recover
+                and [how.recover, how.learning_rate or rate_of(rate), training],
+                "seed": [seed, task],
+            }
+        )
 
     def row_key(
         self,

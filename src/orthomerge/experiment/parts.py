@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE
+from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE, ConvertConfig
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 from orthomerge.features import GRANULARITIES
 from orthomerge.merging import get_method
@@ -129,6 +129,35 @@ class Training(Part):
         return self.model_dump(include=old) | {"epochs": self.epochs_of(task)} | new
 
 
+class Conversion(Part):
+    """What an arm does to the trained adapters of another one, `from`: see `ConvertConfig`.
+
+    `recover` trains so many steps more, at `learning_rate` or at the rate of the arm converted.
+    """
+
+    source: str = Field(alias="from")
+    subspace: str = ConvertConfig.subspace
+    refit: str = ConvertConfig.refit
+    balance: float = ConvertConfig.balance
+    ridge: float = ConvertConfig.ridge
+    solver: str = ConvertConfig.solver
+    share: float = ConvertConfig.share
+    room: int | None = Field(default=None, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+    recover: int = Field(default=0, ge=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Conversion:
+        self.config(0)
+        return self
+
+    def config(self, seed: int) -> ConvertConfig:
+        """The conversion, for the library."""
+        told = self.model_dump(exclude={"source", "recover", "learning_rate"})
+        return ConvertConfig(**told, seed=seed)
+
+
 class Arm(Part):
     """One way to start and train: a line in the figure.
 
@@ -138,7 +167,8 @@ class Arm(Part):
     gives layers ranks by how many directions have at most that part of the others' mean energy;
     `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
     whether tasks draw from one seed or each from its own. `rank`, `alpha`, `targets` and `tasks`
-    (a list, or how many of the recipe's first ones) override the recipe's.
+    (a list, or how many of the recipe's first ones) override the recipe's. An arm with `convert`
+    is like the arm it converts where it does not say otherwise, and trains nothing of its own.
     """
 
     start: str
@@ -156,6 +186,7 @@ class Arm(Part):
     learning_rate: float | list[float] | None = None
     seeds: list[int] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    convert: Conversion | None = None
 
     @property
     def solver(self) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from orthomerge.adapters import (
     FROZEN_B,
     OsrmConfig,
+    convert_adapters,
     initialize_osrm_weights,
     kept_out_directions,
     new_lora,
@@ -26,10 +27,10 @@ from orthomerge.adapters import (
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.progress import Reporter, timed
 from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
-from orthomerge.files import derive_seed
+from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
 from orthomerge.models import load_classifier, load_trunk, preferred_device, tokenizer_hash
-from orthomerge.training import TrainingSettings, train_adapter
+from orthomerge.training import TrainingSettings, recover_adapter, train_adapter
 from orthomerge.tuning import fisher_on_texts
 
 
@@ -162,6 +163,8 @@ class Pieces:
         path = self.keys.adapter_path(name, task, seed, rate)
         if path.is_dir():
             return path
+        if self._recipe.arms[name].convert:
+            return self._converted(name, task, seed, rate, path)
         start, key = self.start(name, task, seed), self.keys.adapter_key(name, task, seed, rate)
         told, rate_of = self.keys.settings(task)
         self.__dict__.pop("trunk", None)
@@ -180,6 +183,44 @@ class Pieces:
                 seed=derive_seed(seed, task, "training"),
                 output=path,
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
+                progress=self.reporter.step,
+            )
+        return path
+
+    def _converted(self, name: str, task: str, seed: int, rate: float, path: Path) -> Path:
+        """The adapter of the arm it is made from, converted, and a few steps of training after."""
+        arm = self._recipe.arms[name]
+        how = arm.convert
+        assert how is not None
+        source = self.adapter(how.source, task, seed, rate)
+        about = (arm.granularity, arm.samples, arm.targets)
+        found = {t: self.statistics(t, *about) for t in self.keys.tasks_of(name)}
+        own = found.pop(task)
+        self.reporter.stage(f"convert {name} · {task} · seed {seed}")
+        with atomic_path(path) as folder, timed(self.seconds, "convert"):
+            plain = folder.with_name("converted") if how.recover else folder
+            convert_adapters(
+                [source], plain, statistics=[own], others=list(found.values()),
+                config=how.config(derive_seed(seed, task)),
+            )  # fmt: skip
+            told, rate_of = self.keys.settings(task)
+            told["max_steps"] = how.recover
+            if not how.recover:
+                return path
+            recover_adapter(
+                self._classifier(task, seed),
+                plain,
+                self.keys.data[task].train,
+                self.keys.tokenizer,
+                regression=self.keys.head(task)[1],
+                settings=TrainingSettings(
+                    **told,
+                    learning_rate=how.learning_rate or rate_of(rate),
+                    max_length=self._recipe.data.max_length,
+                ),
+                seed=derive_seed(seed, task, "recovery"),
+                output=folder,
+                record={"arm": name, "task": task, "seed": seed},
                 progress=self.reporter.step,
             )
         return path

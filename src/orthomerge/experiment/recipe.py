@@ -55,6 +55,37 @@ class Recipe(Part):
                 raise unknown_name("kind of job", kind, KINDS, error=RecipeError)
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Arms that convert another one are like it where they do not say otherwise."""
+        arms = values.get("arms") if isinstance(values, dict) else None
+        if not isinstance(arms, dict):
+            return values
+        whole = dict(arms)
+        for name, arm in arms.items():
+            how = arm.get("convert") if isinstance(arm, dict) else None
+            if isinstance(how, dict) and "from" in how:
+                plain = [a for a, part in arms.items() if isinstance(part, dict) and a != name]
+                plain = [a for a in plain if not arms[a].get("convert")]
+                if how["from"] not in plain:
+                    raise unknown_name(
+                        "arm", str(how["from"]), plain, where=f"arms.{name}.convert",
+                        error=RecipeError,
+                    )  # fmt: skip
+                whole[name] = {**arms[how["from"]], **arm}
+        return {**values, "arms": whole}
+
+    @model_validator(mode="after")
+    def _conversions(self) -> Recipe:
+        for name, part in self.arms.items():
+            if part.convert and len(self.learning_rates_of(name)) > 1:
+                raise RecipeError(
+                    f"arms.{name} converts '{part.convert.source}', whose learning rate is a "
+                    "choice: give that arm one rate."
+                )
+        return self
+
     @model_validator(mode="after")
     def _tasks(self) -> Recipe:
         for name in self.tasks:

@@ -101,11 +101,19 @@ class Statistics:
         Raises:
             StatisticsError: no statistics for that layer.
         """
+        return self.moments[self.layers[self.name_of(layer)]]
+
+    def name_of(self, layer: str) -> str:
+        """What these statistics call a layer, which may carry the prefix of a model with a head.
+
+        Raises:
+            StatisticsError: no statistics for that layer.
+        """
         if layer in self.layers:
-            return self.moments[self.layers[layer]]
-        for known, lead in self.layers.items():
+            return layer
+        for known in self.layers:
             if layer.endswith(f".{known}"):
-                return self.moments[lead]
+                return known
         raise StatisticsError(
             f"no statistics for layer '{layer}': these cover "
             f"{', '.join(self.meta.target_modules)} of '{self.meta.model_id}'."

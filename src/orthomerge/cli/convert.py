@@ -1,0 +1,214 @@
+"""`orthomerge convert`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from orthomerge.adapters import Converted
+    from orthomerge.refit import Loss
+
+
+@app.command()
+def convert(
+    adapters: Annotated[
+        list[str], typer.Argument(help="PEFT adapter folders or hub ids, in order.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The folder to write; one below it for each of many."),
+    ],
+    stats: Annotated[
+        list[Path] | None,
+        typer.Option("--stats", "--own", help="Statistics of each adapter's task, in that order."),
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(help="Statistics of a task beside those of the adapters; repeat."),
+    ] = None,
+    subspace: Annotated[
+        str,
+        typer.Option(
+            help="quiet: A moves to where its outputs are kept and the others' inputs answered "
+            "little; project: their loud directions are taken off A; start: the solver's start."
+        ),
+    ] = "quiet",
+    refit: Annotated[
+        str, typer.Option(help="What is kept: the own 'outputs', or the 'weights'.")
+    ] = "outputs",
+    balance: Annotated[
+        float | None, typer.Option(help="quiet: weight of the others against the own outputs.")
+    ] = None,
+    ridge: Annotated[
+        float | None,
+        typer.Option(help="How far directions are trusted that the own sample hardly shows."),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="project: the share of the others' energy taken off.")
+    ] = None,
+    room: Annotated[
+        int | None,
+        typer.Option(min=1, help="project: instead, A within the solver's ROOM best rows."),
+    ] = None,
+    solver: Annotated[
+        str, typer.Option(help="start, and project with --room: a name of 'orthomerge solvers'.")
+    ] = "min_eigen",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
+    ] = None,
+    recover: Annotated[
+        int, typer.Option(min=0, help="Steps of training after it, A held or kept out.")
+    ] = 0,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="With --recover: each adapter's task or file of rows, in order."),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="With --recover.")] = 2e-3,
+    rows: Annotated[int, typer.Option(min=1, help="With --recover: training rows.")] = 400,
+    base: Annotated[
+        str | None, typer.Option(help="Base model; default the one that the adapters name.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of ties and of the training.")] = 0,
+    layers: Annotated[bool, typer.Option("--layers", help="A line for every layer.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Convert adapters that exist already, so that they disturb each other less in a merge.
+
+    Rank, scaling, head and everything else stay; what each layer lost is printed and kept in
+    convert.json. With several adapters every one's others are the rest.
+
+    Example: [bold]orthomerge convert a/ b/ --stats a.stats.safetensors
+    --stats b.stats.safetensors --output converted/[/]
+    """
+    from orthomerge.adapters import ConvertConfig, convert_adapters
+    from orthomerge.adapters.write import require_free
+    from orthomerge.cli._progress import work_bar
+    from orthomerge.files import atomic_path
+
+    given = {"balance": balance, "ridge": ridge, "share": share}
+    config = ConvertConfig(
+        subspace=subspace, refit=refit, solver=solver, room=room, seed=seed,
+        options=parse_options(option or []),
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    if bool(recover) != bool(task):
+        raise RecipeError("--recover STEPS and a --task for each adapter go together.")
+    if task and len(task) != len(adapters):
+        raise RecipeError(f"{len(task)} tasks for {len(adapters)} adapters: give one for each.")
+    require_free(output, overwrite=overwrite)
+    with atomic_path(output) as folder:
+        with work_bar("layers") as progress:
+            found = convert_adapters(
+                list(adapters), folder, statistics=stats or [], others=others or [],
+                config=config, base=base, progress=progress,
+            )  # fmt: skip
+        for item, name in zip(found, task or [], strict=bool(task)):
+            _recover(item, name, recover, learning_rate, rows, base, seed)
+    places = [output / item.path.relative_to(folder) for item in found]
+    if json:
+        print_json([_as_json(i, p) for i, p in zip(found, places, strict=True)])
+        return
+    _print(found, layers=layers)
+    after = f", then {recover} steps of training" if recover else ""
+    out.print(
+        f"{output}: {len(found)} adapter{'' if len(found) == 1 else 's'} converted{after}. Merge "
+        "them at a larger weight than before.",
+        soft_wrap=True,
+    )
+
+
+def _recover(
+    item: Converted,
+    task: str,
+    steps: int,
+    learning_rate: float,
+    rows: int,
+    base: str | None,
+    seed: int,
+) -> None:
+    """Train one converted adapter in its place."""
+    from orthomerge.adapters import read_adapter
+    from orthomerge.assets import resolve_model
+    from orthomerge.cli._progress import work_bar
+    from orthomerge.models import load_classifier, load_tokenizer
+    from orthomerge.tasks import get_task
+    from orthomerge.training import TrainingSettings, recover_adapter
+
+    about = get_task(task)
+    regression = about.kind == "regression"
+    found = resolve_model(base or read_adapter(item.path).base_model or "")
+    data = about.data(train=rows, seed=seed)
+    with work_bar(f"training {about.name}") as progress:
+        recover_adapter(
+            load_classifier(
+                found.path_or_id,
+                num_labels=1 if regression else len(about.labels),
+                regression=regression,
+                name=found.name,
+            ),
+            item.path,
+            data.train,
+            load_tokenizer(found.path_or_id),
+            regression=regression,
+            settings=TrainingSettings(learning_rate=learning_rate, max_steps=steps),
+            seed=seed,
+            output=item.path,
+            record={"task": about.name, "rows": rows, "seed": seed, "data": data.fingerprint},
+            progress=progress,
+        )
+
+
+def _as_json(item: Converted, path: Path) -> dict[str, Any]:
+    from orthomerge.adapters import described
+
+    layers = {name: described(loss) for name, loss in item.layers.items()}
+    return {
+        "name": item.name, "path": str(path), "total": described(item.total), "layers": layers,
+    }  # fmt: skip
+
+
+def _print(found: Sequence[Converted], *, layers: bool) -> None:
+    """What was lost by group of layers, or by layer, and in all."""
+    from rich.table import Table
+
+    table = Table(title="what the conversion changed")
+    table.add_column("adapter", overflow="fold")
+    table.add_column("layers")
+    for column in ("weights lost", "own outputs lost", "others hear", "before it was"):
+        table.add_column(column, justify="right")
+    for item in found:
+        for place, (name, loss) in enumerate(_lines(item.layers, layers=layers)):
+            table.add_row(item.name if place == 0 else "", name, *_figures(loss))
+        table.add_row("", "[bold]all[/]", *_figures(item.total), end_section=True)
+    out.print(table)
+
+
+def _lines(losses: Mapping[str, Loss], *, layers: bool) -> list[tuple[str, Loss]]:
+    """By layer, or by the last part of the layers' names (query, value)."""
+    from orthomerge.adapters import total_loss
+
+    if layers:
+        return list(losses.items())
+    groups: dict[str, list[Loss]] = {}
+    for name, loss in losses.items():
+        groups.setdefault(name.rsplit(".", 1)[-1], []).append(loss)
+    return [(name, total_loss(items)) for name, items in groups.items()]
+
+
+def _figures(loss: Loss) -> list[str]:
+    """Shares; without own statistics what is left of what the others heard."""
+    known = not math.isnan(loss.own)
+    after, before = (loss.heard_after, loss.heard_before) if known else (loss.heard_still, 1.0)
+    outputs = f"{loss.share_of_outputs:.1%}" if known else "–"
+    return [f"{loss.share_of_weights:.1%}", outputs, f"{after:.2f}", f"{before:.2f}"]
