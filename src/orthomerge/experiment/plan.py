@@ -74,8 +74,7 @@ class Plan:
             solved = self.recipe.arms[job.arguments[0]].solver is not None
             return {"init": DECOMPOSITION * sum(d**3 for d in self.size.inputs) if solved else 0}
         if job.kind == "train":
-            epochs = self._keys.settings(job.arguments[1])[0]["epochs"]
-            return {"train": 2 * token * length * epochs * _count(data.train)}
+            return self._adapter_work(*job.arguments[:2])
         if job.kind == "fisher":
             return {"fisher": 2 * token * length * samples}
         asked = job.arguments[0]
@@ -84,6 +83,18 @@ class Plan:
         if job.kind == "merge":
             work["merge"] = MERGING * self.size.updates() * len(asked.keys)
         return work
+
+    def _adapter_work(self, arm: str, task: str) -> dict[str, float]:
+        """Operations of a training, or of a conversion and the steps that follow it."""
+        step_row = 4.0 * self.size.parameters * self.recipe.data.max_length
+        how = self.recipe.arms[arm].convert
+        if how is None:
+            epochs = self._keys.settings(task)[0]["epochs"]
+            return {"train": step_row * epochs * _count(self.recipe.data.train)}
+        return {
+            "convert": DECOMPOSITION * sum(d**3 for d in self.size.inputs),
+            "train": step_row * how.recover * self.recipe.training.batch_size,
+        }
 
     def by_stage(self) -> dict[str, float]:
         """Operations of the whole recipe by stage."""

@@ -12,7 +12,9 @@ import torch
 
 from orthomerge.errors import RecipeError, unknown_name
 
-STAGES = ("stats", "init", "train", "fisher", "merge", "eval")
+STAGES = ("stats", "init", "convert", "train", "fisher", "merge", "eval")
+# What decomposes or merges, rather than passes texts through the model.
+_ALGEBRA = ("init", "convert", "merge")
 
 # Peak dense operations a second in bfloat16 as the makers state them.
 CARDS = {"h100": 989e12, "a100": 312e12, "l40s": 362e12, "rtx4090": 165e12}
@@ -42,7 +44,7 @@ def estimated(card: str) -> Throughput:
     if card not in CARDS:
         raise unknown_name("card", card, CARDS)
     passes, algebra = PASSES * CARDS[card], ALGEBRA * CARDS[card]
-    rates = {s: algebra if s in ("init", "merge") else passes for s in STAGES}
+    rates = {s: algebra if s in _ALGEBRA else passes for s in STAGES}
     return Throughput(rates, f"an ESTIMATE for one {card} ({PASSES:.0%} of its peak)")
 
 
@@ -81,7 +83,7 @@ def measured(size: int = 1024, seconds: float = 1.0) -> Throughput:
     passes = _rate(lambda: a @ a, 2 * size**3, seconds, device)
     b = torch.randn(512, 512, device=device, dtype=torch.float64)
     algebra = _rate(lambda: torch.linalg.eigh(b @ b.T), 9 * 512**3, seconds, device)
-    rates = {s: algebra if s in ("init", "merge") else passes / 2 for s in STAGES}
+    rates = {s: algebra if s in _ALGEBRA else passes / 2 for s in STAGES}
     return Throughput(rates, f"measured on this machine ({device})")
 
 
