@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -19,15 +20,25 @@ LAUNCHERS = {
 }
 
 
+def apart(one, other):
+    """How far two updates are from each other, relative to the second."""
+    return float((one.delta() - other.delta()).norm() / other.delta().norm())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_share_every_batch_and_one_writes(tiny_base, tmp_path, launcher):
     model = new_lora(tiny_bert(2), targets=["query", "value"], rank=2, alpha=4, task_type="SEQ_CLS")
     save_start(model, tmp_path / "start")
-    task = write_task(tmp_path / "task.jsonl", 400)
+    task = write_task(tmp_path / "task.jsonl", 200)
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (base / "config.json").write_text(json.dumps(config))
+    # Every batch is all the rows, so their order does not matter: both ways compute the same.
     arguments = [
-        "train", tmp_path / "start", "--task", task, "--base", tiny_base, "--rows", 160,
-        "--epochs", 4, "--batch-size", 8, "--learning-rate", 5e-3, "--max-length", 16,
+        "train", tmp_path / "start", "--task", task, "--base", base, "--rows", 64,
+        "--epochs", 20, "--batch-size", 64, "--learning-rate", 5e-3, "--max-length", 16,
     ]  # fmt: skip
     call(*arguments, "--output", tmp_path / "one")
     done = subprocess.run(
@@ -41,13 +52,18 @@ def test_two_processes_share_every_batch_and_one_writes(tiny_base, tmp_path, lau
     steps = [
         json.loads((tmp_path / n / "training.json").read_text())["losses"] for n in ("one", "two")
     ]
-    # As many steps as one process takes: a batch is shared, not doubled.
-    assert [s for s, _ in steps[0]] == [s for s, _ in steps[1]] and steps[0][-1][0] == 80
-    one, two = read_adapter(tmp_path / "one"), read_adapter(tmp_path / "two")
+    # As many steps as one process takes: a batch is shared, not doubled and not repeated.
+    assert [s for s, _ in steps[0]] == [s for s, _ in steps[1]] == [10, 20]
+    halves = [64 // 2 if a == 64 else a for a in arguments]
+    call(*halves, "--output", tmp_path / "half")
+    one, two, half = (read_adapter(tmp_path / name) for name in ("one", "two", "half"))
     for name, factors in two.layers.items():
-        assert factors.B.any() and torch.isfinite(factors.delta()).all()
         assert factors.A.shape == one.layers[name].A.shape
-        # The order of rows differs between launches, where the updates end up does not.
-        a, b = factors.delta().flatten(), one.layers[name].delta().flatten()
-        assert float(torch.cosine_similarity(a, b, dim=0)) > 0.5
+        assert factors.B.any() and torch.isfinite(factors.delta()).all()
+    # AdamW makes whole steps of roundings, so the two ways agree not to the last digit; what a
+    # process would have learned from its half alone is clearly elsewhere.
+    shared = [apart(two.layers[name], one.layers[name]) for name in one.layers]
+    alone = [apart(half.layers[name], one.layers[name]) for name in one.layers]
+    assert max(shared) < 0.1, (shared, alone)
+    assert 2 * sum(shared) < sum(alone), (shared, alone)
     assert not list(tmp_path.glob(".two*"))
