@@ -145,3 +145,24 @@ def test_evidence_of_rows_alone_is_none(finished, tmp_path):
     Run(run.recipe, output).execute()
     assert not any((output / name).exists() for name in FILES)
     assert not (output / "adapters").exists()
+
+
+def test_arms_of_their_own_tasks_and_targets(finished, tmp_path):
+    """Such arms have interference among their tasks; spectra are of the recipe's own inputs."""
+    run, _, _ = finished
+    values = run.recipe.model_dump(exclude_defaults=True)
+    tasks = values["tasks"]
+    values |= {"seeds": [0], "training": {"epochs": 1, "batch_size": 8}}
+    values["arms"] = {
+        "default": {"start": "default"},
+        "two": {"start": "min_eigen", "tasks": tasks[:2]},
+        "keys": {"start": "default", "targets": ["key", "intermediate.dense"]},
+    }
+    Run(parse_recipe(values), tmp_path / "run").execute()
+    evidence = read_evidence(tmp_path / "run")
+    assert {d.arm: len(d.tasks) for d in evidence.disturbances} == {
+        "default": 3,
+        "two": 2,
+        "keys": 3,
+    }
+    assert {p.arm for p in evidence.places} == {"default", "two"}
