@@ -31,6 +31,10 @@ def tuned_weights(
     """
     if search.way is None:
         raise MergeError("--task names the rows that --tune validation scores: give it, too.")
+    if search.way == "entropy":
+        raise MergeError(
+            "weights by entropy are another command's: use 'orthomerge tune --objective entropy'."
+        )
     if search.way not in WAYS:
         raise unknown_name("way", search.way, WAYS, where="--tune", error=MergeError)
     if how["weights"] is not None or how["layer_weights"]:

@@ -227,44 +227,6 @@ class Pieces:
             )
         return path
 
-    def _converted(self, name: str, task: str, seed: int, rate: float, path: Path) -> Path:
-        """The adapter of the arm it is made from, converted, and a few steps of training after."""
-        arm = self._recipe.arms[name]
-        how = arm.convert
-        assert how is not None
-        source = self.adapter(how.source, task, seed, rate)
-        about = (arm.granularity, arm.samples, arm.targets)
-        found = {t: self.statistics(t, *about) for t in self.keys.tasks_of(name)}
-        own = found.pop(task)
-        self.reporter.stage(f"convert {name} · {task} · seed {seed}")
-        with atomic_path(path) as folder, timed(self.seconds, "convert"):
-            plain = folder.with_name("converted") if how.recover else folder
-            convert_adapters(
-                [source], plain, statistics=[own], others=list(found.values()),
-                config=how.config(derive_seed(seed, task)),
-            )  # fmt: skip
-            told, rate_of = self.keys.settings(task)
-            told["max_steps"] = how.recover
-            if not how.recover:
-                return path
-            recover_adapter(
-                self._classifier(task, seed),
-                plain,
-                self.keys.data[task].train,
-                self.keys.tokenizer,
-                regression=self.keys.head(task)[1],
-                settings=TrainingSettings(
-                    **told,
-                    learning_rate=how.learning_rate or rate_of(rate),
-                    max_length=self._recipe.data.max_length,
-                ),
-                seed=derive_seed(seed, task, "recovery"),
-                output=folder,
-                record={"arm": name, "task": task, "seed": seed},
-                progress=self.reporter.step,
-            )
-        return path
-
     def fisher(self, name: str, task: str, seed: int, rate: float) -> Fisher:
         """The Fisher information of a task's trained adapter, on the sample of its statistics."""
         path = self.keys.fisher_path(name, task, seed, rate)
