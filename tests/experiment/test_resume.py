@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_recipe import check_journal, execute, journal, make_recipe, untimed
 
@@ -20,13 +22,13 @@ from orthomerge.files import is_full, sweep
 from orthomerge.rows import read_rows
 
 KILLS = 20
-# Seconds of work between two kills, drawn uniformly; a run of this recipe takes a few seconds.
+# Seconds of work between two kills, drawn uniformly; a run of this recipe takes a few seconds. One
+# that is finished before its kill is left, and the kill goes to a new one.
 LONGEST = 1.5
 
 _PROGRAM = """
-import json, os, sys
-folder, values, kills = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-import signal, time
+import json, os, signal, sys, time
+top, values, kills = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 from pathlib import Path
 import torch, transformers, peft
 torch.set_num_threads(1)
@@ -37,34 +39,41 @@ class Says(Silent):
     def stage(self, description, worker=0):
         os.write(told, b".")
 
-killed, moments = 0, []
-for delay in [*kills, None]:
+def stands(folder):
+    rows = folder / "results.jsonl"
+    text = rows.read_text() if rows.exists() else ""
+    pieces = sorted(
+        [str(p), p.stat().st_ino, p.stat().st_mtime_ns]
+        for kind in ("stats", "starts", "adapters", "fisher")
+        for p in (folder / kind).rglob("*")
+        if p.is_file() and not any(x.startswith(".") for x in p.relative_to(folder).parts)
+    )
+    return {"rows": text[: text.rfind("\\n") + 1], "pieces": pieces}
+
+runs, killed = [[]], 0
+while True:
+    folder = Path(top, str(len(runs) - 1))
     heard, told = os.pipe()
     child = os.fork()
     if child == 0:
         Run(parse_recipe(values), folder, reporter=Says()).execute()
         os._exit(0)
     os.close(told)
-    if delay is not None:
-        os.read(heard, 1)  # work has begun: what is drawn are seconds of work
-        time.sleep(delay)
+    if killed < len(kills):
+        os.read(heard, 1)  # work has begun, or the run has ended
+        time.sleep(kills[killed])
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     os.close(heard)
+    runs[-1].append(stands(folder))
     if os.WIFSIGNALED(status):
         killed += 1
-    else:
-        assert status == 0, status
-    rows = Path(folder, "results.jsonl")
-    text = rows.read_text() if rows.exists() else ""
-    pieces = sorted(
-        [str(p), p.stat().st_ino, p.stat().st_mtime_ns]
-        for kind in ("stats", "starts", "adapters", "fisher")
-        for p in Path(folder, kind).rglob("*")
-        if not any(part.startswith(".") for part in p.relative_to(folder).parts) and p.is_file()
-    )
-    moments.append({"rows": text[: text.rfind("\\n") + 1], "pieces": pieces})
-print(json.dumps({"killed": killed, "moments": moments}))
+        continue
+    assert status == 0, status
+    if killed == len(kills):
+        break
+    runs.append([])
+print(json.dumps({"killed": killed, "runs": runs}))
 """
 
 
@@ -72,31 +81,31 @@ print(json.dumps({"killed": killed, "moments": moments}))
 def test_twenty_kills_at_random_moments_change_no_row_and_repeat_no_finished_job(
     tiny_base, tmp_path
 ):
-    import json
-
     recipe = make_recipe(tmp_path / "tasks", tiny_base)
     draw = random.Random(20)
     kills = [draw.uniform(0, LONGEST) for _ in range(KILLS)]
-    output = tmp_path / "killed"
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(output), json.dumps(recipe), json.dumps(kills)],
+        [sys.executable, "-c", _PROGRAM, str(tmp_path), json.dumps(recipe), json.dumps(kills)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=550,
+        capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["killed"] >= 3  # later ones may find the run finished
+    assert found["killed"] == KILLS
     executed = execute(recipe, tmp_path / "alone")
-    assert untimed(output / "results.jsonl") == untimed(executed)
-    check_journal(output)
-    # What stood after a kill is there to the byte at the end, times of rows included: not repeated.
-    last = found["moments"][-1]
-    at_end = {path: (inode, modified) for path, inode, modified in last["pieces"]}
-    for moment in found["moments"][:-1]:
-        assert set(moment["rows"].splitlines()) <= set(last["rows"].splitlines())
-        for path, inode, modified in moment["pieces"]:
-            assert at_end[path] == (inode, modified), path
-    assert not [p for p in output.rglob(".*") if ".part-" in p.name]
+    for number, moments in enumerate(found["runs"]):
+        output = tmp_path / str(number)
+        assert untimed(output / "results.jsonl") == untimed(executed)
+        check_journal(output)
+        # What stood after a kill is there to the byte at the end, times of rows included: it was
+        # not made again.
+        last = moments[-1]
+        at_end = {path: (inode, modified) for path, inode, modified in last["pieces"]}
+        for moment in moments[:-1]:
+            assert set(moment["rows"].splitlines()) <= set(last["rows"].splitlines())
+            for path, inode, modified in moment["pieces"]:
+                assert at_end[path] == (inode, modified), path
+        assert not [p for p in output.rglob(".*") if ".part-" in p.name]
 
 
 @pytest.mark.slow
@@ -109,10 +118,6 @@ def test_a_run_killed_with_its_workers_leaves_none_behind_and_goes_on(tiny_base,
         "if __name__ == '__main__':\n"
         "    Run(parse_recipe(json.loads(sys.argv[1])), sys.argv[2], executor=Local(2)).execute()\n"
     )
-    import json
-
-    import psutil
-
     script, output = tmp_path / "driver.py", tmp_path / "run"
     script.write_text(program)
     driver = subprocess.Popen([sys.executable, str(script), json.dumps(recipe), str(output)])
