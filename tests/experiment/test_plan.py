@@ -14,6 +14,7 @@ from transformers import AutoModel
 from orthomerge.errors import OrthomergeError
 from orthomerge.experiment import load_recipe, parse_recipe
 from orthomerge.experiment.plan import Plan, throughput_of_run
+from orthomerge.experiment.sizes import base_size
 from orthomerge.experiment.skeletons import find_skeleton
 from orthomerge.experiment.throughput import estimated, measured, read_rates
 
@@ -47,6 +48,8 @@ def test_a_model_of_known_dimensions_has_its_published_size():
     skeleton, source = find_skeleton("meta-llama/Llama-3.1-8B")
     assert sum(p.numel() for p in skeleton.parameters()) + 128256 * 4096 == 8_030_261_248
     assert source == "published dimensions"
+    size = base_size(skeleton, ["q_proj"])
+    assert size.parameters - size.multiplied == 128256 * 4096  # the embedding is looked up
     roberta, _ = find_skeleton("FacebookAI/roberta-large")
     assert sum(p.numel() for p in roberta.parameters()) == pytest.approx(355e6, rel=0.01)
 

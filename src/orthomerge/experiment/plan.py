@@ -1,7 +1,7 @@
 """What a recipe will take, before it is run: jobs, hours, disk, memory; no data and no weights.
 
 Time is counted in operations, from the model's shapes: a pass of `n` tokens through `P` parameters
-takes `2 P n`, a LoRA training step twice that (no gradient of the base). Texts count at their
+(embeddings left out) takes `2 P n`, a LoRA training step twice that (no gradient of the base). Texts count at their
 longest (`max_length`), so hours are rather too many than too few.
 """
 
@@ -65,7 +65,7 @@ class Plan:
     def work(self, job: Job) -> dict[str, float]:
         """Operations of a job by stage."""
         data, length = self.recipe.data, self.recipe.data.max_length
-        token, samples = 2.0 * self.size.parameters, self.recipe.statistics.samples
+        token, samples = 2.0 * self.size.multiplied, self.recipe.statistics.samples
         if job.kind == "stats":
             own = job.arguments[2] or samples
             moments = sum(2 * d * d for d in self.size.inputs)
@@ -86,7 +86,7 @@ class Plan:
 
     def _adapter_work(self, arm: str, task: str) -> dict[str, float]:
         """Operations of a training, or of a conversion and the steps that follow it."""
-        step_row = 4.0 * self.size.parameters * self.recipe.data.max_length
+        step_row = 4.0 * self.size.multiplied * self.recipe.data.max_length
         how = self.recipe.arms[arm].convert
         if how is None:
             epochs = self._keys.settings(task)[0]["epochs"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.recipe import Recipe
@@ -31,11 +32,13 @@ class Need(NamedTuple):
 class BaseSize:
     """The shapes of a base model that memory, disk and time follow from.
 
-    `layers` are the adapted layers as `(d_out, d_in)`, `inputs` the widths of their distinct
+    `multiplied` are the parameters that a token is multiplied with: all but the embeddings, which
+    are looked up. `layers` are the adapted layers as `(d_out, d_in)`, `inputs` the widths of their distinct
     inputs: layers of one module that read one width share theirs, as q, k and v do.
     """
 
     parameters: int
+    multiplied: int
     bytes_each: int
     width: int
     depth: int
@@ -89,6 +92,7 @@ def base_size(skeleton: Any, targets: Sequence[str]) -> BaseSize:
     dtype = getattr(config, "dtype", None)
     return BaseSize(
         parameters=sum(p.numel() for p in skeleton.parameters()),
+        multiplied=sum(p.numel() for p in skeleton.parameters()) - _looked_up(skeleton),
         bytes_each=dtype.itemsize if isinstance(dtype, torch.dtype) else 4,
         width=_first(config, "hidden_size", "d_model", "n_embd"),
         depth=_first(config, "num_hidden_layers", "num_layers", "n_layer"),
@@ -96,6 +100,12 @@ def base_size(skeleton: Any, targets: Sequence[str]) -> BaseSize:
         layers=tuple(shapes),
         inputs=tuple(inputs.values()),
     )
+
+
+def _looked_up(skeleton: Any) -> int:
+    """Parameters of embeddings; one that several modules share counts once, as it does above."""
+    tables = {m.weight for m in skeleton.modules() if isinstance(m, nn.Embedding)}
+    return sum(table.numel() for table in tables)
 
 
 def _first(config: Any, *names: str) -> int:
