@@ -1,8 +1,8 @@
 """What a recipe will take, before it is run: jobs, hours, disk, memory; no data and no weights.
 
 Time is counted in operations, from the model's shapes: a pass of `n` tokens through `P` parameters
-(embeddings left out) takes `2 P n`, a LoRA training step twice that (no gradient of the base). Texts count at their
-longest (`max_length`), so hours are rather too many than too few.
+(embeddings left out) takes `2 P n`, a LoRA training step twice that (no gradient of the base).
+Texts count at their longest (`max_length`), so hours are rather too many than too few.
 """
 
 from __future__ import annotations

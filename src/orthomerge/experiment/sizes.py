@@ -33,8 +33,8 @@ class BaseSize:
     """The shapes of a base model that memory, disk and time follow from.
 
     `multiplied` are the parameters that a token is multiplied with: all but the embeddings, which
-    are looked up. `layers` are the adapted layers as `(d_out, d_in)`, `inputs` the widths of their distinct
-    inputs: layers of one module that read one width share theirs, as q, k and v do.
+    are looked up. `layers` are the adapted layers as `(d_out, d_in)`, `inputs` the widths of their
+    distinct inputs: layers of one module that read one width share theirs, as q, k and v do.
     """
 
     parameters: int
