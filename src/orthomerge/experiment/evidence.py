@@ -119,11 +119,9 @@ def _of_layers(
 ) -> tuple[list[Spectrum], list[Place]]:
     """Spectra of every task at the chosen layers, and where the arms' `A` lie in them.
 
-    Of arms with all of the recipe's tasks and targets, which see the same inputs.
+    Arms with targets of their own are left out: they read other inputs than these.
     """
     keys = pieces.keys
-    about = keys.recipe.arms
-    arms = [a for a in arms if about[a.name].tasks is None and about[a.name].targets is None]
     spectra = {s.key: s for s in before.spectra}
     places = {p.key: p for p in before.places}
     wanted: list[str] = []
@@ -134,6 +132,7 @@ def _of_layers(
                 ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
             )
             for arm in arms
+            if task in keys.tasks_of(arm.name) and not keys.recipe.arms[arm.name].targets
         }
         wanted += [features, *heads.values()]
         there = {k.split("/", 1)[0] for k in (*spectra, *places)}
