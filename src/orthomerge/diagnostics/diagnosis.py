@@ -14,6 +14,7 @@ from orthomerge.diagnostics.interference import Interference, interference_of
 from orthomerge.diagnostics.overlap import Overlap, overlap
 from orthomerge.diagnostics.weights import BestWeight, best_weight, best_weight_of_sum
 from orthomerge.features import Statistics
+from orthomerge.merging import get_method
 
 METHODS = ("tsv_m", "osrm_aware")
 """Compared with the plain sum unless others are named: both stay factors, whatever the width."""
@@ -117,8 +118,6 @@ def diagnose(
 
 
 def _known(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    from orthomerge.merging import get_method
-
     valid = get_method(name).options
     return {k: v for k, v in options.items() if k in valid or f"{k}_" in valid}
 

@@ -125,11 +125,10 @@ def _energies(
 
 def _shift(parts: Mapping[str, Float[Tensor, "parts tasks"]]) -> Shift:
     """From own energy, product and merged energy of every layer; see the module's equations."""
-    own, product, energy = torch.stack(list(parts.values())).clamp(min=0).unbind(dim=1)
-    product = torch.stack([p[1] for p in parts.values()])
-    a = own.sqrt()
+    own, product, energy = torch.stack(list(parts.values())).unbind(dim=1)
+    a = own.clamp(min=0).sqrt()
     along = torch.where(a > 0, product / a.clamp(min=torch.finfo(a.dtype).tiny), 0.0)
-    beside = (energy - along**2).clamp(min=0).sqrt()
+    beside = (energy.clamp(min=0) - along**2).clamp(min=0).sqrt()
     terms = ((a - along) ** 2 + (BESIDE * beside) ** 2).sqrt()
     whole = a.sum(dim=0)
     # A task whose adapter puts out nothing keeps all of it; whatever is beside is infinite there.

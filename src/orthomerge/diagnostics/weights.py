@@ -12,7 +12,7 @@ from orthomerge.diagnostics.couplings import Couplings
 from orthomerge.diagnostics.shift import Shift, predict_shift, shift_of_sum
 from orthomerge.errors import MergeError
 from orthomerge.features import Statistics
-from orthomerge.merging import iter_merge
+from orthomerge.merging import get_method, iter_merge
 
 HIGHEST = 3.0
 """The largest weight that is tried; the best ones of all methods of the study lie below it."""
@@ -50,8 +50,6 @@ def best_weight(
     Raises:
         MergeError, StatisticsError: what the merge and the prediction raise.
     """
-    from orthomerge.merging import get_method
-
     given = {"statistics": statistics} if "moments" in get_method(method).needs else {}
     tried = 0
 
