@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         read_adapter,
         read_kept_out,
     )
+    from orthomerge.callbacks import OsrmCallback
     from orthomerge.diagnostics import (
         Diagnosis,
         Interference,
@@ -49,6 +50,7 @@ _HOMES = {
         "initialize_osrm_weights", "merge_adapters", "merge_to_model", "read_adapter",
         "read_kept_out",
     ),
+    "callbacks": ("OsrmCallback",),
     "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
     "errors": ("OrthomergeError",),
     "experiment": ("Recipe", "Run", "load_recipe"),
@@ -73,6 +75,7 @@ __all__ = [
     "MergedUpdate",
     "Moment",
     "OrthomergeError",
+    "OsrmCallback",
     "OsrmConfig",
     "Projection",
     "Recipe",

@@ -30,6 +30,7 @@ from orthomerge.adapters import (
     load_trainable,
     read_kept_out,
 )
+from orthomerge.callbacks import ProjectionCallback
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.files import atomic_path, write_json
 from orthomerge.models import agree_on_padding, encode, preferred_device, quiet
@@ -58,21 +59,6 @@ class TrainingSettings:
     precision: Precision = "float32"
     accumulate: int = 1
     max_steps: int | None = None
-
-
-class ProjectionCallback(TrainerCallback):
-    """Keeps every `A` out of its directions after each optimizer step of a Trainer."""
-
-    def __init__(self, projection: Projection) -> None:
-        self._projection = projection
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """The start itself obeys."""
-        self._projection.apply()
-
-    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Project what the step moved."""
-        self._projection.apply()
 
 
 class _Progress(TrainerCallback):

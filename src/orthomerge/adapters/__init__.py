@@ -38,6 +38,7 @@ from orthomerge.adapters.heads import POLICIES
 from orthomerge.adapters.initialise import (
     captured,
     check_statistics,
+    default_config,
     initialize_osrm_weights,
     load_trainable,
     new_lora,
@@ -71,6 +72,7 @@ __all__ = [
     "captured",
     "check_statistics",
     "convert_adapters",
+    "default_config",
     "described",
     "freeze_A",
     "freeze_B",

@@ -94,10 +94,15 @@ def check_statistics(model: nn.Module, statistics: Statistics, name: str) -> Non
         )
 
 
+def default_config(own: object | None) -> OsrmConfig:
+    """What a start is made of unless said otherwise: it takes own statistics to do better."""
+    return OsrmConfig() if own is None else OsrmConfig.recommended()
+
+
 def initialize_osrm_weights(
     peft_model: PeftModel,
-    others: Sequence[Statistics],
-    own: Statistics | None = None,
+    others: Sequence[Statistics | str | Path],
+    own: Statistics | str | Path | None = None,
     config: OsrmConfig | None = None,
     *,
     existing: Sequence[Adapter] = (),
@@ -107,8 +112,9 @@ def initialize_osrm_weights(
 
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
     model changes, so any PEFT trainer goes on from here; with the constraint "project"
-    `kept_out_directions` says what `Projection` keeps `A` out of. Without a `config` it is the
-    recommended one where `own` is given, else the paper's. Returns what was chosen, by layer.
+    `OsrmCallback` holds a Trainer to it. Statistics are given as such or as files of them. Without
+    a `config` it is the recommended one where `own` is given, else the paper's. Returns what was
+    chosen, by layer.
 
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
@@ -123,10 +129,11 @@ def initialize_osrm_weights(
             look at other adapters was given some.
         AdapterError: adapters that exist, but not at any of these layers.
     """
-    if config is None:
-        config = OsrmConfig() if own is None else OsrmConfig.recommended()
+    config = config or default_config(own)
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
+    others = [Statistics.of(item) for item in others]
+    own = Statistics.of(own) if own is not None else None
     _check_all(peft_model, others, own, config)
     solver = get_solver(config.solver)
     if existing and not solver.joint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -156,8 +157,8 @@ def layer_directions(
 
 def kept_out_directions(
     peft_model: PeftModel,
-    others: Sequence[Statistics],
-    own: Statistics | None,
+    others: Sequence[Statistics | str | Path],
+    own: Statistics | str | Path | None,
     config: OsrmConfig,
     *,
     existing: Sequence[Adapter] = (),
@@ -170,8 +171,13 @@ def kept_out_directions(
     for `min_eigen` are the quietest ones. Layers that read one input share one tensor.
 
     Raises:
+        StatisticsError: no others, or a file that cannot be read.
         SubspaceError: a room smaller than the rank or larger than the layer.
     """
+    if not others:
+        raise StatisticsError("the constraint 'project' needs statistics of at least one other.")
+    others = [Statistics.of(item) for item in others]
+    own = Statistics.of(own) if own is not None else None
     found: dict[str, torch.Tensor] = {}
     by_owner: dict[tuple[str, int, str], torch.Tensor] = {}
     for layer, module in lora_layers(peft_model, adapter_name).items():

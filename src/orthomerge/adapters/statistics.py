@@ -49,7 +49,7 @@ def of_one_model(
     Raises:
         StatisticsError: an unreadable file, or statistics of another model.
     """
-    read = [s if isinstance(s, Statistics) else Statistics.load(s, lazy=True) for s in statistics]
+    read = [Statistics.of(s) for s in statistics]
     called = [
         f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"
         for i, s in enumerate(statistics, start=1)

@@ -92,6 +92,15 @@ class Statistics:
     layers: dict[str, str]
     meta: StatisticsMeta
 
+    @classmethod
+    def of(cls, item: Statistics | str | Path) -> Statistics:
+        """The statistics, read an entry at a time where `item` is a file.
+
+        Raises:
+            StatisticsError: an unreadable file.
+        """
+        return item if isinstance(item, Statistics) else cls.load(item, lazy=True)
+
     def moment(self, layer: str) -> Moment:
         """The moment of a layer's input, in whatever representation it is held.
 
