@@ -227,7 +227,8 @@ class FisherMeta:
     """What the information belongs to; enough to refuse a mismatch.
 
     `model_sha256` identifies the base model, `adapter_sha256` the adapter's weights; `samples` is
-    the number of rows, `task` the task they are of.
+    the number of rows, `task` the task they are of; `form` is "text" where the adapter answers in
+    words, and `prompt` then the hash of how it is asked.
     """
 
     model_id: str
@@ -236,6 +237,8 @@ class FisherMeta:
     samples: int
     model_sha256: str | None = None
     data: str | None = None
+    form: str = "classifier"
+    prompt: str | None = None
     format: int = FORMAT
     tool: str = field(default_factory=lambda: f"orthomerge {version('orthomerge')}")
 

@@ -31,6 +31,7 @@ from orthomerge.adapters.files import (
     Adapter,
     read_adapter,
     read_head,
+    require_form,
     require_same_base,
 )
 from orthomerge.adapters.full_model import save_full_model
@@ -91,6 +92,7 @@ __all__ = [
     "read_adapter",
     "read_head",
     "read_kept_out",
+    "require_form",
     "require_same_base",
     "save_full_model",
     "save_merged",

@@ -186,6 +186,28 @@ def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -
                 )
 
 
+def require_form(adapter: Adapter, form: str) -> None:
+    """Refuse to ask a classifier for words, or a language model's adapter for a head's classes.
+
+    `form` is "text" or "classifier"; an adapter of no task type may be either.
+
+    Raises:
+        AdapterError: the adapter is of the other form.
+    """
+    kind = adapter.config.get("task_type")
+    if form == "text" and kind in ("SEQ_CLS", "TOKEN_CLS"):
+        raise AdapterError(
+            f"'{adapter.called}' is a classifier's adapter ({kind}), which answers no prompt: "
+            "leave out --form text, or make its start with 'orthomerge init --task-type CAUSAL_LM' "
+            "(SEQ_2_SEQ_LM for an encoder-decoder)."
+        )
+    if form == "classifier" and kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise AdapterError(
+            f"'{adapter.called}' is a language model's adapter ({kind}) and has no head: ask it in "
+            "words with --form text."
+        )
+
+
 def read_head(path: str | Path) -> Mapping[str, Tensor]:
     """A task's head, from a `heads/<task>.safetensors` or from the task's own adapter folder.
 

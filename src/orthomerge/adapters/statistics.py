@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orthomerge.adapters.files import Adapter
 from orthomerge.assets import resolve_model
-from orthomerge.errors import MergeError
+from orthomerge.errors import MergeError, StatisticsError
 from orthomerge.features import Statistics
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import MergeMethod
@@ -26,7 +26,7 @@ def matched_statistics(
     They must be of one model; where the base model is a folder or is named, of that one.
 
     Raises:
-        StatisticsError: an unreadable file, or statistics of another model.
+        StatisticsError: an unreadable file, or statistics of another model or form.
         MergeError: statistics for a method that looks at none.
     """
     if not statistics:
@@ -47,7 +47,7 @@ def of_one_model(
     """The statistics, read an entry at a time, held to be of one model: of the base, if known.
 
     Raises:
-        StatisticsError: an unreadable file, or statistics of another model.
+        StatisticsError: an unreadable file, or statistics of another model or form.
     """
     read = [Statistics.of(s) for s in statistics]
     called = [
@@ -64,10 +64,11 @@ def require_base(
 ) -> None:
     """Refuse statistics of another model than the first ones', or than the adapter's base.
 
-    The base counts where it is a folder or is named; else all must be of one model.
+    The base counts where it is a folder or is named; else all must be of one model. All must be of
+    one form, and that of prompts goes with language models alone.
 
     Raises:
-        StatisticsError: statistics of another model.
+        StatisticsError: statistics of another model or form.
     """
     named = base or adapter.base_model
     known, model = first.meta.model_sha256, first.meta.model_id
@@ -75,6 +76,12 @@ def require_base(
         known, model = resolve_model(named).sha256, named
     if known:
         item.require_model(known, model, name=name)
+    item.require_form(adapter.config.get("task_type"), name=name)
+    if item.meta.form != first.meta.form:
+        raise StatisticsError(
+            f"{name} is of the form '{item.meta.form}', the first statistics of '{first.meta.form}'"
+            ": collect them in one form (orthomerge stats --form)."
+        )
 
 
 def matched_fisher(

@@ -8,31 +8,41 @@ from typing import Annotated
 import typer
 
 from orthomerge.cli._app import app, err, out, print_json
+from orthomerge.cli._form import Form, TemplateText, prompt_for
 from orthomerge.cli.train import Json, Rows, TaskName
 from orthomerge.units import human_size
 
 
 @app.command()
 def fisher(
-    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder with its task's head.")],
+    adapter: Annotated[Path, typer.Argument(help="A PEFT folder; a classifier's with its head.")],
     task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     samples: Annotated[int, typer.Option(min=1, help="Rows of the task, without labels.")] = 100,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
     batch_size: Rows = 16,
-    max_length: Rows = 48,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
+    ] = None,
+    form: Form = "classifier",
+    template: TemplateText = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
     json: Json = False,
 ) -> None:
     """How much each weight matters to an adapter's answers, for the merging method 'fisher'.
 
     Example: [bold]orthomerge fisher mine/ --task sentiment --output mine.fisher.safetensors[/]
+
+    In words: [bold]orthomerge fisher mine/ --form text --task sentiment --output
+    mine.fisher.safetensors[/]
     """
     from rich.progress import Progress
 
     from orthomerge.fisher import save_fisher
+    from orthomerge.tasks import get_task
     from orthomerge.tuning import adapter_fisher
 
+    prompt = prompt_for(get_task(task), form, template)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task(f"Fisher information on {task}", total=samples)
         found, meta = adapter_fisher(
@@ -42,7 +52,8 @@ def fisher(
             samples=samples,
             seed=seed,
             batch_size=batch_size,
-            max_length=max_length,
+            max_length=max_length or (128 if prompt else 48),
+            prompt=prompt,
             progress=lambda done: progress.advance(bar, done),
         )
     save_fisher(output, found, meta)
@@ -50,11 +61,11 @@ def fisher(
     if json:
         print_json(
             {"path": str(output), "task": meta.task, "samples": meta.samples,
-             "layers": len(found), "bytes": size}
+             "form": meta.form, "layers": len(found), "bytes": size}
         )  # fmt: skip
         return
     out.print(
         f"{output}: Fisher information of {len(found)} layers on {meta.samples} rows of "
-        f"{meta.task}, {human_size(size)}.",
+        f"{meta.task}{' in words' if prompt else ''}, {human_size(size)}.",
         soft_wrap=True,
     )

@@ -66,7 +66,7 @@ def init(
         int, typer.Option(min=1, help="Classes of the head (1 for a regression).")
     ] = 2,
     task_type: Annotated[
-        str, typer.Option(help="PEFT task type: SEQ_CLS or CAUSAL_LM.")
+        str, typer.Option(help="PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.")
     ] = "SEQ_CLS",
     seed: Annotated[int, typer.Option(help="Seed of ties, and of the fresh head.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -119,6 +119,7 @@ def init(
     named = [*zip(others, read, strict=True), *([(own, mine)] if own and mine else [])]
     for path, item in named:
         item.require_model(found.sha256, model, name=f"'{path}'")
+        item.require_form(task_type, name=f"'{path}'")
         item.require_match(read[0], mine=f"'{path}'", theirs=f"'{others[0]}'")
     ranks, free = (
         plan_ranks(read, rank, quiet_energy, shares) if quiet_energy is not None else ({}, {})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +9,13 @@ import typer
 from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
+from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
+from orthomerge.cli._stats_lines import grouped, kinds_of
 from orthomerge.errors import RecipeError, nearest
 from orthomerge.units import parse_size
 
 if TYPE_CHECKING:
-    from orthomerge.features import Statistics
+    from orthomerge.tasks import Prompt, Task
 
 
 class _CollectsByDefault(TyperGroup):
@@ -72,7 +72,9 @@ def collect(
     granularity: Annotated[str, typer.Option(help="token, sample or task_mean.")] = "token",
     text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens kept of a text.")] = 128,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a text or a prompt.")] = 128,
+    form: Form = "classifier",
+    template: TemplateText = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     representation: Annotated[
@@ -111,7 +113,14 @@ def collect(
     The file holds no text; give it to the teams whose adapters will be merged with yours. Several
     processes share the work: [bold]accelerate launch --num_processes 2 -m orthomerge stats ...[/]
 
+    With --form text the data is a task, and its texts are read as a language model reads them in
+    training: in the task's prompt, followed by one of its answers. Every token of both counts, the
+    end token and padding never; labels are not looked at.
+
     Example: [bold]orthomerge stats minilm --data texts.jsonl --output mine.stats.safetensors[/]
+
+    In words: [bold]orthomerge stats llama/ --form text --data sentiment --targets q_proj,v_proj
+    --output mine.stats.safetensors[/]
     """
     from dataclasses import asdict
 
@@ -127,9 +136,9 @@ def collect(
         sample_texts,
         target_layers,
     )
-    from orthomerge.models import load_tokenizer, load_trunk, tokenizer_hash
+    from orthomerge.models import language_task_type, load_tokenizer, load_trunk, tokenizer_hash
     from orthomerge.moments import Representation
-    from orthomerge.tasks import get_task, list_tasks
+    from orthomerge.prompting import Wording
 
     bounds = {"rows": rows, "size": size, "budget": parse_size(budget)}
     held = Representation(
@@ -143,12 +152,14 @@ def collect(
                 "--device-map spreads the base over all devices, so it runs in one process: leave "
                 "out 'accelerate launch', or --device-map."
             )
-        is_task = data in [t.name for t in list_tasks()]
-        if is_task:
-            texts = [(r.text, r.pair) for r in get_task(data).pools()["train"]]
+        about, prompt = _task(data, form, template, text_column, pair_column)
+        if about:
+            texts = [(r.text, r.pair) for r in about.pools()["train"]]
         else:
             texts = read_texts(data, text_column=text_column, pair_column=pair_column)
         found = resolve_model(model)
+        if prompt:
+            language_task_type(found.path_or_id)  # refuses what writes no text
         trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
         if job.device is not None:
             trunk = trunk.to(job.device)
@@ -161,20 +172,25 @@ def collect(
             bar = progress.add_task(f"statistics of {data}", total=len(chosen))
             statistics = collect_statistics(
                 trunk,
-                batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
+                Wording.of(prompt, tokenizer, trunk.config, max_length).batches(
+                    chosen, batch_size=batch_size
+                )
+                if prompt
+                else batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
                 names,
                 granularity=granularity,
                 representation=held,
-                task=data if is_task else Path(data).stem,
+                task=about.name if about else Path(data).stem,
                 model_id=found.name,
                 model_sha256=found.sha256,
                 tokenizer_hash=tokenizer_hash(tokenizer),
+                prompt=prompt.fingerprint if prompt else None,
                 # The other processes are about as far.
                 progress=lambda done: progress.advance(bar, done * job.world),
             )
         if job.rank > 0:
             return
-        kinds = _kinds(statistics)
+        kinds = kinds_of(statistics)
         counted = next(iter(statistics.moments.values())).count
         if directions is not None:
             statistics = statistics.published(directions, noise or 0.0, noise_seed)
@@ -187,10 +203,11 @@ def collect(
         return
     out.print(
         f"{output}: {len(statistics.moments)} distinct inputs of {len(statistics.layers)} layers, "
-        f"{statistics.meta.samples} samples, {counted} rows ({granularity}).",
+        f"{statistics.meta.samples} samples, {counted} rows ({granularity}"
+        f"{', of prompts and answers' if prompt else ''}).",
         soft_wrap=True,
     )
-    for line in _grouped(kinds, statistics):
+    for line in grouped(kinds, statistics):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if directions is not None:
         out.print(
@@ -199,6 +216,29 @@ def collect(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _task(
+    data: str, form: str, template: str | None, text_column: str, pair_column: str | None
+) -> tuple[Task | None, Prompt | None]:
+    """The task that the data is, by name or in words by file, and how it is asked in words.
+
+    Raises:
+        RecipeError: no such form, a template without words, or columns named for a task.
+        UnknownNameError, TaskError: words for what is no task, or a template that does not fit.
+    """
+    from orthomerge.tasks import get_task, list_tasks
+
+    check_form(form, template)
+    if form == "classifier":
+        return (get_task(data) if data in [t.name for t in list_tasks()] else None), None
+    if form == "text" and (text_column != "text" or pair_column is not None):
+        raise RecipeError(
+            "--form text reads a task, whose columns are 'text', 'pair' and 'label': rename the "
+            "columns of the table."
+        )
+    about = get_task(data)
+    return about, prompt_for(about, form, template)
 
 
 def _device_map(text: str | None) -> Any:
@@ -217,52 +257,3 @@ def _device_map(text: str | None) -> Any:
         raise RecipeError(
             f"""device map '{text}' is not JSON ({problem}): write it as '{{"": "cpu"}}'."""
         ) from problem
-
-
-def _kinds(statistics: Statistics) -> dict[str, dict[str, Any]]:
-    """The representation that each input got."""
-    return {
-        lead: {
-            "kind": moment.kind,
-            "width": moment.dim,
-            "rows": moment.count,
-            "kept": None if moment.factor is None else len(moment.factor),
-            "exact": moment.exact,
-        }
-        for lead, moment in statistics.moments.items()
-    }
-
-
-def _grouped(kinds: dict[str, dict[str, Any]], statistics: Statistics) -> list[str]:
-    """A line for all inputs of one width and representation."""
-    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for lead, item in kinds.items():
-        groups[item["kind"], item["width"]].append(lead)
-    lines: list[str] = []
-    for (kind, width), leads in groups.items():
-        number = f"{len(leads)} input{'s' if len(leads) > 1 else ''}"
-        lines.append(
-            f"  {kind}{_how_many(kind, kinds[leads[0]])}: {number} of width "
-            f"{width}, {', '.join(_patterns(leads, statistics))}"
-        )
-    return lines
-
-
-def _how_many(kind: str, first: dict[str, Any]) -> str:
-    if kind == "rows":
-        drawn = "" if first["exact"] else f", drawn from {first['rows']:,}"
-        return f" ({first['kept']:,} kept{drawn})"
-    return f" ({first['kept']} directions)" if kind == "sketch" else ""
-
-
-def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
-    """The layers of inputs, the same in every block written once."""
-    import re
-
-    from orthomerge.features import layer_label
-
-    labels = [
-        layer_label([layer for layer, owner in statistics.layers.items() if owner == lead])
-        for lead in leads
-    ]
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", label) for label in labels))

@@ -134,6 +134,7 @@ def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
         ("weights", short(meta.model_sha256)),
         ("tokenizer", short(meta.tokenizer_hash)),
         ("targets", ", ".join(meta.target_modules)),
+        ("form", "text, prompt " + short(meta.prompt) if meta.form == "text" else meta.form),
         ("granularity", meta.granularity),
         ("samples", f"{meta.samples:,}"),
         ("published", part),

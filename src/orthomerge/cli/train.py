@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orthomerge.cli._app import app, out, print_json
-
-if TYPE_CHECKING:
-    from orthomerge.tasks import Prompt, Task
-
-FORMS = ("classifier", "text")
+from orthomerge.cli._form import Form, TemplateText, prompt_for
 
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Rows = Annotated[int, typer.Option(min=1)]
-Form = Annotated[
-    str,
-    typer.Option(help="classifier (a head on top) or text (a language model answers in words)."),
-]
-TemplateText = Annotated[
-    str | None,
-    typer.Option(help="text: an instruction with {text}, or a .txt or YAML file of one."),
-]
 
 
 @app.command()
@@ -73,7 +61,7 @@ def train(
     """
     from rich.progress import Progress
 
-    from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter
+    from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter, require_form
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import err, split_names
     from orthomerge.cli._job import several_processes
@@ -89,13 +77,9 @@ def train(
     if constraint not in CONSTRAINTS:
         raise unknown_name("constraint", constraint, CONSTRAINTS, error=RecipeError)
     about = get_task(task)
-    prompt = _prompt(about, form, template)
+    prompt = prompt_for(about, form, template)
     adapter = read_adapter(start)
-    if prompt and adapter.config.get("task_type") == "SEQ_CLS":
-        raise AdapterError(
-            f"'{start}' is a start of a classifier: make it with 'orthomerge init --task-type "
-            "CAUSAL_LM', or SEQ_2_SEQ_LM for an encoder-decoder."
-        )
+    require_form(adapter, form)
     found = resolve_model(base or adapter.base_model or "")
     regression = about.kind == "regression"
     labels = 1 if regression else len(about.labels)
@@ -151,18 +135,6 @@ def train(
     )
 
 
-def _prompt(task: Task, form: str, template: str | None) -> Prompt | None:
-    """How the task is asked in words; None for a classifier."""
-    from orthomerge.errors import RecipeError, unknown_name
-    from orthomerge.tasks import prompt_of
-
-    if form not in FORMS:
-        raise unknown_name("form", form, FORMS, error=RecipeError)
-    if form == "classifier" and template is not None:
-        raise RecipeError("--template is for tasks in words: add --form text.")
-    return prompt_of(task, template) if form == "text" else None
-
-
 @app.command(name="eval")
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, merged or not.")],
@@ -202,7 +174,7 @@ def evaluate(
     from orthomerge.text_evaluation import TextEvaluator
 
     about = get_task(task)
-    prompt = _prompt(about, form, template)
+    prompt = prompt_for(about, form, template)
     read = read_adapter(adapter)
     kept = adapter / HEADS / f"{slug(about.name)}.safetensors"
     weights = read_head(head) if head else read_head(kept) if kept.is_file() else read.modules

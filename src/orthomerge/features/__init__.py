@@ -12,12 +12,11 @@ from orthomerge.features.inspection import (
     summarize,
 )
 from orthomerge.features.layers import linear_layers, target_layers, trunk
+from orthomerge.features.meta import StatisticsMeta, describe_model
 from orthomerge.features.statistics import (
     SUFFIX,
     Statistics,
-    StatisticsMeta,
     combined_moment,
-    describe_model,
     merge_statistics,
 )
 from orthomerge.features.text import batches, read_texts, sample_texts

@@ -13,7 +13,8 @@ from orthomerge.errors import StatisticsError
 from orthomerge.features.collector import FeatureCollector
 from orthomerge.features.distributed import failing_together, process_rank, reduce_to_first
 from orthomerge.features.layers import target_layers, trunk
-from orthomerge.features.statistics import Statistics, StatisticsMeta, describe_model
+from orthomerge.features.meta import StatisticsMeta, describe_model
+from orthomerge.features.statistics import Statistics
 from orthomerge.moments import Representation
 
 
@@ -28,6 +29,7 @@ def collect_statistics(
     model_id: str | None = None,
     model_sha256: str | None = None,
     tokenizer_hash: str | None = None,
+    prompt: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Second moments of the inputs of the target layers over unlabelled batches.
@@ -50,6 +52,8 @@ def collect_statistics(
         representation: how moments are held; by default chosen by width and memory.
         task: the name that errors give these features.
         model_id, model_sha256, tokenizer_hash: what to remember about the model.
+        prompt: the hash of the prompt that the batches put texts into (`Wording.batches`), where
+            they do: the statistics are then of the form "text".
         progress: called with the number of samples after each batch.
 
     Raises:
@@ -102,6 +106,8 @@ def collect_statistics(
         target_modules=sorted(target_modules),
         granularity=granularity,
         samples=samples,
+        form="classifier" if prompt is None else "text",
+        prompt=prompt,
     )
     return Statistics(moments=moments, layers=owners, meta=meta)
 

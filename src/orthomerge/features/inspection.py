@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from orthomerge.features.statistics import Statistics, StatisticsMeta
+from orthomerge.features.meta import StatisticsMeta
+from orthomerge.features.statistics import Statistics
 from orthomerge.moments import MeanMoment, Moment
 
 
@@ -124,6 +125,10 @@ def disclosure(meta: StatisticsMeta, inputs: Sequence[InputSummary]) -> list[str
     """What a file gives away about the data behind it, in plain sentences with its figures."""
     rows = max(item.rows for item in inputs)
     said = ["It holds no text; the numbers of samples and rows are told exactly."]
+    if meta.form == "text":
+        said.append(
+            "Rows are tokens of prompts and of the task's answers taken in turn; no label is in it."
+        )
     if meta.granularity == "token":
         said.append(
             f"Every one of {rows:,} real tokens is a row (granularity 'token'); at layers close to "

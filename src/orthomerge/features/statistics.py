@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthomerge.errors import StatisticsError
+from orthomerge.features.meta import FORMAT, StatisticsMeta
 from orthomerge.features.publish import published
-from orthomerge.files import fingerprint
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 from orthomerge.sealed import SealedKind, digest
 
-FORMAT = 2
 _FILE = SealedKind("orthomerge", FORMAT, "statistics file", "statistics", "orthomerge stats")
 SUFFIX = ".stats.safetensors"
-# What a config says about how it was loaded or labelled, not about what the model computes.
-_NOT_ARCHITECTURE = {
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
-    "num_labels", "problem_type", "transformers_version", "finetuning_task", "use_cache",
-    "classifier_dropout", "return_dict", "output_attentions", "output_hidden_states",
-}  # fmt: skip
 _KINDS: dict[str, type[Moment]] = {
     m.kind: m for m in (SecondMoment, RowMoment, SketchMoment, MeanMoment)
 }
-
-
-def describe_model(model: nn.Module, model_id: str | None = None) -> dict[str, Any]:
-    """Id, revision, hash of the architecture's config and dtype of a loaded model."""
-    config = getattr(model, "config", None)
-    values: Mapping[str, Any] = config.to_dict() if config is not None else {}
-    kept = {k: v for k, v in values.items() if k not in _NOT_ARCHITECTURE}
-    ends = values.get("eos_token_id")
-    if kept.get("pad_token_id") in (ends if isinstance(ends, list) else [ends]):
-        # Decoders without a padding token are given their end token to be classifiers.
-        kept["pad_token_id"] = None
-    return {
-        "model_id": model_id or str(values.get("_name_or_path") or type(model).__name__),
-        "model_revision": getattr(config, "_commit_hash", None),
-        "config_hash": fingerprint(json.loads(json.dumps(kept, default=str))),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-    }
-
-
-@dataclass(frozen=True)
-class StatisticsMeta:
-    """What the statistics belong to; enough to refuse a mismatch.
-
-    `directions` and `noise` are set where only part was published (`Statistics.published`).
-    """
-
-    model_id: str
-    config_hash: str
-    target_modules: list[str]
-    granularity: str
-    samples: int
-    dtype: str = "float32"
-    model_revision: str | None = None
-    model_sha256: str | None = None
-    tokenizer_hash: str | None = None
-    directions: int | None = None
-    noise: float | None = None
-    format: int = FORMAT
-    tool: str = field(default_factory=lambda: f"orthomerge {_version()}")
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("orthomerge")
 
 
 _META = TypeAdapter(StatisticsMeta)
@@ -142,8 +89,8 @@ class Statistics:
         Exact for full moments, means, and rows that were all kept; sketches keep their bound.
 
         Raises:
-            StatisticsError: another model, tokenizer, target set or granularity, or a published
-                part.
+            StatisticsError: another model, tokenizer, target set, granularity, form or prompt, or a
+                published part.
         """
         other.require_match(self, mine="the second statistics", theirs="the first")
         return self._with(other, self.meta.samples + other.meta.samples, lambda a, b: a + b)
@@ -183,6 +130,11 @@ class Statistics:
             raise StatisticsError(
                 "a published part does not add up with other statistics: merge the whole ones, "
                 "then publish."
+            )
+        if self.meta.prompt != other.meta.prompt:
+            raise StatisticsError(
+                "the two statistics were collected with different prompts: collect one of them "
+                "again, or use them as those of two tasks."
             )
         if self.layers != other.layers:
             raise StatisticsError(
@@ -253,11 +205,24 @@ class Statistics:
                 f"'{model_id}': collect it on this model."
             )
 
+    def require_form(self, task_type: str | None, *, name: str) -> None:
+        """Refuse statistics of prompts beside a classifier, which never reads one.
+
+        Raises:
+            StatisticsError: they are of prompts, and PEFT's `task_type` is a classifier's.
+        """
+        if self.meta.form == "text" and task_type in ("SEQ_CLS", "TOKEN_CLS"):
+            raise StatisticsError(
+                f"{name} was collected on prompts (--form text), but the adapter is a classifier's "
+                f"({task_type}): collect it on the texts as they are, or make the adapter for a "
+                "language model (--task-type CAUSAL_LM or SEQ_2_SEQ_LM)."
+            )
+
     def require_match(self, other: Statistics, *, mine: str, theirs: str) -> None:
         """Refuse to use two statistics together that do not describe the same layers.
 
         Raises:
-            StatisticsError: another model, revision, tokenizer, target set or granularity.
+            StatisticsError: another model, revision, tokenizer, target set, granularity or form.
         """
         for attribute, word in (
             ("config_hash", "model configuration"),
@@ -266,6 +231,7 @@ class Statistics:
             ("tokenizer_hash", "tokenizer"),
             ("target_modules", "target modules"),
             ("granularity", "granularity"),
+            ("form", "form"),
         ):
             here, there = getattr(self.meta, attribute), getattr(other.meta, attribute)
             if here != there and None not in (here, there):

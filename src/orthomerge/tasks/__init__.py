@@ -16,10 +16,11 @@ from orthomerge.tasks import (
 )
 from orthomerge.tasks.from_file import SUFFIXES, from_file
 from orthomerge.tasks.part import part_of, split_name
-from orthomerge.tasks.prompt import Prompt, number_or_mean, prompt_of
+from orthomerge.tasks.prompt import FORMS, Prompt, number_or_mean, prompt_of
 from orthomerge.tasks.task import Kind, Row, Task, TaskData, majority
 
 __all__ = [
+    "FORMS",
     "Kind",
     "Prompt",
     "Row",

@@ -18,6 +18,9 @@ from orthomerge.tasks.part import split_name
 from orthomerge.tasks.task import Task
 from orthomerge.tasks.templates import TEMPLATES, Template
 
+FORMS = ("classifier", "text")
+"""How a task is put to a model: with a head on top, or in words that it answers in words."""
+
 PLACEHOLDERS = ("text", "pair", "answers")
 FILES = (".txt", ".yaml", ".yml")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, read_adapter
+from orthomerge.adapters import Adapter, read_adapter, require_form
 from orthomerge.assets import ResolvedModel
 from orthomerge.evaluation import applied
 from orthomerge.features import batches
@@ -46,13 +46,15 @@ def adapter_fisher(
         progress: called with the number of samples after each batch.
 
     Raises:
-        AdapterError: the adapter cannot be read, does not fit the base, or carries no head.
+        AdapterError: the adapter cannot be read, does not fit the base, carries no head, or is of
+            the other form (`require_form`).
         UnknownNameError, TaskError, AssetError: no such task, rows or base model.
         StatisticsError: information that is not finite.
 
     Source: Matena and Raffel 2022, arXiv 2111.09832.
     """
     read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    require_form(read, "classifier" if prompt is None else "text")
     about = get_task(task)
     rows = about.data(train=samples, seed=seed).train
     found = base_of(read, base)
@@ -110,6 +112,8 @@ def fisher_on_texts(
         task=task.name,
         samples=len(texts),
         data=fingerprint(list(texts) if prompt is None else [list(texts), prompt.fingerprint]),
+        form="classifier" if prompt is None else "text",
+        prompt=None if prompt is None else prompt.fingerprint,
     )
     return fisher, meta
 

@@ -1,0 +1,59 @@
+"""What `orthomerge stats` says of the moments it holds, a line for inputs alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthomerge.features import Statistics
+
+
+def kinds_of(statistics: Statistics) -> dict[str, dict[str, Any]]:
+    """The representation that each input got."""
+    return {
+        lead: {
+            "kind": moment.kind,
+            "width": moment.dim,
+            "rows": moment.count,
+            "kept": None if moment.factor is None else len(moment.factor),
+            "exact": moment.exact,
+        }
+        for lead, moment in statistics.moments.items()
+    }
+
+
+def grouped(kinds: dict[str, dict[str, Any]], statistics: Statistics) -> list[str]:
+    """A line for all inputs of one width and representation."""
+    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for lead, item in kinds.items():
+        groups[item["kind"], item["width"]].append(lead)
+    lines: list[str] = []
+    for (kind, width), leads in groups.items():
+        number = f"{len(leads)} input{'s' if len(leads) > 1 else ''}"
+        lines.append(
+            f"  {kind}{_how_many(kind, kinds[leads[0]])}: {number} of width "
+            f"{width}, {', '.join(_patterns(leads, statistics))}"
+        )
+    return lines
+
+
+def _how_many(kind: str, first: dict[str, Any]) -> str:
+    if kind == "rows":
+        drawn = "" if first["exact"] else f", drawn from {first['rows']:,}"
+        return f" ({first['kept']:,} kept{drawn})"
+    return f" ({first['kept']} directions)" if kind == "sketch" else ""
+
+
+def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
+    """The layers of inputs, the same in every block written once."""
+    import re
+
+    from orthomerge.features import layer_label
+
+    labels = [
+        layer_label([layer for layer, owner in statistics.layers.items() if owner == lead])
+        for lead in leads
+    ]
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", label) for label in labels))
