@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: axe bench demo test test-all lint types imports check setup clean
+.PHONY: axe bench demo docs pages test test-all lint types imports check setup clean
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
 	$(BIN)/orthomerge demo --output runs/demo
@@ -27,7 +27,10 @@ types: $(STAMP)           ## types
 imports: $(STAMP)         ## imports go one way
 	$(BIN)/lint-imports
 
-check: lint types imports test
+docs: $(STAMP)            ## the documentation site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint types imports docs test
 
 bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python benchmarks/subspace.py
@@ -46,7 +49,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,docs]"
 	touch $(STAMP)
 
 # Kept out of the repository; the test that reads it is skipped without it.

@@ -51,7 +51,9 @@ def collect_statistics(
             or "task_mean" (one row, the mean over all real tokens).
         representation: how moments are held; by default chosen by width and memory.
         task: the name that errors give these features.
-        model_id, model_sha256, tokenizer_hash: what to remember about the model.
+        model_id: what to remember the model by; its configuration's name without it.
+        model_sha256: the hash of its weights, kept in the file.
+        tokenizer_hash: the hash of its tokenizer, kept in the file.
         prompt: the hash of the prompt that the batches put texts into (`Wording.batches`), where
             they do: the statistics are then of the form "text".
         progress: called with the number of samples after each batch.
