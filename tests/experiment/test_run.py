@@ -158,7 +158,9 @@ def test_merged_folders_and_the_record_are_kept(finished):
     assert len(list((merged[0] / "heads").iterdir())) == 3
     about = json.loads((output / "run.json").read_text())
     assert about["base"]["source"] == "path"
-    assert set(about["seconds"]) == {"stats", "init", "train", "merge", "eval", "evidence"}
+    stages = {"stats", "init", "train", "merge", "eval", "evidence"}
+    assert set(about["seconds"]) == set(about["peak_memory"]) == stages
+    assert min(about["peak_memory"].values()) > 50e6  # torch alone takes more
 
 
 def test_two_runs_in_one_folder_are_told(recipe, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import OrthomergeError
+from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import Evaluation, Job
 from orthomerge.experiment.progress import Reporter
@@ -40,7 +41,7 @@ class Board:
     ) -> None:
         self._graph, self.rows, self.reporter = graph, rows, reporter
         self._results, self._journal, self._retries = results, journal, retries
-        self.seconds: dict[str, float] = {}
+        self.costs = Costs()
         self._todo: dict[str, Job] = {}
         self._taken: set[str] = set()
         self._lost: Counter[str] = Counter()
@@ -72,11 +73,10 @@ class Board:
         self.reporter.row(row)
         self._tell()
 
-    def done(self, job: Job, seconds: dict[str, float]) -> None:
+    def done(self, job: Job, costs: Costs) -> None:
         """A job is finished: its piece is in the output folder, its rows were handed in."""
-        for stage, value in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
-        self._note("done", job, seconds={k: round(v, 3) for k, v in seconds.items()})
+        self.costs.add(costs)
+        self._note("done", job, seconds={k: round(v, 3) for k, v in costs.seconds.items()})
         self._taken.discard(job.id)
         self._todo.pop(job.id, None)
         self._finished += 1

@@ -30,7 +30,6 @@ from orthomerge.evidence import (
 )
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
 from orthomerge.experiment.pieces import Pieces
-from orthomerge.experiment.progress import timed
 from orthomerge.features import Statistics
 from orthomerge.files import fingerprint, write_text
 from orthomerge.moments import Moment, combine
@@ -73,7 +72,7 @@ def keep_evidence(pieces: Pieces, rows: Sequence[ResultRow]) -> None:
         )
     )
     before = read_evidence(pieces.keys.output)
-    with timed(pieces.seconds, "evidence"):
+    with pieces.costs.stage("evidence"):
         curves, disturbances = _of_arms(pieces, arms, before)
         first = list({arm.name: arm for arm in reversed(arms)}.values())[::-1]
         spectra, places = _of_layers(pieces, first, before)

@@ -24,8 +24,9 @@ from orthomerge.adapters import (
     save_start,
     unit_rows,
 )
+from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.keys import Keys
-from orthomerge.experiment.progress import Reporter, timed
+from orthomerge.experiment.progress import Reporter
 from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
@@ -37,9 +38,9 @@ from orthomerge.tuning import fisher_on_texts
 class Pieces:
     """Makes the pieces of one recipe in one output folder."""
 
-    def __init__(self, keys: Keys, *, reporter: Reporter, seconds: dict[str, float]) -> None:
+    def __init__(self, keys: Keys, *, reporter: Reporter, costs: Costs) -> None:
         self.keys = keys
-        self.reporter, self.seconds = reporter, seconds
+        self.reporter, self.costs = reporter, costs
         self._recipe = keys.recipe
         self._stats: dict[Path, Statistics] = {}
 
@@ -69,7 +70,7 @@ class Pieces:
                 done += size
                 self.reporter.step(done, len(sample))
 
-            with timed(self.seconds, "stats"):
+            with self.costs.stage("stats"):
                 collect_statistics(
                     self.trunk,
                     batches(sample, self.keys.tokenizer, max_length=self._recipe.data.max_length),
@@ -100,7 +101,7 @@ class Pieces:
         others, own, config = self._problem(name, task, draw)
         ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
         self.reporter.stage(f"start {name} of {task}")
-        with timed(self.seconds, "init"):
+        with self.costs.stage("init"):
             model = new_lora(
                 self._classifier(task, seed),
                 targets=shape.targets,
@@ -169,7 +170,7 @@ class Pieces:
         told, rate_of = self.keys.settings(task)
         self.__dict__.pop("trunk", None)
         self.reporter.stage(f"train {name} · {task} · seed {seed} · {rate:g}")
-        with timed(self.seconds, "train"):
+        with self.costs.stage("train"):
             train_adapter(
                 self._classifier(task, seed),
                 start,
@@ -199,7 +200,7 @@ class Pieces:
         found = {t: self.statistics(t, *about) for t in self.keys.tasks_of(name)}
         own = found.pop(task)
         self.reporter.stage(f"convert {name} · {task} · seed {seed}")
-        with atomic_path(path) as folder, timed(self.seconds, "convert"):
+        with atomic_path(path) as folder, self.costs.stage("convert"):
             plain = folder.with_name("converted") if how.recover else folder
             convert_adapters(
                 [source], plain, statistics=[own], others=list(found.values()),
@@ -233,7 +234,7 @@ class Pieces:
         adapter = read_adapter(self.adapter(name, task, seed, rate))
         if not path.is_file():
             self.reporter.stage(f"Fisher information of {name} · {task} · seed {seed}")
-            with timed(self.seconds, "fisher"):
+            with self.costs.stage("fisher"):
                 found, meta = fisher_on_texts(
                     adapter,
                     self.keys.tasks[task],

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from orthomerge.rows import ResultRow
@@ -65,13 +62,3 @@ class Silent:
 
     def row(self, row: ResultRow) -> None:
         """Ignored."""
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the block's wall time to `seconds[stage]`."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from orthomerge.assets import ResolvedModel
+from orthomerge.experiment.costs import Costs
 from orthomerge.files import write_json
 from orthomerge.tasks import Task
 
@@ -23,13 +24,16 @@ def write_record(
     about: dict[str, Any],
     base: ResolvedModel,
     tasks: list[Task],
-    seconds: dict[str, float],
+    costs: Costs,
 ) -> None:
-    """Write `run.json`; the time of each stage adds up over the sittings of a run."""
+    """Write `run.json`; what each stage took adds up over the sittings of a run."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    total = dict(before.get("seconds", {}))
-    for stage, value in seconds.items():
-        total[stage] = round(total.get(stage, 0.0) + value, 1)
+    total = Costs(
+        dict(before.get("seconds", {})),
+        dict(before.get("peak_memory", {})),
+        dict(before.get("peak_gpu_memory", {})),
+    )
+    total.add(costs)
     record = {
         **about,
         "version": version("orthomerge"),
@@ -38,7 +42,9 @@ def write_record(
         "started": before.get("started", about["started"]),
         "base": {"id": about["base"], "source": base.source, "sha256": base.sha256},
         "tasks": [_about(task) for task in tasks],
-        "seconds": total,
+        "seconds": {stage: round(value, 1) for stage, value in total.seconds.items()},
+        "peak_memory": total.memory,
+        **({"peak_gpu_memory": total.gpu_memory} if total.gpu_memory else {}),
     }
     write_json(path, record)
 

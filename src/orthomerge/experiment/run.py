@@ -92,7 +92,7 @@ class Run:
             try:
                 self._executor.carry_out(board, self._workshop)
                 rows = self._settle(board)
-                board.seconds["evidence"] = self._workshop.keep_evidence(rows)
+                board.costs.add(self._workshop.keep_evidence(rows))
             except BaseException:
                 # What stopped the run is what is told, also where the record cannot be written.
                 with suppress(OrthomergeError):
@@ -162,4 +162,4 @@ class Run:
         if own:
             about["arm_tasks"] = {arm: self.keys.tasks_of(arm) for arm in own}
         tasks = list(self.keys.tasks.values())
-        write_record(self.output / RUN, about, self.keys.base, tasks, board.seconds)
+        write_record(self.output / RUN, about, self.keys.base, tasks, board.costs)

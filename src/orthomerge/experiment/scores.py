@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from orthomerge.adapters import Adapter, read_adapter, save_merged
 from orthomerge.evaluation import Evaluator, Update, score
+from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.graph import Evaluation
 from orthomerge.experiment.keys import MERGE_GRANULARITY
 from orthomerge.experiment.pieces import Pieces
-from orthomerge.experiment.progress import timed
 from orthomerge.experiment.recipe import Merge
 from orthomerge.merging import MergedUpdate, get_method, merge_layers
 from orthomerge.rows import SINGLE, ResultRow
@@ -53,35 +53,35 @@ class Scores:
             for t in tasks
         }
         self._pieces.reporter.stage(f"merge {asked.arm} · {merge.method} · weight {asked.weight:g}")
-        with timed(self._pieces.seconds, "merge"):
-            update = self._merge(asked, merge, adapters)
+        needed = self._needed(asked, merge, list(adapters))
+        with self._pieces.costs.stage("merge"):
+            update = merge_layers(
+                [a.layers for a in adapters.values()],
+                method=merge.method,
+                weights=asked.weight,
+                seed=asked.seed,
+                **needed,
+                **merge.arguments,
+            )
             if self._recipe.save_merged and asked.split == "test":
                 self._save(asked, merge, update, adapters)
         for place, task in enumerate(tasks):
             if task in missing:
                 emit(self._row(asked, task, update.of(place), adapters[task].modules))
 
-    def _merge(self, asked: Evaluation, merge: Merge, adapters: dict[str, Adapter]) -> MergedUpdate:
-        """The merge, with the statistics or the Fisher information that its method needs."""
-        assert asked.weight is not None
+    def _needed(self, asked: Evaluation, merge: Merge, tasks: Sequence[str]) -> dict[str, Any]:
+        """The statistics or the Fisher information of every task, where the method needs them."""
         needs, given = get_method(merge.method).needs, {}
         if "moments" in needs:
             targets = self._recipe.arms[asked.arm].targets
             given["statistics"] = [
-                self._pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in adapters
+                self._pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in tasks
             ]
         if "fisher" in needs:
             given["fisher"] = [
-                self._pieces.fisher(asked.arm, t, asked.seed, asked.rate) for t in adapters
+                self._pieces.fisher(asked.arm, t, asked.seed, asked.rate) for t in tasks
             ]
-        return merge_layers(
-            [a.layers for a in adapters.values()],
-            method=merge.method,
-            weights=asked.weight,
-            seed=asked.seed,
-            **given,
-            **merge.arguments,
-        )
+        return given
 
     def _save(
         self,
@@ -109,11 +109,12 @@ class Scores:
         data, about = self._keys.data[task], self._keys.tasks[task]
         rows = data.selection if asked.split == "selection" else data.test
         labels, regression = self._keys.head(task)
-        clock: dict[str, float] = {}
-        with timed(clock, "eval"), timed(self._pieces.seconds, "eval"):
+        cost = Costs()
+        with cost.stage("eval"):
             predictions = self.evaluator.predict(
                 rows, update, head, num_labels=labels, regression=regression
             )
+        self._pieces.costs.add(cost)
         truth = [r.label for r in rows]
         metrics = score(about.kind, predictions, truth, labels)
         answer = majority(data.train, about.kind)
@@ -139,5 +140,5 @@ class Scores:
             options=merge.arguments if merge else {},
             metrics=metrics,
             majority=constant[about.metric],
-            seconds=round(clock["eval"], 3),
+            seconds=round(cost.seconds["eval"], 3),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.evidence import keep_evidence
 from orthomerge.experiment.jobs import Job
 from orthomerge.experiment.keys import Keys
@@ -24,7 +25,7 @@ class Workshop:
 
     def release(self) -> None:
         """Let go of the models and statistics that are kept loaded."""
-        self.pieces = Pieces(self.keys, reporter=self._reporter, seconds={})
+        self.pieces = Pieces(self.keys, reporter=self._reporter, costs=Costs())
         self._scores = Scores(self.pieces)
 
     @classmethod
@@ -32,12 +33,12 @@ class Workshop:
         """A workshop of its own, as another process has it."""
         return cls(Keys(recipe, Path(output)), reporter or Silent())
 
-    def perform(self, job: Job, emit: Callable[[ResultRow], None]) -> dict[str, float]:
+    def perform(self, job: Job, emit: Callable[[ResultRow], None]) -> Costs:
         """Do a job: its piece is then in the output folder, or its rows were handed to `emit`.
 
-        Returns the seconds of each stage. A piece that is there already is left as it is.
+        Returns what each stage took. A piece that is there already is left as it is.
         """
-        self.pieces.seconds = seconds = {}
+        self.pieces.costs = costs = Costs()
         if job.kind == "stats":
             self.pieces.statistics(*job.arguments)
         elif job.kind == "start":
@@ -51,10 +52,10 @@ class Workshop:
         else:
             asked, missing = job.arguments
             self._scores.merged(asked, emit, missing)
-        return seconds
+        return costs
 
-    def keep_evidence(self, rows: Sequence[ResultRow]) -> float:
-        """Write what the page shows beside the rows (see `evidence`); returns the seconds taken."""
-        self.pieces.seconds = seconds = {}
+    def keep_evidence(self, rows: Sequence[ResultRow]) -> Costs:
+        """Write what the page shows beside the rows (see `evidence`); returns what it took."""
+        self.pieces.costs = costs = Costs()
         keep_evidence(self.pieces, rows)
-        return seconds["evidence"]
+        return costs

@@ -16,9 +16,9 @@ class Here:
             job = ready[0]
             board.began(job)
             try:
-                seconds = workshop.perform(job, board.row)
+                costs = workshop.perform(job, board.row)
             except Exception as problem:
                 if is_full(problem):
                     raise full_disk(workshop.keys.output) from problem
                 raise
-            board.done(job, seconds)
+            board.done(job, costs)

@@ -48,7 +48,7 @@ def serve(line: Connection, place: Place) -> None:
     """Do the jobs that come over `line` until the driver hangs up.
 
     None in place of a job frees what is kept loaded. Answers are ("stage", text), ("step", two
-    numbers), ("row", row), and at the end of a job ("done", seconds) or what `told` says.
+    numbers), ("row", row), and at the end of a job ("done", costs) or what `told` says.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers itself
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
@@ -65,11 +65,11 @@ def serve(line: Connection, place: Place) -> None:
             workshop.release()
             continue
         try:
-            seconds = workshop.perform(job, lambda row: line.send(("row", row)))
+            costs = workshop.perform(job, lambda row: line.send(("row", row)))
         except Exception as problem:
             line.send(told(problem, place.output))
         else:
-            line.send(("done", seconds))
+            line.send(("done", costs))
 
 
 def told(problem: Exception, output: str) -> tuple[str, str]:
