@@ -7,7 +7,6 @@ orthomerge does not load torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from orthomerge.rows import ResultRow, read_rows
     from orthomerge.subspace import Subspace, get_solver, list_solvers
     from orthomerge.tasks import Task, get_task, list_tasks
+
+    __version__: str
 
 _HOMES = {
     "adapters": (
@@ -117,6 +118,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("orthomerge")
     if name == "plots":
         return import_module("orthomerge.plots")

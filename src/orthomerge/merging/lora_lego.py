@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sklearn.cluster import KMeans
 
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.lowrank import nonzero, zero_like
@@ -73,6 +72,9 @@ def _units(factors: LoraFactors, weight: float) -> torch.Tensor:
 
 
 def _centroids(units: torch.Tensor, k: int, reweight: bool) -> torch.Tensor:
+    # Two seconds to import, and most merges never get here.
+    from sklearn.cluster import KMeans
+
     restarts: Any = 10  # its annotation knows "auto" alone
     found = KMeans(k, n_init=restarts, random_state=0).fit_predict(units.cpu().numpy())
     labels = torch.as_tensor(found, device=units.device)
