@@ -77,6 +77,12 @@ def write_task(path: Path, count: int = 120, seed: int = 0, regression: bool = F
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_line_for_slow_machines(monkeypatch):
+    """What a command prints does not depend on how long it takes here."""
+    monkeypatch.setattr("orthomerge.cli._progress._EVERY", float("inf"))
+
+
 def call(*arguments: object) -> str:
     """What a command prints; its error, or a status that is not 0, fails the test."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,8 +156,11 @@ class Evaluator:
         *,
         num_labels: int,
         regression: bool,
+        progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Predicted class indices, or values for a regression, in the order of `rows`.
+
+        `progress` is told the rows done, and of how many.
 
         Raises:
             AdapterError: the update or the head does not fit the model.
@@ -165,12 +168,16 @@ class Evaluator:
         model = self._model(num_labels, regression)
         load_head(model, head)
         predictions = np.zeros(len(rows), dtype=float if regression else int)
+        done = 0
         with applied(model, update), torch.inference_mode():
             for indices, batch in self._batched(rows):
                 placed = {name: tensor.to(self._device) for name, tensor in batch.items()}
                 logits = model(**placed).logits.cpu()
                 values = logits[:, 0] if regression else logits.argmax(dim=-1)
                 predictions[indices] = values.float().numpy() if regression else values.numpy()
+                done += len(indices)
+                if progress is not None:
+                    progress(done, len(rows))
         return predictions
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from orthomerge.models import preferred_device
 from orthomerge.prompting import Wording, generate, log_likelihoods
 from orthomerge.tasks import Kind, Prompt, Row, number_or_mean
 
+Progress = Callable[[int, int], None]
+"""Told the rows done, and of how many."""
 SCORINGS = ("likelihood", "generation")
 
 
@@ -44,7 +46,11 @@ class TextEvaluator:
         return Wording.of(prompt, self._tokenizer, self._model.config, self._max_length)
 
     def likelihoods(
-        self, rows: Sequence[Row], prompt: Prompt, update: Update | None = None
+        self,
+        rows: Sequence[Row],
+        prompt: Prompt,
+        update: Update | None = None,
+        progress: Progress | None = None,
     ) -> Likelihoods:
         """How likely each of the prompt's answers is to each row, in the order of `rows`.
 
@@ -56,14 +62,18 @@ class TextEvaluator:
         asked = [wording.encode((row.text, row.pair), prompt.answers) for row in rows]
         sums, lengths = np.zeros(shape), np.zeros(shape, dtype=int)
         with applied(self._model, update or {}), torch.inference_mode():
-            for piece in self._pieces([len(item.prompt) for item in asked]):
+            for piece in self._pieces([len(item.prompt) for item in asked], progress):
                 batch = wording.likelihood_batch([asked[i] for i in piece])
                 sums[piece] = log_likelihoods(self._model, batch).double().cpu().numpy()
                 lengths[piece] = batch.lengths.numpy()
         return Likelihoods(sums, lengths)
 
     def answers(
-        self, rows: Sequence[Row], prompt: Prompt, update: Update | None = None
+        self,
+        rows: Sequence[Row],
+        prompt: Prompt,
+        update: Update | None = None,
+        progress: Progress | None = None,
     ) -> list[str]:
         """What the model answers to each row, greedily, no longer than the longest answer.
 
@@ -75,18 +85,21 @@ class TextEvaluator:
         asked = [wording.encode((row.text, row.pair), []).prompt for row in rows]
         found = [""] * len(rows)
         with applied(self._model, update or {}):
-            for piece in self._pieces([len(item) for item in asked]):
+            for piece in self._pieces([len(item) for item in asked], progress):
                 tokens = generate(self._model, wording, [asked[i] for i in piece])
                 said = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 for i, answer in zip(piece, said, strict=True):
                     found[i] = answer
         return found
 
-    def _pieces(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Places of rows that run together, those of like length."""
+    def _pieces(self, lengths: Sequence[int], progress: Progress | None) -> Iterator[list[int]]:
+        """Places of rows that run together, those of like length; the asker is done with each."""
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         for at in range(0, len(order), self._batch_size):
-            yield order[at : at + self._batch_size]
+            piece = order[at : at + self._batch_size]
+            yield piece
+            if progress is not None:
+                progress(at + len(piece), len(order))
 
     def predict(
         self,
@@ -95,12 +108,13 @@ class TextEvaluator:
         update: Update | None = None,
         *,
         scoring: str = "likelihood",
+        progress: Progress | None = None,
     ) -> Predictions:
         """What the model takes the rows for, in their order.
 
         `scoring` "likelihood" takes the answer with the highest log-probability, summed over its
         tokens, "generation" what the model writes; a number is always written, since there is no
-        list of numbers to choose from.
+        list of numbers to choose from. `progress` is told the rows done, and of how many.
 
         Raises:
             UnknownNameError: no such scoring.
@@ -110,12 +124,12 @@ class TextEvaluator:
         if scoring not in SCORINGS:
             raise unknown_name("scoring", scoring, SCORINGS)
         if scoring == "likelihood" and not prompt.regression:
-            found = self.likelihoods(rows, prompt, update)
+            found = self.likelihoods(rows, prompt, update, progress)
             whole = np.ones(len(rows), dtype=bool)
             return Predictions(
                 found.sums.argmax(axis=1), found.normalised.argmax(axis=1), whole, "likelihood"
             )
-        read = [prompt.read(said) for said in self.answers(rows, prompt, update)]
+        read = [prompt.read(said) for said in self.answers(rows, prompt, update, progress)]
         known = np.array([value is not None for value in read])
         values = (
             np.array(number_or_mean(read))

@@ -1,12 +1,13 @@
-"""Progress for a person at a terminal, plain lines elsewhere."""
+"""Progress of one piece of work: a bar at a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,8 +17,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from orthomerge.cli._app import err
-from orthomerge.rows import ResultRow
+# All progress goes here, beside standard output, which belongs to results.
+bars = Console(stderr=True)
+# Without a terminal no line comes sooner than this after the one before, in seconds.
+_EVERY = 15.0
+
+
+def _be_quiet(value: bool) -> bool:
+    bars.quiet = value
+    return value
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress.", callback=_be_quiet, is_eager=True)
+]
+"""The option of every verb that takes long; it silences `bars`, so a verb need not look at it."""
 
 
 class Report(Protocol):
@@ -28,101 +42,65 @@ class Report(Protocol):
 
 @contextmanager
 def work_bar(what: str) -> Iterator[Report]:
-    """One bar with the time that remains; nothing where there is no terminal."""
+    """One bar with the time that remains; lines with the same words where there is no terminal."""
+    if not bars.is_terminal:
+        yield _Lines(what)
+        return
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[value]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        console=err,
+        console=bars,
         transient=True,
-        disable=not err.is_terminal,
+        disable=bars.quiet,
     ) as progress:
         bar = progress.add_task(what, total=None, value="")
 
         def report(done: int, of: int, value: float | None = None, /) -> None:
-            shown = "" if value is None else f"{value:.4f}"
-            progress.update(bar, completed=done, total=of, value=shown)
+            progress.update(bar, completed=done, total=of, value=_said(value))
 
         yield report
 
 
-# More workers than these are at work without a bar of their own.
-_BARS = 12
+def adding(report: Report, of: int) -> Callable[..., None]:
+    """For work that tells how much more is done, by default one, and not how much in all."""
+    done = 0
+    report(done, of)
+
+    def advance(more: int = 1) -> None:
+        nonlocal done
+        done += more
+        report(done, of)
+
+    return advance
 
 
-class RunProgress:
-    """The run's bar and one for the piece each worker is at; without a terminal a line a stage."""
+class _Lines:
+    """A line with what is done every now and then; short work says nothing."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console = console
-        self._live = console.is_terminal and not quiet
-        self._plain = not console.is_terminal and not quiet
-        self._last_line = ""
-        self._jobs = ""
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=console,
-            transient=True,
-            disable=not self._live,
-        )
-        self._run = self._progress.add_task("[bold]whole run", total=None)
-        self._pieces = {0: self._progress.add_task("starting", total=None)}
+    def __init__(self, what: str) -> None:
+        self._what, self._began = what, time.monotonic()
+        self._last = self._began
 
-    def __enter__(self) -> RunProgress:
-        """Begin drawing."""
-        self._progress.start()
-        return self
+    def __call__(self, done: int, of: int, value: float | None = None, /) -> None:
+        now = time.monotonic()
+        if now - self._last < _EVERY:
+            return
+        self._last = now
+        parts = [f"{self._what}: {done} of {of}", _said(value)]
+        if 0 < done < of:
+            parts.append(f"{_span((now - self._began) / done * (of - done))} left")
+        text = ", ".join(part for part in parts if part)
+        bars.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop drawing."""
-        self._progress.stop()
 
-    def total(self, units: int) -> None:
-        """The size of the run."""
-        self._progress.update(self._run, total=units)
+def _said(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
-    def advance(self, units: int) -> None:
-        """Units done."""
-        self._progress.advance(self._run, units)
 
-    def jobs(self, done: int, of: int) -> None:
-        """The jobs done in this sitting."""
-        self._jobs = f"{done}/{of}"
-        self._progress.update(self._run, description=f"[bold]whole run[/], job {done} of {of}")
-
-    def stage(self, description: str, worker: int = 0) -> None:
-        """A piece of work begins."""
-        if worker < _BARS:
-            if worker not in self._pieces:
-                self._pieces[worker] = self._progress.add_task("", total=None)
-            self._progress.reset(
-                self._pieces[worker], description=description, total=None, visible=True
-            )
-        if self._plain and description != self._last_line:
-            self._console.print(f"[{self._jobs}] {description}", highlight=False, markup=False)
-            self._last_line = description
-
-    def step(self, done: int, of: int, worker: int = 0) -> None:
-        """Where the piece stands."""
-        if worker in self._pieces:
-            self._progress.update(self._pieces[worker], completed=done, total=of)
-
-    def idle(self, worker: int) -> None:
-        """Nothing to do for now: the worker's bar goes until it has a piece again."""
-        if worker in self._pieces:
-            self._progress.update(self._pieces[worker], visible=False)
-
-    def row(self, row: ResultRow) -> None:
-        """A result; the table at the end shows them all."""
+def _span(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes // 60}:{minutes % 60:02d} h"

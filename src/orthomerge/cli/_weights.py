@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthomerge.cli._app import err
+from orthomerge.cli._progress import work_bar
 from orthomerge.errors import MergeError, unknown_name
 
 WAYS = ("statistics", "validation")
@@ -50,7 +51,6 @@ def _by_statistics(
     """The common weight of least predicted shift; statistics go on to methods that need them."""
     from orthomerge.adapters import matched_fisher, of_one_model, read_adapter
     from orthomerge.adapters.write import require_free
-    from orthomerge.cli._progress import work_bar
     from orthomerge.diagnostics import best_weight
     from orthomerge.merging import get_method
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def convert(
         bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert adapters that exist already, so that they disturb each other less in a merge.
 
@@ -93,7 +95,6 @@ def convert(
     """
     from orthomerge.adapters import ConvertConfig, convert_adapters
     from orthomerge.adapters.write import require_free
-    from orthomerge.cli._progress import work_bar
     from orthomerge.files import atomic_path
 
     given = {"balance": balance, "ridge": ridge, "share": share}
@@ -140,7 +141,6 @@ def _recover(
     """Train one converted adapter in its place."""
     from orthomerge.adapters import read_adapter
     from orthomerge.assets import resolve_model
-    from orthomerge.cli._progress import work_bar
     from orthomerge.models import load_classifier, load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, recover_adapter

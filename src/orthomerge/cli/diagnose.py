@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._progress import Quiet, work_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +35,7 @@ def diagnose(
         list[str] | None, typer.Option(help="Of the methods, as key=value; repeat.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Will these adapters work together? Told before merging anything.
 
@@ -44,7 +46,6 @@ def diagnose(
     Example: [bold]orthomerge diagnose a/ b/ --stats a.stats.safetensors
     --stats b.stats.safetensors[/]
     """
-    from orthomerge.cli._progress import work_bar
     from orthomerge.diagnostics import METHODS
     from orthomerge.diagnostics import diagnose as examine
     from orthomerge.errors import MergeError

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from orthomerge.cli._app import app, err, out, print_json
+from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.train import Json, Rows, TaskName
 from orthomerge.units import human_size
 
@@ -28,6 +29,7 @@ def fisher(
     template: TemplateText = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """How much each weight matters to an adapter's answers, for the merging method 'fisher'.
 
@@ -36,15 +38,12 @@ def fisher(
     In words: [bold]orthomerge fisher mine/ --form text --task sentiment --output
     mine.fisher.safetensors[/]
     """
-    from rich.progress import Progress
-
     from orthomerge.fisher import save_fisher
     from orthomerge.tasks import get_task
     from orthomerge.tuning import adapter_fisher
 
     prompt = prompt_for(get_task(task), form, template)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task(f"Fisher information on {task}", total=samples)
+    with work_bar(f"Fisher information on {task}") as progress:
         found, meta = adapter_fisher(
             adapter,
             task,
@@ -54,7 +53,7 @@ def fisher(
             batch_size=batch_size,
             max_length=max_length or (128 if prompt else 48),
             prompt=prompt,
-            progress=lambda done: progress.advance(bar, done),
+            progress=adding(progress, samples),
         )
     save_fisher(output, found, meta)
     size = output.stat().st_size

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 
@@ -92,13 +93,13 @@ def merge(
         bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Merge LoRA adapters of one base model into one adapter, straight from their factors.
 
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
     """
     from orthomerge.adapters import merge_adapters
-    from orthomerge.cli._progress import work_bar
 
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
@@ -161,7 +162,6 @@ def _write_model(
 ) -> None:
     """Write the merge into its base model."""
     from orthomerge.adapters import merge_to_model
-    from orthomerge.cli._progress import work_bar
 
     with work_bar("layers") as progress:
         errors = merge_to_model(

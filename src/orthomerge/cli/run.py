@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._progress import Quiet
 from orthomerge.units import parse_size
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ Address = Annotated[
 Retries = Annotated[
     int, typer.Option(min=0, help="Times a job is tried again when its worker died.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Base = Annotated[
     str | None, typer.Option(help="Another base model: a folder, or a name as in the recipe.")
 ]
@@ -79,13 +79,13 @@ def run(
     chosen = choose_executor(
         executor, jobs=jobs, memory=parse_size(memory) if memory else None, address=address
     )
-    _run(recipe, output, changes, json=json, quiet=quiet, executor=chosen, retries=retries)
+    _run(recipe, output, changes, json=json, executor=chosen, retries=retries)
 
 
 @app.command()
 def demo(output: Output = None, json: AsJson = False, quiet: Quiet = False) -> None:
     """Four real tasks, three starts, one merged adapter each: the main job in a few minutes."""
-    _run("demo.yaml", output, {}, json=json, quiet=quiet)
+    _run("demo.yaml", output, {}, json=json)
 
 
 def _dry_run(source: str, output: Path | None, changes: Mapping[str, Any], *, json: bool) -> None:
@@ -110,14 +110,12 @@ def _run(
     changes: Mapping[str, Any],
     *,
     json: bool,
-    quiet: bool,
     executor: Executor | None = None,
     retries: int = 2,
 ) -> None:
     from dataclasses import asdict
 
-    from orthomerge.cli._app import err
-    from orthomerge.cli._progress import RunProgress
+    from orthomerge.cli._run_progress import RunProgress
     from orthomerge.experiment import Run, load_recipe
     from orthomerge.report import (
         build_report,
@@ -130,11 +128,12 @@ def _run(
     recipe, text = load_recipe(source, changes)
     folder = output or Path("runs") / recipe.name
     command = "orthomerge " + " ".join(sys.argv[1:])
-    with RunProgress(err if json else out, quiet=quiet) as progress:
+    with RunProgress() as progress:
         job = Run(
             recipe, folder, text=text, command=command,
             reporter=progress, executor=executor, retries=retries,
         )  # fmt: skip
+        progress.arm_tasks = job.arm_tasks
         rows = job.execute()
     page = build_report(folder)
     if json:

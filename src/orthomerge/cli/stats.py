@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
+from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli._stats_lines import grouped, kinds_of
 from orthomerge.errors import RecipeError, nearest
 from orthomerge.units import parse_size
@@ -107,6 +108,7 @@ def collect(
         typer.Option(help="Spread a large base: auto, a device, or JSON of module to device."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Second moments of the inputs of the layers to adapt, over a small unlabelled sample.
 
@@ -124,10 +126,7 @@ def collect(
     """
     from dataclasses import asdict
 
-    from rich.progress import Progress
-
     from orthomerge.assets import resolve_model
-    from orthomerge.cli._app import err
     from orthomerge.cli._job import several_processes
     from orthomerge.features import (
         batches,
@@ -167,9 +166,8 @@ def collect(
         target_layers(trunk, names)
         tokenizer = load_tokenizer(found.path_or_id)
         chosen = sample_texts(texts, samples, seed)
-        quiet = job.rank > 0 or not err.is_terminal
-        with Progress(console=err, transient=True, disable=quiet) as progress:
-            bar = progress.add_task(f"statistics of {data}", total=len(chosen))
+        with work_bar(f"statistics of {data}") as progress:
+            advance = adding(progress, len(chosen))
             statistics = collect_statistics(
                 trunk,
                 Wording.of(prompt, tokenizer, trunk.config, max_length).batches(
@@ -186,7 +184,7 @@ def collect(
                 tokenizer_hash=tokenizer_hash(tokenizer),
                 prompt=prompt.fingerprint if prompt else None,
                 # The other processes are about as far.
-                progress=lambda done: progress.advance(bar, done * job.world),
+                progress=lambda done: advance(done * job.world),
             )
         if job.rank > 0:
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import out, print_json
+from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
 from orthomerge.units import human_size
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def inspect(
     file: Annotated[Path, typer.Argument(help="A statistics file.")],
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """What is in a statistics file, its size, its spectrum, and what it gives away.
 
@@ -27,16 +29,12 @@ def inspect(
     """
     from dataclasses import asdict
 
-    from rich.progress import Progress
-
-    from orthomerge.cli._app import err
     from orthomerge.features import Statistics, disclosure, summarize
 
     statistics = Statistics.load(file, lazy=True)
     size = file.stat().st_size
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("spectra", total=len(statistics.moments))
-        inputs = summarize(statistics, lambda: progress.advance(bar))
+    with work_bar("spectra") as progress:
+        inputs = summarize(statistics, adding(progress, len(statistics.moments)))
     told = disclosure(statistics.meta, inputs)
     if json:
         entries = [i._asdict() | {"spectrum": i.spectrum._asdict()} for i in inputs]

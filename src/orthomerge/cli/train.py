@@ -9,6 +9,7 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._progress import Quiet, work_bar
 
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
@@ -50,6 +51,7 @@ def train(
         ),
     ] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train an adapter from its start on one task; the head is kept beside it.
 
@@ -59,11 +61,9 @@ def train(
 
     In words: [bold]orthomerge train start/ --form text --task sentiment --output mine/[/]
     """
-    from rich.progress import Progress
-
     from orthomerge.adapters import CONSTRAINTS, KEPT_OUT, read_adapter, require_form
     from orthomerge.assets import resolve_model
-    from orthomerge.cli._app import err, split_names
+    from orthomerge.cli._app import split_names
     from orthomerge.cli._job import several_processes
     from orthomerge.errors import AdapterError, RecipeError, unknown_name
     from orthomerge.models import load_classifier, load_language_model, load_tokenizer
@@ -91,11 +91,7 @@ def train(
             )
     data = about.data(train=rows, seed=seed)
     tokenizer = load_tokenizer(found.path_or_id)
-    with (
-        several_processes(),
-        Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
-    ):
-        bar = progress.add_task(f"training {about.name}", total=None)
+    with several_processes(), work_bar(f"training {about.name}") as progress:
         model = (
             load_language_model(found.path_or_id, name=found.name)
             if prompt
@@ -120,7 +116,7 @@ def train(
             seed=seed,
             output=output,
             record={"task": about.name, "rows": rows, "seed": seed, "data": data.fingerprint},
-            progress=lambda done, of: progress.update(bar, completed=done, total=of),
+            progress=progress,
             report_to=trackers,
         )
     if json:
@@ -156,6 +152,7 @@ def evaluate(
     ] = "likelihood",
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score an adapter on a task's test rows, with the task's own head.
 
@@ -187,13 +184,16 @@ def evaluate(
         judge = TextEvaluator(
             load_language_model(found.path_or_id), tokenizer, max_length=max_length or 128
         )
-        said = judge.predict(data.test, prompt, read.layers, scoring=scoring)
+        with work_bar(f"evaluating {about.name}") as progress:
+            said = judge.predict(data.test, prompt, read.layers, scoring=scoring, progress=progress)
         scores = said.metrics(about.kind, truth, labels)
     else:
         evaluator = Evaluator(found.path_or_id, tokenizer, max_length=max_length or 48)
-        predictions = evaluator.predict(
-            data.test, read.layers, weights, num_labels=labels, regression=regression
-        )
+        with work_bar(f"evaluating {about.name}") as progress:
+            predictions = evaluator.predict(
+                data.test, read.layers, weights, num_labels=labels, regression=regression,
+                progress=progress,
+            )  # fmt: skip
         scores = score(about.kind, predictions, truth, labels)
     constant = score(about.kind, np.full(rows, majority(data.test, about.kind)), truth, labels)
     if json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli.train import Json, Rows
 from orthomerge.errors import MergeError, unknown_name
 
@@ -72,6 +73,7 @@ def tune(
         bool, typer.Option("--overwrite", help="Entropy: replace what an earlier run wrote.")
     ] = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the weights of a merge on data, and merge with them; called again, go on.
 
@@ -82,7 +84,6 @@ def tune(
     [bold]orthomerge tune a/ b/ --task sentiment --task topic --objective entropy --layerwise
     --output tuned/[/]
     """
-    from orthomerge.cli._progress import work_bar
     from orthomerge.tuning import (
         EntropySettings,
         SearchSettings,
@@ -162,7 +163,6 @@ def tune_validation(
     For `orthomerge merge --tune validation` as well: `tuned.weights` and `tuned.layer_weights` go
     into the merge as they are.
     """
-    from orthomerge.cli._progress import work_bar
     from orthomerge.tuning import search_weights
 
     with work_bar("trials") as progress:

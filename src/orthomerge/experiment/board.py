@@ -47,6 +47,7 @@ class Board:
         self._lost: Counter[str] = Counter()
         self._there: set[Path] = set()
         self._finished = self._told = 0
+        reporter.known(rows.values())
         self._refresh()
 
     def ready(self) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from orthomerge.rows import ResultRow
@@ -34,6 +35,10 @@ class Reporter(Protocol):
         """A worker has nothing to do for now."""
         ...
 
+    def known(self, rows: Iterable[ResultRow]) -> None:
+        """Results of earlier sittings, before the first new one."""
+        ...
+
     def row(self, row: ResultRow) -> None:
         """A result."""
         ...
@@ -58,6 +63,9 @@ class Silent:
         """Ignored."""
 
     def idle(self, worker: int) -> None:
+        """Ignored."""
+
+    def known(self, rows: Iterable[ResultRow]) -> None:
         """Ignored."""
 
     def row(self, row: ResultRow) -> None:

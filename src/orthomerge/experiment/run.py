@@ -59,6 +59,12 @@ class Run:
         """The pieces of the run, made on demand."""
         return self._workshop.pieces
 
+    @property
+    def arm_tasks(self) -> dict[str, list[str]]:
+        """The tasks of every arm that has tasks of its own."""
+        own = [arm for arm, part in self.recipe.arms.items() if part.tasks is not None]
+        return {arm: self.keys.tasks_of(arm) for arm in own}
+
     def check(self) -> None:
         """Refuse, before anything is written, what could not be carried out.
 
@@ -158,8 +164,7 @@ class Run:
         }
         if self.recipe.known:
             about["known"] = [figure.model_dump() for figure in self.recipe.known]
-        own = [arm for arm, part in self.recipe.arms.items() if part.tasks is not None]
-        if own:
-            about["arm_tasks"] = {arm: self.keys.tasks_of(arm) for arm in own}
+        if self.arm_tasks:
+            about["arm_tasks"] = self.arm_tasks
         tasks = list(self.keys.tasks.values())
         write_record(self.output / RUN, about, self.keys.base, tasks, board.costs)

@@ -112,8 +112,9 @@ class Scores:
         cost = Costs()
         with cost.stage("eval"):
             predictions = self.evaluator.predict(
-                rows, update, head, num_labels=labels, regression=regression
-            )
+                rows, update, head, num_labels=labels, regression=regression,
+                progress=self._pieces.reporter.step,
+            )  # fmt: skip
         self._pieces.costs.add(cost)
         truth = [r.label for r in rows]
         metrics = score(about.kind, predictions, truth, labels)
