@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -15,6 +16,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from orthomerge.cli import app
+
+# How long an example takes is the machine's matter, not the test's.
+settings.register_profile("orthomerge", deadline=None)
+settings.load_profile("orthomerge")
 
 # Fixtures of a kind of their own, in files of their own.
 pytest_plugins = ["browser.chromium"]
