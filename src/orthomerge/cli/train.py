@@ -16,6 +16,7 @@ TaskName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Rows = Annotated[int, typer.Option(min=1)]
+AtMost = Annotated[int, typer.Option(min=1, help="At most so many; a small task gives all it has.")]
 
 
 @app.command()
@@ -33,7 +34,7 @@ def train(
             "was made for it, else init."
         ),
     ] = None,
-    rows: Rows = 400,
+    rows: AtMost = 400,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-3,
     batch_size: Rows = 16,
@@ -89,7 +90,8 @@ def train(
                 f"the head of '{start}' has {tensor.shape[0]} outputs, task '{about.name}' needs "
                 f"{labels}: make the start with --labels {labels}."
             )
-    data = about.data(train=rows, seed=seed)
+    data = about.data(train=rows, seed=seed, at_most=True)
+    rows = len(data.train)
     tokenizer = load_tokenizer(found.path_or_id)
     with several_processes(), work_bar(f"training {about.name}") as progress:
         model = (
@@ -140,7 +142,7 @@ def evaluate(
         typer.Option(help="Adapter folder or file with the task's head; default the adapter's."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
-    rows: Rows = 300,
+    rows: AtMost = 300,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
     ] = None,
@@ -178,7 +180,8 @@ def evaluate(
     found = resolve_model(base or read.base_model or "")
     regression = about.kind == "regression"
     labels = 1 if regression else len(about.labels)
-    data = about.data(test=rows, seed=seed)
+    data = about.data(test=rows, seed=seed, at_most=True)
+    rows = len(data.test)
     truth, tokenizer = [r.label for r in data.test], load_tokenizer(found.path_or_id)
     if prompt:
         judge = TextEvaluator(
