@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         merge_to_model,
         read_adapter,
         read_kept_out,
+        verify,
     )
     from orthomerge.callbacks import OsrmCallback
     from orthomerge.diagnostics import (
@@ -49,7 +50,7 @@ _HOMES = {
     "adapters": (
         "Adapter", "ConvertConfig", "OsrmConfig", "Projection", "convert_adapters", "freeze_A",
         "initialize_osrm_weights", "merge_adapters", "merge_to_model", "read_adapter",
-        "read_kept_out",
+        "read_kept_out", "verify",
     ),
     "callbacks": ("OsrmCallback",),
     "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
@@ -113,6 +114,7 @@ __all__ = [
     "read_adapter",
     "read_kept_out",
     "read_rows",
+    "verify",
 ]
 
 

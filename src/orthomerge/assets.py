@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock
 
+from orthomerge.documents import Unreadable, read_index
 from orthomerge.errors import AssetError, OrthomergeError
 from orthomerge.files import atomic_path, file_sha256, fingerprint
 from orthomerge.hub import hub_reason
@@ -330,7 +331,25 @@ def _model_sha256(folder: Path) -> str:
             f"'{folder}' is not a model folder: it has no {missing}; write one with "
             "save_pretrained."
         )
+    _check_index(folder)
     return fingerprint({path.name: _sha256(path) for path in [config, *weights]})
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse an index that would have Transformers unpickle a shard, or read one elsewhere.
+
+    Raises:
+        AssetError: it names anything but safetensors files beside it.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        read_index(index)
+    except (Unreadable, OSError) as problem:
+        raise AssetError(
+            f"'{index}' cannot be read as an index of shards ({problem}): copy the model anew."
+        ) from problem
 
 
 def _sha256(path: Path) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import AdapterError
 from orthomerge.moments import Moment
+
+_LARGE = 2**30  # bytes that every machine has: below, nothing is asked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,12 +48,28 @@ class LoraFactors:
         return self.B.shape[0], self.A.shape[1]
 
     def delta(self) -> Float[Tensor, "d_out d_in"]:
-        """The dense update, `scaling · B A`. O(d_out · rank · d_in)."""
+        """The dense update, `scaling · B A`. O(d_out · rank · d_in).
+
+        Raises:
+            AdapterError: an update larger than this machine's memory, which two small factors can
+                stand for.
+        """
+        _require_memory(self.shape, self.A.dtype)
         return self.scaling * (self.B @ self.A)
 
     def to(self, *args, **kwargs) -> LoraFactors:
         """Both factors moved or cast as by `Tensor.to`."""
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scaling)
+
+
+def _require_memory(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    size = shape[0] * shape[1] * dtype.itemsize
+    if size > _LARGE and size > psutil.virtual_memory().total:
+        raise AdapterError(
+            f"an update of {shape[0]:,} x {shape[1]:,} takes {size / 2**30:,.0f} GiB, more than "
+            "this machine has: choose a method that keeps to the factors, or check where the "
+            "adapter is from."
+        )
 
 
 def weighted_sum(factors: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:

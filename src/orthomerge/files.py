@@ -119,6 +119,24 @@ def _append(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+def copy_inside(source: Path, target: Path, root: Path) -> None:
+    """Copy a file below `root`; a link that leads elsewhere could give a secret away.
+
+    The hub's cache keeps the files of `snapshots/<commit>` as links to `blobs` beside it.
+
+    Raises:
+        OrthomergeError: the file is a link to outside `root`.
+    """
+    real, home = source.resolve(), root.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    if not real.is_relative_to(home) and real.parent != blobs:
+        raise OrthomergeError(
+            f"'{source}' is a link to outside '{root}', which is not followed: put the file itself "
+            "there, or remove the link."
+        )
+    shutil.copyfile(real, target)
+
+
 def write_text(target: str | Path, text: str) -> None:
     """Write `text` to `target` at once or not at all."""
     with atomic_path(target) as path:

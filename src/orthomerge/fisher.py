@@ -18,9 +18,8 @@ from orthomerge.sealed import SealedKind, digest
 
 FORMAT = 1
 SUFFIX = ".fisher.safetensors"
-_FILE = SealedKind(
-    "orthomerge-fisher", FORMAT, "Fisher file", "Fisher information", "orthomerge fisher"
-)
+ENTRY = "orthomerge-fisher"
+_FILE = SealedKind(ENTRY, FORMAT, "Fisher file", "Fisher information", "orthomerge fisher")
 _AT_ONCE = 2**24
 """Numbers in the per-sample gradients that are held at once: 64 MiB in float32."""
 

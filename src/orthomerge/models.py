@@ -23,6 +23,9 @@ from transformers.utils import logging
 from orthomerge.errors import AssetError, unknown_name
 from orthomerge.files import fingerprint
 
+# Said aloud: left unsaid, Transformers asks at the terminal whether to run what a folder brings.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -58,7 +61,9 @@ def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> 
         AssetError: nothing loadable at `path`, or no such device.
     """
     with _said_plainly(path):
-        return AutoModel.from_pretrained(path, use_safetensors=True, device_map=device_map)
+        return AutoModel.from_pretrained(
+            path, use_safetensors=True, device_map=device_map, **_NO_CODE
+        )
 
 
 def load_skeleton(path: str) -> Any:
@@ -68,7 +73,7 @@ def load_skeleton(path: str) -> Any:
         AssetError: no configuration at `path` that Transformers knows.
     """
     with _said_plainly(path), torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(path))
+        return AutoModel.from_config(AutoConfig.from_pretrained(path, **_NO_CODE), **_NO_CODE)
 
 
 def load_classifier(
@@ -91,6 +96,7 @@ def load_classifier(
         model = AutoModelForSequenceClassification.from_pretrained(
             path,
             use_safetensors=True,
+            **_NO_CODE,
             num_labels=num_labels,
             problem_type="regression" if regression else "single_label_classification",
         )
@@ -141,7 +147,7 @@ def load_tokenizer(path: str) -> Any:
         AssetError: nothing loadable at `path`.
     """
     with _said_plainly(path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **_NO_CODE)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -188,7 +194,7 @@ def load_for(
     if task_type not in _AUTO:
         raise unknown_name("task type", task_type, ["SEQ_CLS", *_AUTO])
     with _said_plainly(path):
-        model = _AUTO[task_type].from_pretrained(path, use_safetensors=True)
+        model = _AUTO[task_type].from_pretrained(path, use_safetensors=True, **_NO_CODE)
     return _called(model, name or path)
 
 
@@ -199,7 +205,7 @@ def language_task_type(path: str) -> str:
         AssetError: nothing loadable at `path`, or a model that writes no text.
     """
     with _said_plainly(path):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, **_NO_CODE)
     if config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     # Encoders can be had as decoders too, but only one that was made as such writes text.

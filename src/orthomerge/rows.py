@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
+from orthomerge.documents import parse_json
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import append_lines
 
@@ -76,14 +80,20 @@ def read_records(path: Path, kind: type[_Record], *, what: str = "such a line") 
         OrthomergeError: a line that is not the last is no record.
     """
     known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+    typed = _typed(kind)
     records: dict[str, _Record] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as problem:
+        raise OrthomergeError(
+            f"'{path}' is not UTF-8 text (byte {problem.start}): it was cut or altered; run again."
+        ) from problem
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-            record = kind(**{k: v for k, v in values.items() if k in known})
+            values = parse_json(line)
+            record = typed.validate_python({k: v for k, v in values.items() if k in known})
         except (ValueError, TypeError, AttributeError) as problem:
             if number >= len(lines) - 1:
                 break
@@ -92,6 +102,12 @@ def read_records(path: Path, kind: type[_Record], *, what: str = "such a line") 
             ) from problem
         records[values["key"]] = record
     return list(records.values())
+
+
+@cache
+def _typed(kind: type[Any]) -> TypeAdapter[Any]:
+    """What holds the values of a record to the types of its fields."""
+    return TypeAdapter(kind)
 
 
 def append_rows(path: str | Path, rows: Iterable[ResultRow]) -> None:

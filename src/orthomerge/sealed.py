@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from orthomerge.documents import parse_json
 from orthomerge.errors import StatisticsError
 from orthomerge.files import atomic_path, fingerprint
 
@@ -78,7 +79,9 @@ class SealedKind:
         header = stream.metadata() or {}
         if self.entry not in header:
             raise StatisticsError(f"'{path}' is not a {self.file}: make one with '{self.command}'.")
-        content = json.loads(header[self.entry])
+        content = parse_json(header[self.entry])
+        if not isinstance(content, dict):
+            raise ValueError("its metadata is no object")
         digest = content.pop("sha256", None)
         if content.get("format") != self.format:
             raise StatisticsError(

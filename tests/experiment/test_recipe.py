@@ -71,7 +71,7 @@ def test_a_mistake_is_one_sentence_that_names_it(values, words):
 def test_files_that_are_not_recipes_are_said(tmp_path):
     with pytest.raises(OrthomergeError, match=r"that come along: .*demo\.yaml"):
         load_recipe(tmp_path / "no.yaml")
-    for content, word in (("a: [", "not YAML in line"), ("- 1", "not a mapping")):
+    for content, word in (("a: [", "as YAML: line 1"), ("- 1", "not a mapping")):
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(OrthomergeError, match=word):
             load_recipe(tmp_path / "r.yaml")

@@ -50,6 +50,7 @@ from orthomerge.adapters.initialise import (
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics, of_one_model
+from orthomerge.adapters.verify import Check, verify
 from orthomerge.adapters.write import as_factors
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "SHARE",
     "SUBSPACES",
     "Adapter",
+    "Check",
     "ConvertConfig",
     "Converted",
     "Directions",
@@ -99,4 +101,5 @@ __all__ = [
     "save_start",
     "total_loss",
     "unit_rows",
+    "verify",
 ]

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from orthomerge.adapters.files import HEADS, Adapter
+from orthomerge.files import fingerprint
 from orthomerge.merging import get_method
 
 # The class that has the layers' names, by PEFT's task type.
@@ -24,14 +25,20 @@ def merge_record(
     names: Sequence[str],
     weights: Sequence[float],
     *,
+    base: str | None,
     base_model: str | None,
+    statistics: Sequence[Mapping[str, Any]],
+    fisher: Sequence[Mapping[str, Any]],
     layer_weights: Mapping[str, Any],
     options: Mapping[str, Any],
     seed: int,
     rank: int | None,
     heads: str,
 ) -> dict[str, Any]:
-    """What went into a merge, as `merge.json` holds it; the truncation errors come later."""
+    """What went into a merge, as `merge.json` holds it; errors and hashes come later.
+
+    `base` is the base model as the user named it, `base_model` what it is taken for.
+    """
     return {
         "method": method,
         "paper": get_method(method).paper,
@@ -40,12 +47,25 @@ def merge_record(
         "rank": rank,
         "layer_weights": dict(layer_weights),
         "heads": heads,
+        "base": base,
         "base_model": base_model,
+        "statistics": list(statistics),
+        "fisher": list(fisher),
         "adapters": [
-            {"name": n, "path": a.called, "sha256": a.sha256, "weight": w}
+            {**about_adapter(n, a), "weight": w}
             for n, a, w in zip(names, adapters, weights, strict=True)
         ],
         "versions": {p: version(p) for p in ("orthomerge", "peft", "torch", "transformers")},
+    }
+
+
+def about_adapter(name: str, adapter: Adapter) -> dict[str, str | None]:
+    """What a record says of an adapter that went in: its name, place and hashes."""
+    return {
+        "name": name,
+        "path": adapter.called,
+        "sha256": adapter.sha256,
+        "config_sha256": fingerprint(adapter.config),
     }
 
 

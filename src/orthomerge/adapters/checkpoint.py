@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from orthomerge.documents import Unreadable, parse_json, read_index
 from orthomerge.errors import AdapterError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -134,15 +135,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not index.is_file():
         raise _no_weights(folder)
     try:
-        by_key = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(by_key.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        by_key = read_index(index)
+    except (Unreadable, OSError) as problem:
         raise AdapterError(
             f"'{index}' cannot be read as an index of shards ({problem}): copy the base model anew."
         ) from problem
     tensors: dict[str, Stored] = {}
-    for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
+    for file in sorted(set(by_key.values())):
+        if not (folder / file).is_file():
             raise AdapterError(
                 f"'{index}' names the shard '{file}', which '{folder}' does not hold."
             )
@@ -175,7 +175,7 @@ def read_header(path: Path) -> dict[str, Stored]:
             pass
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length).decode("utf-8"))
     except (SafetensorError, OSError, ValueError, struct.error) as problem:
         raise AdapterError(
             f"'{path}' cannot be read as safetensors ({problem}): copy the base model anew."

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthomerge.documents import parse_json
 from orthomerge.errors import AdapterError
 from orthomerge.features import trunk
 from orthomerge.subspace import project_rows_out
@@ -184,11 +185,11 @@ def read_kept_out(folder: str | Path) -> Directions:
     try:
         with safe_open(path, framework="pt") as stream:
             about = stream.metadata() or {}
-            layers = json.loads(about["layers"])
+            layers = parse_json(about["layers"])
             held = {lead: stream.get_tensor(lead) for lead in set(layers.values())}
             rows = {name: held[lead] for name, lead in layers.items()}
-            return Directions(rows, within=bool(json.loads(about["within"])))
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as problem:
+            return Directions(rows, within=bool(parse_json(about["within"])))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise AdapterError(
             f"'{path}' cannot be read ({problem}): make the start again."
         ) from problem

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.adapters.card import converted_card
+from orthomerge.adapters.card import about_adapter, converted_card
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.constrain import Directions, write_kept_out
-from orthomerge.adapters.files import CONFIG, HEADS, WEIGHTS, Adapter, read_adapter
+from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS, Adapter, read_adapter
 from orthomerge.adapters.kinds import factor_of
 from orthomerge.adapters.output import distinct_names
+from orthomerge.adapters.provenance import CONVERT, seal, sources_of
+from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import layer_directions, solve_layer
 from orthomerge.adapters.statistics import require_base
 from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
@@ -23,11 +24,11 @@ from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.features import Statistics, combined_moment
-from orthomerge.files import atomic_path, file_sha256, write_json
+from orthomerge.files import atomic_path, copy_inside
 from orthomerge.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.subspace import get_solver
 
-RECORD = "convert.json"
+RECORD = CONVERT
 
 
 class Converted(NamedTuple):
@@ -98,7 +99,7 @@ def convert_adapters(
         item.require_match(first, mine=name, theirs="the first statistics")
     names = distinct_names(read)
     size, done = sum(len(a.layers) for a in read), 0
-    sources = {"own": _hashes(statistics), "others": _hashes(others)}
+    sources = {"own": sources_of(statistics), "others": sources_of(others)}
     found: list[Converted] = []
     with atomic_path(output) as folder:
         for place, (adapter, name) in enumerate(zip(read, names, strict=True)):
@@ -127,12 +128,6 @@ def _called(
     return [
         ("statistics" if isinstance(s, Statistics) else f"'{s}'", r)
         for s, r in zip(items, read, strict=True)
-    ]
-
-
-def _hashes(items: Sequence[str | Path | Statistics]) -> list[dict[str, str]]:
-    return [
-        {"path": str(s), "sha256": file_sha256(s)} for s in items if not isinstance(s, Statistics)
     ]
 
 
@@ -214,16 +209,18 @@ class _Conversion:
                     factors = ready[layer] = self._convert(layer)
                     yield layer
                 file.add(key, factors.A if side == "A" else factors.B.to(read_tensor(entry).dtype))
-        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        copy_inside(source / CONFIG, folder / CONFIG, source)
         if (source / HEADS).is_dir():
-            shutil.copytree(source / HEADS, folder / HEADS)
+            (folder / HEADS).mkdir()
+            for head in sorted((source / HEADS).glob(f"*{HEAD}")):
+                copy_inside(head, folder / HEADS / head.name, source)
         if self._kept_out:
             within = self._config.room is not None
             write_kept_out(folder, Directions(self._kept_out, within=within))
         record = self._record(sources)
-        write_json(folder / RECORD, record)
         card = converted_card(record, adapter.config.get("task_type"))
         (folder / "README.md").write_text(card, encoding="utf-8")
+        seal(folder, RECORD, record)
 
     def _convert(self, layer: str) -> LoraFactors:
         before = self._adapter.layers[layer]
@@ -271,7 +268,7 @@ class _Conversion:
     def _record(self, sources: Mapping[str, Any]) -> dict[str, Any]:
         adapter = self._adapter
         return {
-            "adapter": {"name": adapter.name, "path": adapter.called, "sha256": adapter.sha256},
+            "adapter": about_adapter(adapter.name, adapter),
             "base_model": adapter.base_model,
             "config": asdict(self._config),
             "statistics": dict(sources),

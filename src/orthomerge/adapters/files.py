@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,13 @@ from torch import Tensor
 from orthomerge.adapters.base import BaseWeights, dora_update
 from orthomerge.adapters.hub import locate_adapter
 from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
+from orthomerge.adapters.settings import read_settings
 from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.files import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 HEADS, HEAD = "heads", ".safetensors"
 
 
@@ -110,15 +109,9 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
             is not `B A` or DoRA's, factors that do not pair up or fit, or DoRA without its base.
     """
     folder, name, source = locate_adapter(path)
-    config, weights = _config(folder, source), folder / WEIGHTS
+    config, weights = read_settings(folder, source), folder / WEIGHTS
     check_kind(config, source)
-    if not weights.is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise AdapterError(
-                f"'{source}' holds pickled weights (adapter_model.bin), which are never read: load "
-                "it once in PEFT and save it again with save_pretrained to get safetensors."
-            )
-        raise AdapterError(f"no adapter at '{source}': it has no {WEIGHTS}.")
+    require_safetensors(folder, source)
     layers, modules = sort_keys(open_tensors(weights), config, source)
     base_weights = _base_of(config, base, source) if config.get("use_dora") else None
     return Adapter(
@@ -134,17 +127,38 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
     )
 
 
-def _config(folder: Path, source: str) -> dict[str, Any]:
-    file = folder / CONFIG
-    if not file.is_file():
-        raise AdapterError(f"no adapter at '{source}': it has no {CONFIG}.")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as problem:
-        raise AdapterError(f"'{file}' cannot be read as JSON: {problem}.") from problem
-    if not isinstance(config, dict):
-        raise AdapterError(f"'{file}' is no adapter's configuration: save the adapter again.")
-    return config
+def require_safetensors(folder: Path, source: str) -> None:
+    """Refuse a folder whose weights would have to be unpickled, or that has none.
+
+    Raises:
+        AdapterError: one of the two; the message says how to convert pickled weights.
+    """
+    if (folder / WEIGHTS).is_file():
+        return
+    if (folder / "adapter_model.bin").is_file():
+        raise AdapterError(
+            f"'{source}' holds pickled weights (adapter_model.bin), which are never read: load it "
+            "once in PEFT and save it again with save_pretrained to get safetensors."
+        )
+    raise AdapterError(f"no adapter at '{source}': it has no {WEIGHTS}.")
+
+
+def check_start(folder: Path) -> None:
+    """Refuse what PEFT would unpickle, and ranks that would take memory before a tensor is read.
+
+    Raises:
+        AdapterError: one of the two, or files that cannot be read.
+    """
+    config = read_settings(folder, str(folder))
+    require_safetensors(folder, str(folder))
+    stored = open_tensors(folder / WEIGHTS).values()
+    widest = max((size for item in stored for size in item.shape), default=0)
+    ranks = [r for r in (config.get("r"), *(config.get("rank_pattern") or {}).values()) if r]
+    if max(ranks, default=0) > widest:
+        raise AdapterError(
+            f"'{folder}' names the rank {max(ranks):,} where its widest matrix has {widest:,} "
+            "rows or columns: make the start again."
+        )
 
 
 def _base_of(config: Mapping[str, Any], base: str | None, source: str) -> BaseWeights:

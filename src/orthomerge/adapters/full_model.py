@@ -32,7 +32,7 @@ from orthomerge.adapters.checkpoint import (
 from orthomerge.adapters.tensors import read_tensor
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.factors import LoraFactors
-from orthomerge.files import atomic_path, write_json
+from orthomerge.files import atomic_path, copy_inside, write_json
 from orthomerge.models import quiet
 
 CONFIG = "config.json"
@@ -420,9 +420,11 @@ def _copy_others(base: Path, folder: Path) -> None:
         if path.name.startswith(".") or path.name == "README.md" or _WEIGHTS.search(path.name):
             continue
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            copy_inside(path, folder / path.name, base)
         elif path.name == "additional_chat_templates":
-            shutil.copytree(path, folder / path.name)
+            (folder / path.name).mkdir()
+            for template in sorted(p for p in path.iterdir() if p.is_file()):
+                copy_inside(template, folder / path.name / template.name, base)
 
 
 def _bytes(size: int | str) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
-from orthomerge.adapters.files import Adapter
+from orthomerge.adapters.files import Adapter, check_start
 from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
@@ -232,7 +232,13 @@ def save_start(
 
 
 def load_trainable(model: Any, folder: str | Path) -> PeftModel:
-    """A base model with the adapter of `folder` on it, ready to train."""
+    """A base model with the adapter of `folder` on it, ready to train.
+
+    Raises:
+        AdapterError: weights that are pickled or no safetensors, or ranks that the configuration
+            names and no matrix of the file could have: PEFT would take the memory for them first.
+    """
+    check_start(Path(folder))
     return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
 

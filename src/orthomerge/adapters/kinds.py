@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft.utils.other import get_pattern_key
-
 from orthomerge.adapters.checkpoint import FLOATS, Stored
+from orthomerge.adapters.settings import LayerPatterns, check_names
 from orthomerge.errors import AdapterError
 
 PREFIX = "base_model.model."
@@ -111,8 +110,12 @@ def sort_keys(
             f"'{where}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
         )
     _refuse_base_biases(modules, config, where)
+    ranks = LayerPatterns(config.get("rank_pattern"), config["r"], where)
+    alphas = LayerPatterns(config.get("alpha_pattern"), config["lora_alpha"], where)
+    check_names(parts, (ranks, alphas), where)
     return {
-        layer: _layer(layer, found, entries, config, where) for layer, found in parts.items()
+        layer: _layer(layer, found, entries, config, where, ranks.of(layer), alphas.of(layer))
+        for layer, found in parts.items()
     }, modules
 
 
@@ -122,6 +125,8 @@ def _layer(
     entries: Mapping[str, Stored],
     config: Mapping[str, Any],
     where: str,
+    rank: int,
+    alpha: float,
 ) -> StoredLayer:
     embedding = any(part.startswith("embedding_") for part in found)
     A, B = ("embedding_A", "embedding_B") if embedding else ("A", "B")
@@ -137,13 +142,17 @@ def _layer(
             f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
             "embedding layers can be merged."
         )
+    if not all((*a, *b)):
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
+            "save it again."
+        )
     for key in found.values():
         if entries[key].dtype not in FLOATS:
             raise AdapterError(
                 f"'{key}' of '{where}' is of type {entries[key].dtype}: only floating-point "
                 "factors can be merged; save it in 16 or 32 bits."
             )
-    rank = _by_pattern(config.get("rank_pattern"), layer, config.get("r"))
     if not a[0] == b[1] == rank:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has A {list(a)} and B {list(b)} where its config says "
@@ -162,15 +171,8 @@ def _layer(
         raise AdapterError(
             f"layer '{layer}' of '{where}' and its config do not agree on use_dora: save it again."
         )
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return StoredLayer(factor_A, factor_B, scaling, (b[0], a[1]), bias, magnitude, embedding)
-
-
-def _by_pattern(pattern: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
-    """What PEFT takes for a layer: keys are regular expressions for the end of its name."""
-    pattern = pattern or {}
-    return pattern.get(get_pattern_key(list(pattern), layer), otherwise)
 
 
 def _refuse_base_biases(modules: Iterable[str], config: Mapping[str, Any], where: str) -> None:

@@ -13,6 +13,7 @@ from orthomerge.adapters.files import Adapter, read_adapter, require_same_base
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads
 from orthomerge.adapters.output import TASKS, MergeOutput
+from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics
 from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, MergeError
@@ -131,7 +132,7 @@ def merge_to_model(
         )
     plan, layers, how = _prepare(
         adapters, method, weights, layer_weights, rank, seed, statistics, fisher, base, heads,
-        options,
+        options, max_shard_size,
     )  # fmt: skip
     frame = plan.frame()
     merge = plan_merge(layers, **how)
@@ -183,6 +184,7 @@ def _prepare(
     base: str | None,
     heads: str,
     options: Mapping[str, Any],
+    max_shard_size: int | str | None = None,
 ) -> tuple[MergeOutput, list[Mapping[str, LoraFactors]], dict[str, Any]]:
     """What is written beside the layers, the adapters' layers, and how they are merged."""
     if not adapters:
@@ -191,14 +193,16 @@ def _prepare(
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
     require_same_base(read, base=base)
     check_heads(read, heads)
-    plan = MergeOutput(
-        read, method, weights, layer_weights or {}, rank, seed, dict(options), base, heads
-    )
     how: dict[str, Any] = {
         "method": method, "weights": weights, "layer_weights": layer_weights, "seed": seed,
         "rank": rank, "statistics": matched_statistics(needs, statistics, read, base),
         "fisher": matched_fisher(needs, fisher, read), **options,
     }  # fmt: skip
+    plan = MergeOutput(
+        read, method, weights, layer_weights or {}, rank, seed, dict(options), base, heads,
+        statistics=sources_of(statistics), fisher=sources_of(fisher),
+        max_shard_size=max_shard_size,
+    )  # fmt: skip
     return plan, [a.layers for a in read], how
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from orthomerge.adapters.card import merge_record, model_card, notes_on
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.heads import AveragedModules, saved_modules
+from orthomerge.adapters.provenance import MERGE, seal
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.files import atomic_path, slug, write_json
+from orthomerge.files import atomic_path, slug
 from orthomerge.merging import merge_layers
 from orthomerge.merging.merge import LayerWeights, MergedLayer
 
@@ -31,7 +32,7 @@ class MergeOutput:
     """All of a merge but its layers, and the folder it is written to.
 
     For what is written in another form (a full model), `frame` says what belongs beside the layers
-    and `record` what went in.
+    and `record` what went in. `statistics` and `fisher` say which files the method was given.
     """
 
     adapters: Sequence[Adapter]
@@ -44,6 +45,9 @@ class MergeOutput:
     base: str | None
     heads: str
     names: Sequence[str] | None = None
+    statistics: Sequence[Mapping[str, Any]] = ()
+    fisher: Sequence[Mapping[str, Any]] = ()
+    max_shard_size: int | str | None = None
 
     def write(
         self, output: str | Path, layers: Iterable[MergedLayer]
@@ -82,7 +86,6 @@ class MergeOutput:
     ) -> None:
         """Write the record, the heads and the card of an adapter, or of a whole model."""
         record = self.record()
-        write_json(folder / "merge.json", {**record, "truncation_error": dict(errors)})
         modules = {
             n: a.modules for n, a in zip(self._names(), self.adapters, strict=True) if a.modules
         }
@@ -95,12 +98,15 @@ class MergeOutput:
             model=model,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        form = {"form": "model" if model else "adapter", "max_shard_size": self.max_shard_size}
+        seal(folder, MERGE, {**record, **form, "truncation_error": dict(errors)})
 
     def record(self) -> dict[str, Any]:
         """What went in, as `merge.json` holds it; the truncation errors come with the layers."""
         return merge_record(
             self.method, self.adapters, self._names(), self._spread(),
-            base_model=self.base or self.adapters[0].base_model, layer_weights=self.layer_weights,
+            base=self.base, base_model=self.base or self.adapters[0].base_model,
+            statistics=self.statistics, fisher=self.fisher, layer_weights=self.layer_weights,
             options=self.options, seed=self.seed, rank=self.rank, heads=self.heads,
         )  # fmt: skip
 

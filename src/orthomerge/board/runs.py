@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.report import summarize
 from orthomerge.report.source import ROWS, RUN
@@ -98,7 +98,7 @@ def _listed(root: Path, folder: Path, stamp: float) -> Listed:
     record: Any = None
     if (folder / RUN).is_file() and is_inside(root, folder / RUN):
         try:
-            record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+            record = read_json(folder / RUN)
         except ValueError:
             record = None
     record = record if isinstance(record, dict) else {}

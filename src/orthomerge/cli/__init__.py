@@ -14,10 +14,11 @@ from orthomerge.cli import (
     stats_files,
     train,
     tune,
+    verify,
 )
 from orthomerge.cli._app import app, main
 
 __all__ = [
     "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "plan", "report",
-    "run", "stats", "stats_files", "train", "tune",
+    "run", "stats", "stats_files", "train", "tune", "verify",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from orthomerge.errors import OrthomergeError, RecipeError
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
     "demo", "run", "plan", "report", "board", "stats", "init", "train", "convert", "merge", "tune",
-    "fisher", "eval", "diagnose", "methods", "solvers", "tasks",
+    "fisher", "eval", "diagnose", "verify", "methods", "solvers", "tasks",
 )  # fmt: skip
 
 
@@ -100,16 +100,19 @@ def parse_options(pairs: list[str], example: str = "--option density=0.2") -> di
     """`key=value` options; a value is a number, true/false or a word.
 
     Raises:
-        RecipeError: no equals sign.
+        RecipeError: no equals sign, or a value that is no YAML.
     """
-    import yaml
+    from orthomerge.documents import Unreadable, parse_yaml
 
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"option '{pair}' is not key=value, as in {example}.")
-        options[key] = _number_or(yaml.safe_load(value))
+        try:
+            options[key] = _number_or(parse_yaml(value))
+        except Unreadable as problem:
+            raise RecipeError(f"option '{key}' cannot be read: {problem}.") from problem
     return options
 
 

@@ -22,7 +22,7 @@ PEFT_STARTS = ("default", "default_unit", "gaussian")
 class Part(BaseModel):
     """Keys that do not exist are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Rows = Annotated[int, Field(gt=0)] | Literal["all"]

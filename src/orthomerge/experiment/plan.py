@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.assets import ResolvedModel
+from orthomerge.documents import parse_yaml
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import KINDS, Job
 from orthomerge.experiment.keys import Keys
@@ -150,9 +151,7 @@ class Plan:
 
 def throughput_of_run(record: Mapping[str, Any], source: str) -> Throughput:
     """What a finished run achieved: the operations of its recipe over its seconds, by stage."""
-    import yaml
-
-    done = Plan(parse_recipe(yaml.safe_load(record["recipe"]))).by_stage()
+    done = Plan(parse_recipe(parse_yaml(record["recipe"]))).by_stage()
     seconds = {stage: s for stage, s in record["seconds"].items() if s > 0}
     rates = {stage: n / seconds[stage] for stage, n in done.items() if n and stage in seconds}
     return Throughput(rates, f"measured by the run of {source} ({record.get('machine', '?')})")

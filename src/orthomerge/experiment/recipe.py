@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_text
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.parts import (
@@ -30,13 +31,19 @@ from orthomerge.tasks import get_task
 __all__ = ["Arm", "Merge", "Recipe", "load_recipe", "packaged_recipes", "parse_recipe"]
 
 
+# An arm's name is a folder's, too.
+_FOLDER = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
+ArmName = Annotated[str, Field(max_length=100, pattern=_FOLDER)]
+_MOST = 1_000_000
+
+
 class Recipe(Part):
     """The whole of a run. See `recipes/demo.yaml` for one with every key explained."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     base: str
     tasks: list[str] = Field(min_length=2)
-    arms: dict[str, Arm] = Field(min_length=1)
+    arms: dict[ArmName, Arm] = Field(min_length=1)
     merges: list[Merge] = Field(min_length=1)
     seeds: list[int] = Field(default=[0], min_length=1)
     data: Data = Data()
@@ -105,6 +112,20 @@ class Recipe(Part):
                 self._require_task(name, f"arms.{arm}.tasks")
         return self
 
+    @model_validator(mode="after")
+    def _size(self) -> Recipe:
+        trainings = sum(
+            len(self.tasks_of(a)) * len(self.seeds_of(a)) * len(self.learning_rates_of(a))
+            for a in self.arms
+        )
+        total = trainings * sum(len(m.weights) + len(m.choose_from) for m in self.merges)
+        if total > _MOST:
+            raise RecipeError(
+                f"the recipe asks for {total:,} evaluations, more than {_MOST:,}: name fewer arms, "
+                "seeds, rates, merges or weights."
+            )
+        return self
+
     def _require_task(self, name: str, where: str) -> None:
         if name not in self.tasks:
             raise unknown_name("task", name, self.tasks, where=where, error=RecipeError)
@@ -160,13 +181,9 @@ def load_recipe(source: str | Path, changes: Mapping[str, Any] | None = None) ->
     """
     text = _text(source)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        place = getattr(problem, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
-        raise RecipeError(
-            f"recipe '{source}' is not YAML{line}: {getattr(problem, 'problem', problem)}."
-        ) from problem
+        values = parse_yaml(text)
+    except Unreadable as problem:
+        raise RecipeError(f"recipe '{source}' cannot be read as YAML: {problem}.") from problem
     if not isinstance(values, dict):
         raise RecipeError(f"recipe '{source}' is not a mapping of keys: see recipes/demo.yaml.")
     for key, value in (changes or {}).items():
@@ -179,8 +196,11 @@ def load_recipe(source: str | Path, changes: Mapping[str, Any] | None = None) ->
 
 def _text(source: str | Path) -> str:
     path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    try:
+        if path.is_file():
+            return read_text(path, YAML_BYTES)
+    except (Unreadable, OSError) as problem:
+        raise RecipeError(f"recipe '{source}' cannot be read: {problem}.") from problem
     packaged = packaged_recipes()
     name = path.as_posix().removeprefix("recipes/")
     name = name if name.endswith(".yaml") else f"{name}.yaml"

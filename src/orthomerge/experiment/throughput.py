@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from orthomerge.documents import read_json
 from orthomerge.errors import RecipeError, unknown_name
 
 STAGES = ("stats", "init", "convert", "train", "fisher", "merge", "eval")
@@ -56,7 +56,7 @@ def read_rates(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except OSError as problem:
         raise RecipeError(f"no throughput file '{path}': name a run.json of a run.") from problem
     except ValueError as problem:

@@ -17,7 +17,8 @@ from orthomerge.features.publish import published
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 from orthomerge.sealed import SealedKind, digest
 
-_FILE = SealedKind("orthomerge", FORMAT, "statistics file", "statistics", "orthomerge stats")
+ENTRY = "orthomerge"
+_FILE = SealedKind(ENTRY, FORMAT, "statistics file", "statistics", "orthomerge stats")
 SUFFIX = ".stats.safetensors"
 _KINDS: dict[str, type[Moment]] = {
     m.kind: m for m in (SecondMoment, RowMoment, SketchMoment, MeanMoment)
@@ -47,6 +48,11 @@ class Statistics:
             StatisticsError: an unreadable file.
         """
         return item if isinstance(item, Statistics) else cls.load(item, lazy=True)
+
+    @property
+    def path(self) -> Path | None:
+        """The file the entries are read from when they are asked for; None in memory."""
+        return self.moments.path if isinstance(self.moments, _Entries) else None
 
     def moment(self, layer: str) -> Moment:
         """The moment of a layer's input, in whatever representation it is held.
@@ -252,12 +258,12 @@ class _Entries(Mapping[str, Moment]):
     """The moments of a file, each read and checked when it is asked for."""
 
     def __init__(self, path: Path, entries: dict[str, dict[str, Any]]) -> None:
-        self._path = path
+        self.path = path
         self._entries = entries
 
     def __getitem__(self, lead: str) -> Moment:
         entry = self._entries[lead]
-        with _FILE.open(self._path) as stream:
+        with _FILE.open(self.path) as stream:
             prefix = f"{lead}:"
             names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118
             held = {n.removeprefix(prefix): stream.get_tensor(n) for n in names}
@@ -266,7 +272,7 @@ class _Entries(Mapping[str, Moment]):
             try:
                 return _KINDS[entry["kind"]].restore(held, entry)
             except StatisticsError as problem:
-                raise StatisticsError(f"'{self._path}', entry '{lead}': {problem}") from problem
+                raise StatisticsError(f"'{self.path}', entry '{lead}': {problem}") from problem
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -15,6 +15,7 @@ from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_fini
 from orthomerge.moments.rows import RowMoment
 
 DEFAULT_SIZE = 64
+_LARGEST = 2**14  # of a file: merging takes memory for twice as many rows
 
 
 class SketchMoment(Moment):
@@ -153,6 +154,11 @@ class SketchMoment(Moment):
         """
         plain = RowMoment.restore(tensors, {**fields, "exact": True})
         factor, size = plain.factor, int(fields["size"])
+        if size > max(_LARGEST, plain.dim):
+            raise StatisticsError(
+                f"a sketch of {size:,} rows is no sketch of inputs {plain.dim:,} wide: collect it "
+                "again."
+            )
         if factor.shape[0] > size:
             raise StatisticsError(
                 f"a sketch of size {size} cannot hold {factor.shape[0]} rows: collect it again."

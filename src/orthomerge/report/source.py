@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError
 from orthomerge.evidence import Evidence, read_evidence
 from orthomerge.files import file_sha256
@@ -85,7 +85,7 @@ def _record(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
         return {}, [f"No {RUN} beside the rows: the page is made from the rows alone."]
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except ValueError:
         record = None
     if not isinstance(record, dict):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import write_text
 from orthomerge.report.format import script_json
@@ -33,9 +34,9 @@ def build_trials_page(folder: str | Path) -> Path:
     """
     file = Path(folder) / RECORD
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         page = _render(Path(folder).resolve().name, record)
-    except (OSError, ValueError, LookupError, TypeError) as problem:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as problem:
         raise OrthomergeError(
             f"'{file}' cannot be read as the record of a search: make one with 'orthomerge tune'."
         ) from problem

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orthomerge.documents import parse_json
 from orthomerge.errors import TaskError
 from orthomerge.files import file_sha256
 from orthomerge.tasks.corpora import Pools, draw
@@ -77,7 +77,7 @@ def _read(path: Path) -> Any:
             return pd.read_csv(path, keep_default_na=False, na_values=[""])
         if path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").split("\n")
-            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            return pd.DataFrame([parse_json(line) for line in lines if line.strip()])
         return pd.read_parquet(path)
     except (ValueError, OSError, UnicodeError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")

@@ -10,8 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
-
+from orthomerge.documents import parse_yaml
 from orthomerge.errors import TaskError, unknown_name
 from orthomerge.files import fingerprint
 from orthomerge.tasks.part import split_name
@@ -141,8 +140,8 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
         where = f"template '{template}'"
         try:
             text = Path(template).expanduser().read_text(encoding="utf-8")
-            values = text.rstrip("\n") if template.endswith(".txt") else yaml.safe_load(text)
-        except (OSError, UnicodeError, yaml.YAMLError) as problem:
+            values = text.rstrip("\n") if template.endswith(".txt") else parse_yaml(text)
+        except (OSError, ValueError) as problem:
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise TaskError(f"{where} cannot be read: {reason}.") from problem
     if isinstance(values, str):

@@ -1,0 +1,84 @@
+"""The record of an output: what went in, and a hash of every file that came out.
+
+Hashes tell a file that was altered from one that was not; they are no signature, since whoever
+alters a file can write its record anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from orthomerge.documents import Unreadable, read_json
+from orthomerge.errors import AdapterError
+from orthomerge.files import file_sha256, fingerprint, write_json
+
+MERGE, CONVERT = "merge.json", "convert.json"
+RECORDS = (MERGE, CONVERT)
+
+
+def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Write the record of a finished folder, with hashes of all its files and of itself."""
+    files = {key: file_sha256(folder / key) for key in files_below(folder) if key != name}
+    content = json.loads(json.dumps({**record, "files": files}))
+    write_json(folder / name, {**content, "sha256": fingerprint(content)})
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """The files of a folder and its folders by their relative names, but for hidden ones."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            yield inside.as_posix()
+
+
+def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
+    """A folder's record: its file's name, what it says, and whether its own hash is right.
+
+    Raises:
+        AdapterError: no record, none that can be read, one of before files were hashed, or one
+            that names files outside the folder.
+    """
+    name = next((n for n in RECORDS if (folder / n).is_file()), None)
+    if name is None:
+        raise AdapterError(
+            f"'{folder}' has neither {MERGE} nor {CONVERT}: name what 'orthomerge merge' or "
+            "'orthomerge convert' wrote."
+        )
+    try:
+        record = read_json(folder / name)
+    except (Unreadable, OSError) as problem:
+        raise AdapterError(
+            f"'{folder / name}' cannot be read ({problem}): it was altered."
+        ) from problem
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict):
+        raise AdapterError(
+            f"'{folder / name}' holds no hashes of the folder's files: it was altered, or written "
+            "by an older version; merge or convert again."
+        )
+    for key in files:
+        parts = PurePosixPath(key).parts
+        if not parts or key.startswith("/") or ".." in parts or "\\" in key or "\0" in key:
+            raise AdapterError(
+                f"'{folder / name}' names the file '{key[:80]}', which is not inside the folder: "
+                "it was altered."
+            )
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    return name, record, record.get("sha256") == fingerprint(content)
+
+
+def sources_of(items: Sequence[Any] | None) -> list[dict[str, str | None]]:
+    """Where statistics or Fisher information are from, by path and hash; nulls for memory."""
+    found: list[dict[str, str | None]] = []
+    for item in items or ():
+        path = item if isinstance(item, str | Path) else getattr(item, "path", None)
+        found.append(
+            {
+                "path": None if path is None else str(path),
+                "sha256": None if path is None else file_sha256(path),
+            }
+        )
+    return found
