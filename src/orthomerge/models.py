@@ -66,6 +66,16 @@ def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> 
         )
 
 
+def load_config(path: str) -> Any:
+    """The model's configuration.
+
+    Raises:
+        AssetError: none at `path` that Transformers knows.
+    """
+    with _said_plainly(path):
+        return AutoConfig.from_pretrained(path, **_NO_CODE)
+
+
 def load_skeleton(path: str) -> Any:
     """The model of `load_trunk` without its weights: shapes on the meta device, no memory.
 
@@ -204,8 +214,7 @@ def language_task_type(path: str) -> str:
     Raises:
         AssetError: nothing loadable at `path`, or a model that writes no text.
     """
-    with _said_plainly(path):
-        config = AutoConfig.from_pretrained(path, **_NO_CODE)
+    config = load_config(path)
     if config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     # Encoders can be had as decoders too, but only one that was made as such writes text.

@@ -29,7 +29,8 @@ class ResultRow:
     and learning rate together); `weight` multiplies every update of a merge; `split` is "test", or
     "selection" for the rows a learning rate is chosen on; `metric`/`value` the task's main score,
     `metrics` all of them; `n` the number of rows scored; `majority` what a constant answer scores
-    on the same rows; `key` the hash of everything the score depends on.
+    on the same rows; `key` the hash of everything the score depends on. `scoring` is set where the
+    task is answered in words, which makes the row's `form` "text": "likelihood" or "generation".
     """
 
     task: str
@@ -51,10 +52,15 @@ class ResultRow:
     metrics: dict[str, float] = field(default_factory=dict)
     majority: float | None = None
     seconds: float | None = None
+    form: str = "classifier"
+    scoring: str | None = None
 
     def to_json(self) -> str:
-        """The row as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """The row as one line of JSON; the form of a classifier goes without saying."""
+        values = asdict(self)
+        if self.form == "classifier":
+            del values["form"], values["scoring"]
+        return json.dumps(values, ensure_ascii=False)
 
 
 def read_rows(path: str | Path) -> list[ResultRow]:

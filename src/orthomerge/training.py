@@ -190,6 +190,7 @@ def recover_adapter(
     *,
     regression: bool,
     settings: TrainingSettings,
+    prompt: Prompt | None = None,
     seed: int = 0,
     output: str | Path,
     record: dict[str, Any] | None = None,
@@ -209,7 +210,7 @@ def recover_adapter(
         train_adapter(
             model, converted, rows, tokenizer, regression=regression, settings=settings,
             constraint="project" if projected else "freeze", fresh_head=False, seed=seed,
-            output=folder, record=record, progress=progress,
+            output=folder, prompt=prompt, record=record, progress=progress,
         )  # fmt: skip
         for name in (RECORD, "README.md", KEPT_OUT):
             if (converted / name).is_file():

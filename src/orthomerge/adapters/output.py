@@ -149,12 +149,13 @@ class MergeOutput:
     def _task_frame(self, task: int) -> Frame:
         """One task's own, with its own head."""
         adapter = self.adapters[task]
+        kind = adapter.config.get("task_type")
         return replace(
             self.frame(),
             biases=self._biases([task]),
             modules=adapter.modules,
             modules_to_save=saved_modules([adapter], adapter.modules),
-            task_type=adapter.config.get("task_type") if adapter.modules else None,
+            task_type=kind if adapter.modules or kind not in _WITH_HEAD else None,
         )
 
     def _biases(self, tasks: Iterable[int]) -> dict[str, Tensor]:

@@ -1,28 +1,22 @@
-"""What a recipe's results depend on: base, data, and the hashes and paths that follow from them.
+"""What a recipe's results depend on: the hashes, and the paths that follow from them.
 
-A hash is taken of inputs, never of outputs, so that a row or a piece can be told to be there.
+A hash is taken of inputs, never of outputs, so that a row or a piece can be told to be there. What
+came later (words, say) counts only where it is used: kept results keep their keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from orthomerge.adapters import FROZEN_B
-from orthomerge.assets import ResolvedModel, resolve_model
-from orthomerge.errors import RecipeError, SubspaceError
+from orthomerge.experiment.inputs import Inputs
 from orthomerge.experiment.recipe import Merge, Recipe
-from orthomerge.experiment.sizes import Need, base_size, estimate_needs, widest_targets
-from orthomerge.features import SUFFIX, target_layers
+from orthomerge.features import SUFFIX
 from orthomerge.files import fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
 from orthomerge.merging import get_method
-from orthomerge.models import load_skeleton, load_tokenizer
-from orthomerge.tasks import Task, TaskData, get_task
 
 # Raised when a piece would come out differently from the same inputs.
 PIECES = 1
@@ -30,80 +24,13 @@ PIECES = 1
 MERGE_GRANULARITY = "token"
 
 
-class Keys:
+class Keys(Inputs):
     """The hashes of one recipe, and where its pieces lie in one output folder."""
 
     def __init__(self, recipe: Recipe, output: Path) -> None:
-        self.recipe, self.output = recipe, output
-        found = [get_task(name) for name in recipe.tasks]
-        self.tasks = _distinct(found)
-        # A task's own name and what the recipe calls it, which for a file is a path.
-        self._called = {t.name: name for t, name in zip(found, recipe.tasks, strict=True)}
+        super().__init__(recipe)
+        self.output = output
         self._adapters: dict[tuple[str, str, int, float], str] = {}
-
-    # What everything depends on -----------------------------------------------------------------
-
-    @cached_property
-    def base(self) -> ResolvedModel:
-        """The base model, found on disk, in a package or on the hub."""
-        return resolve_model(self.recipe.base)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        return load_tokenizer(self.base.path_or_id)
-
-    @cached_property
-    def data(self) -> dict[str, TaskData]:
-        """Each task's rows, as the recipe draws them."""
-        return {name: self.recipe.data.of(task) for name, task in self.tasks.items()}
-
-    def tasks_of(self, name: str) -> list[str]:
-        """The tasks of the arm called `name`."""
-        own = set(self.recipe.tasks_of(name))
-        return [task for task, called in self._called.items() if called in own]
-
-    def settings(self, task: str) -> tuple[dict[str, Any], Callable[[float], float]]:
-        """What the task's training is told beside its rate, and its rate in an arm of a rate."""
-        part, called = self.recipe.training, self._called[task]
-        return part.content(called), partial(part.rate_of, called)
-
-    def head(self, task: str) -> tuple[int, bool]:
-        """The number of outputs of a task's head, and whether it is a regression."""
-        regression = self.tasks[task].kind == "regression"
-        return (1 if regression else len(self.tasks[task].labels)), regression
-
-    @cached_property
-    def needs(self) -> dict[str, Need]:
-        """What a job of each kind takes on its machine."""
-        skeleton = load_skeleton(self.base.path_or_id)
-        return estimate_needs(self.recipe, base_size(skeleton, widest_targets(self.recipe)))
-
-    def check(self) -> None:
-        """Refuse, before anything is made, what could not be made.
-
-        Raises:
-            AssetError: the base model or a task's data cannot be found.
-            UnknownNameError: a target matches no layer.
-            TaskError: a task with one label or too few rows.
-            SubspaceError: a rank larger than a layer.
-        """
-        self.check_base()
-        _ = self.data  # drawing the rows refuses tasks that cannot be trained on
-
-    def check_base(self) -> None:
-        """The part of `check` that asks the base model alone."""
-        skeleton = load_skeleton(self.base.path_or_id)
-        for arm in self.recipe.arms:
-            shape = self.recipe.adapter_of(arm)
-            for name, layer in target_layers(skeleton, shape.targets).items():
-                weight = layer.weight
-                assert isinstance(weight, torch.Tensor)
-                if shape.rank > min(weight.shape):
-                    raise SubspaceError(
-                        f"rank {shape.rank} is larger than layer '{name}' {list(weight.shape)}: "
-                        f"choose a rank up to {min(weight.shape)}."
-                    )
 
     # Hashes -------------------------------------------------------------------------------------
 
@@ -126,6 +53,7 @@ class Keys:
                 "targets": sorted(targets or self.recipe.adapter.targets),
                 "granularity": granularity,
             }
+            | self._words(task)
         )
 
     def start_key(self, name: str, task: str, seed: int) -> str:
@@ -138,8 +66,11 @@ class Keys:
             "start": arm.start,
             "options": arm.options,
             "seed": seed if arm.seed_policy == "shared" else [seed, task],
-            "head": [seed, task, *self.head(task)],
         }
+        if self.in_words:
+            depends["form"] = "text"
+        else:
+            depends["head"] = [seed, task, *self.head(task)]
         if arm.solver:
             about = (arm.granularity, arm.samples, arm.targets)
             depends["others"] = [
@@ -173,6 +104,7 @@ class Keys:
                     "constraint": arm.constraint,
                     "seed": [seed, task],
                 }
+                | self._words(task)
             )
         return self._adapters[asked]
 
@@ -212,7 +144,7 @@ class Keys:
             "split": split,
             "data": self.data[task].fingerprint,
             "adapters": list(adapters),
-        }
+        } | self._words(task, self.scoring_of(task))
         if merge is not None:
             depends["merge"] = [merge.method, weight, merge.options, merge.rank]
             needs = get_method(merge.method).needs
@@ -225,6 +157,11 @@ class Keys:
             if "fisher" in needs:
                 depends["fisher"] = self.recipe.statistics.model_dump()
         return fingerprint(depends)
+
+    def _words(self, task: str, *more: str | None) -> dict[str, Any]:
+        """What a task in words adds to what a piece depends on: nothing for a classifier."""
+        prompt = self.prompts.get(task)
+        return {"words": [prompt.fingerprint, *more]} if prompt else {}
 
     # Paths --------------------------------------------------------------------------------------
 
@@ -271,17 +208,3 @@ class Keys:
     def _piece(self, kind: str, group: str, task: str, seed: int, key: str) -> Path:
         folder = f"{slug(task)}-{key[:12]}"
         return self.output / kind / group / f"seed{seed}" / folder
-
-
-def _distinct(tasks: Sequence[Task]) -> dict[str, Task]:
-    """The tasks by name.
-
-    Raises:
-        RecipeError: two of one name, as two files of one name in different folders.
-    """
-    named = {task.name: task for task in tasks}
-    if len(named) < len(tasks):
-        names = [task.name for task in tasks]
-        twice = next(n for n in names if names.count(n) > 1)
-        raise RecipeError(f"two tasks are called '{twice}': rename one of the files.")
-    return named

@@ -70,6 +70,18 @@ class StatisticsPart(Part):
     seed: int = 0
 
 
+class TextPart(Part):
+    """Tasks in words (`form: text`): how they are asked, and how answers are scored.
+
+    `templates` are by task, each an instruction, a file of one, or a mapping of `prompt` and
+    `answers` (docs/text-to-text.md); a task without one has its own. `scoring` is "likelihood" or
+    "generation"; numbers are always generated.
+    """
+
+    scoring: Literal["likelihood", "generation"] = "likelihood"
+    templates: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
+
+
 class TaskTraining(Part):
     """What one task's training does otherwise."""
 

@@ -6,7 +6,7 @@ piece that is there is therefore the right one, and it is made only when somethi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,13 @@ from orthomerge.experiment.progress import Reporter
 from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
-from orthomerge.models import load_classifier, load_trunk, preferred_device, tokenizer_hash
+from orthomerge.models import (
+    load_classifier,
+    load_language_model,
+    load_trunk,
+    preferred_device,
+    tokenizer_hash,
+)
 from orthomerge.training import TrainingSettings, recover_adapter, train_adapter
 from orthomerge.tuning import fisher_on_texts
 
@@ -61,7 +67,7 @@ class Pieces:
         if path in self._stats:
             return self._stats[path]
         if not path.is_file():
-            sample = self._sample(task, samples)
+            sample, prompt = self._sample(task, samples), self.keys.prompts.get(task)
             self.reporter.stage(f"statistics of {task} ({granularity})")
             done = 0
 
@@ -73,17 +79,26 @@ class Pieces:
             with self.costs.stage("stats"):
                 collect_statistics(
                     self.trunk,
-                    batches(sample, self.keys.tokenizer, max_length=self._recipe.data.max_length),
+                    self._batches(task, sample),
                     targets or self._recipe.adapter.targets,
                     granularity=granularity,
                     task=task,
                     model_id=self.keys.base.name,
                     model_sha256=self.keys.base.sha256,
                     tokenizer_hash=tokenizer_hash(self.keys.tokenizer),
+                    prompt=prompt.fingerprint if prompt else None,
                     progress=count,
                 ).save(path)
         self._stats[path] = Statistics.load(path)
         return self._stats[path]
+
+    def _batches(
+        self, task: str, texts: Sequence[tuple[str, str | None]]
+    ) -> Iterator[dict[str, Any]]:
+        """Texts as the task's training reads them: in its prompt, where there is one."""
+        if self.keys.in_words:
+            return self.keys.wording(task).batches(texts)
+        return batches(texts, self.keys.tokenizer, max_length=self._recipe.data.max_length)
 
     def _sample(self, task: str, samples: int | None = None) -> list[tuple[str, str | None]]:
         """The texts behind a task's statistics and its Fisher information."""
@@ -103,13 +118,13 @@ class Pieces:
         self.reporter.stage(f"start {name} of {task}")
         with self.costs.stage("init"):
             model = new_lora(
-                self._classifier(task, seed),
+                self._model(task, seed),
                 targets=shape.targets,
                 rank=shape.rank,
                 alpha=shape.alpha,
                 dropout=shape.dropout,
                 rslora=shape.rslora,
-                task_type="SEQ_CLS",
+                task_type=self.keys.task_type,
                 seed=draw,
                 ranks=ranks,
                 gaussian=arm.start == "gaussian",
@@ -148,8 +163,13 @@ class Pieces:
         }
         return [s for t, s in found.items() if t != task], found[task], config
 
-    def _classifier(self, task: str, seed: int) -> Any:
-        """The base with the task's fresh head, the same for every arm of one seed."""
+    def _model(self, task: str, seed: int) -> Any:
+        """What an adapter is trained on: a language model for words, else the base with a head.
+
+        The task's head is fresh and the same for every arm of one seed.
+        """
+        if self.keys.in_words:
+            return load_language_model(self.keys.base.path_or_id, name=self.keys.base.name)
         labels, regression = self.keys.head(task)
         return load_classifier(
             self.keys.base.path_or_id,
@@ -172,7 +192,7 @@ class Pieces:
         self.reporter.stage(f"train {name} · {task} · seed {seed} · {rate:g}")
         with self.costs.stage("train"):
             train_adapter(
-                self._classifier(task, seed),
+                self._model(task, seed),
                 start,
                 self.keys.data[task].train,
                 self.keys.tokenizer,
@@ -180,6 +200,7 @@ class Pieces:
                 settings=TrainingSettings(
                     **told, learning_rate=rate_of(rate), max_length=self._recipe.data.max_length
                 ),
+                prompt=self.keys.prompts.get(task),
                 constraint=self._recipe.arms[name].constraint,
                 seed=derive_seed(seed, task, "training"),
                 output=path,
@@ -211,7 +232,7 @@ class Pieces:
             if not how.recover:
                 return path
             recover_adapter(
-                self._classifier(task, seed),
+                self._model(task, seed),
                 plain,
                 self.keys.data[task].train,
                 self.keys.tokenizer,
@@ -221,6 +242,7 @@ class Pieces:
                     learning_rate=how.learning_rate or rate_of(rate),
                     max_length=self._recipe.data.max_length,
                 ),
+                prompt=self.keys.prompts.get(task),
                 seed=derive_seed(seed, task, "recovery"),
                 output=folder,
                 record={"arm": name, "task": task, "seed": seed},
@@ -242,6 +264,7 @@ class Pieces:
                     self.keys.base,
                     self.keys.tokenizer,
                     max_length=self._recipe.data.max_length,
+                    prompt=self.keys.prompts.get(task),
                 )
             save_fisher(path, found, meta)
         return load_fisher(path, adapter_sha256=adapter.sha256)

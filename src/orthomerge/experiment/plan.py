@@ -55,7 +55,9 @@ class Plan:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         skeleton, self.shapes_from = find_skeleton(recipe.base)
-        self.size: BaseSize = base_size(skeleton, widest_targets(recipe))
+        self.size: BaseSize = base_size(
+            skeleton, widest_targets(recipe), in_words=recipe.form == "text"
+        )
         self._keys = _Unseen(recipe, Path("plan"))
         graph = Graph(self._keys)
         evaluations = graph.evaluations({}, assume=True)
@@ -70,7 +72,7 @@ class Plan:
         if job.kind == "stats":
             own = job.arguments[2] or samples
             moments = sum(2 * d * d for d in self.size.inputs)
-            return {"stats": own * length * (token + moments)}
+            return {"stats": own * length * (token - 2 * self.size.output + moments)}
         if job.kind == "start":
             solved = self.recipe.arms[job.arguments[0]].solver is not None
             return {"init": DECOMPOSITION * sum(d**3 for d in self.size.inputs) if solved else 0}

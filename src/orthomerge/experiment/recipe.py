@@ -23,10 +23,11 @@ from orthomerge.experiment.parts import (
     Part,
     StatisticsPart,
     TaskTraining,
+    TextPart,
     Training,
 )
 from orthomerge.experiment.resources import Resources
-from orthomerge.tasks import get_task
+from orthomerge.tasks import FORMS, Prompt, get_task, prompt_of
 
 __all__ = ["Arm", "Merge", "Recipe", "load_recipe", "packaged_recipes", "parse_recipe"]
 
@@ -45,6 +46,8 @@ class Recipe(Part):
     tasks: list[str] = Field(min_length=2)
     arms: dict[ArmName, Arm] = Field(min_length=1)
     merges: list[Merge] = Field(min_length=1)
+    form: str = FORMS[0]
+    text: TextPart = TextPart()
     seeds: list[int] = Field(default=[0], min_length=1)
     data: Data = Data()
     adapter: AdapterShape = AdapterShape()
@@ -61,6 +64,15 @@ class Recipe(Part):
             if kind not in KINDS:
                 raise unknown_name("kind of job", kind, KINDS, error=RecipeError)
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_prompts(cls, values: Any) -> Any:
+        """A prompt is longer than its text: 128 tokens where the recipe does not say."""
+        if not isinstance(values, dict) or values.get("form") != "text":
+            return values
+        data = values.get("data", {})
+        return {**values, "data": {"max_length": 128, **data}} if isinstance(data, dict) else values
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +137,24 @@ class Recipe(Part):
                 "seeds, rates, merges or weights."
             )
         return self
+
+    @model_validator(mode="after")
+    def _words(self) -> Recipe:
+        if self.form not in FORMS:
+            raise unknown_name("form", self.form, FORMS, error=RecipeError)
+        if self.form != "text" and "text" in self.model_fields_set:
+            raise RecipeError("'text' is for tasks in words: add 'form: text', or leave it out.")
+        for name in self.text.templates:
+            self._require_task(name, "text.templates")
+        for name in self.tasks:
+            self.prompt_of(name)  # a template that does not fit its task is refused
+        return self
+
+    def prompt_of(self, task: str) -> Prompt | None:
+        """How the task that the recipe calls so is asked in words; None for a classifier."""
+        if self.form != "text":
+            return None
+        return prompt_of(get_task(task), self.text.templates.get(task))
 
     def _require_task(self, name: str, where: str) -> None:
         if name not in self.tasks:
@@ -256,6 +286,7 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "data": Data,
         "adapter": AdapterShape,
         "statistics": StatisticsPart,
+        "text": TextPart,
         "training": TaskTraining if len(location) > 1 else Training,
         "arms": Arm,
         "merges": Merge,

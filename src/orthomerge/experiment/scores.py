@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter, save_merged
 from orthomerge.evaluation import Evaluator, Update, score
@@ -16,8 +17,10 @@ from orthomerge.experiment.keys import MERGE_GRANULARITY
 from orthomerge.experiment.pieces import Pieces
 from orthomerge.experiment.recipe import Merge
 from orthomerge.merging import MergedUpdate, get_method, merge_layers
+from orthomerge.models import load_language_model
 from orthomerge.rows import SINGLE, ResultRow
-from orthomerge.tasks import majority
+from orthomerge.tasks import Row, majority
+from orthomerge.text_evaluation import TextEvaluator
 
 
 class Scores:
@@ -31,6 +34,15 @@ class Scores:
         """Scores updates on the base model."""
         return Evaluator(
             self._keys.base.path_or_id,
+            self._keys.tokenizer,
+            max_length=self._recipe.data.max_length,
+        )
+
+    @cached_property
+    def text_evaluator(self) -> TextEvaluator:
+        """Scores updates on the base as a language model."""
+        return TextEvaluator(
+            load_language_model(self._keys.base.path_or_id),
             self._keys.tokenizer,
             max_length=self._recipe.data.max_length,
         )
@@ -108,16 +120,12 @@ class Scores:
     def _row(self, asked: Evaluation, task: str, update: Update, head: Any) -> ResultRow:
         data, about = self._keys.data[task], self._keys.tasks[task]
         rows = data.selection if asked.split == "selection" else data.test
-        labels, regression = self._keys.head(task)
+        labels, _ = self._keys.head(task)
         cost = Costs()
         with cost.stage("eval"):
-            predictions = self.evaluator.predict(
-                rows, update, head, num_labels=labels, regression=regression,
-                progress=self._pieces.reporter.step,
-            )  # fmt: skip
+            metrics = self._metrics(task, rows, update, head)
         self._pieces.costs.add(cost)
         truth = [r.label for r in rows]
-        metrics = score(about.kind, predictions, truth, labels)
         answer = majority(data.train, about.kind)
         constant = score(about.kind, np.full(len(rows), answer), truth, labels)
         arm = self._recipe.arms[asked.arm]
@@ -142,4 +150,22 @@ class Scores:
             metrics=metrics,
             majority=constant[about.metric],
             seconds=round(cost.seconds["eval"], 3),
+            form=self._recipe.form,
+            scoring=self._keys.scoring_of(task),
         )
+
+    def _metrics(
+        self, task: str, rows: Sequence[Row], update: Update, head: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """All metrics of the task, asked in words or with its head."""
+        kind, truth = self._keys.tasks[task].kind, [r.label for r in rows]
+        labels, regression = self._keys.head(task)
+        if scoring := self._keys.scoring_of(task):
+            prompt = self._keys.prompts[task]
+            said = self.text_evaluator.predict(rows, prompt, update, scoring=scoring)
+            return said.metrics(kind, truth, labels)
+        predictions = self.evaluator.predict(
+            rows, update, head, num_labels=labels, regression=regression,
+            progress=self._pieces.reporter.step,
+        )  # fmt: skip
+        return score(kind, predictions, truth, labels)

@@ -18,6 +18,7 @@ PROCESS = 700_000_000
 # Rows of one evaluation batch, as `Evaluator` takes them, and texts of one batch of statistics.
 EVALUATION_BATCH = 64
 STATISTICS_BATCH = 16
+_WIDTH = ("hidden_size", "d_model", "n_embd")
 
 
 class Need(NamedTuple):
@@ -33,8 +34,10 @@ class BaseSize:
     """The shapes of a base model that memory, disk and time follow from.
 
     `multiplied` are the parameters that a token is multiplied with: all but the embeddings, which
-    are looked up. `layers` are the adapted layers as `(d_out, d_in)`, `inputs` the widths of their
-    distinct inputs: layers of one module that read one width share theirs, as q, k and v do.
+    are looked up. In words that counts the output layer, of `output` parameters, and `predicted` is
+    the vocabulary of a decoder, whose training predicts every token. `layers` are the adapted
+    layers as `(d_out, d_in)`, `inputs` the widths of their distinct inputs: layers of one module
+    that read one width share theirs, as q, k and v do.
     """
 
     parameters: int
@@ -45,6 +48,8 @@ class BaseSize:
     heads: int
     layers: tuple[tuple[int, int], ...]
     inputs: tuple[int, ...]
+    output: int = 0
+    predicted: int = 0
 
     @property
     def weights(self) -> int:
@@ -63,6 +68,10 @@ class BaseSize:
         """Bytes of one task's second moments, full and in float64."""
         return sum(8 * d * d for d in self.inputs)
 
+    def logits(self, rows: int, length: int) -> int:
+        """Bytes of what a training predicts, in its own type and, with its gradient, in float32."""
+        return rows * length * self.predicted * (self.bytes_each + 8)
+
     def activations(self, rows: int, length: int) -> int:
         """Bytes that a forward pass keeps for the backward pass.
 
@@ -74,8 +83,8 @@ class BaseSize:
         return int(rows * length * self.depth * self.width * each * scale)
 
 
-def base_size(skeleton: Any, targets: Sequence[str]) -> BaseSize:
-    """The sizes of a model whose weights may be on the meta device.
+def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) -> BaseSize:
+    """The sizes of a model whose weights may be on the meta device, `in_words` with its output.
 
     Raises:
         UnknownNameError: a target matches no layer.
@@ -90,15 +99,20 @@ def base_size(skeleton: Any, targets: Sequence[str]) -> BaseSize:
         shapes.append((d_out, d_in))
         inputs[(name.rpartition(".")[0], d_in)] = d_in
     dtype = getattr(config, "dtype", None)
+    width, whole = _first(config, *_WIDTH), sum(p.numel() for p in skeleton.parameters())
+    output = config.vocab_size * width if in_words else 0
+    decoder = in_words and not config.is_encoder_decoder
     return BaseSize(
-        parameters=sum(p.numel() for p in skeleton.parameters()),
-        multiplied=sum(p.numel() for p in skeleton.parameters()) - _looked_up(skeleton),
+        parameters=whole + (0 if getattr(config, "tie_word_embeddings", True) else output),
+        multiplied=whole - _looked_up(skeleton) + output,
         bytes_each=dtype.itemsize if isinstance(dtype, torch.dtype) else 4,
-        width=_first(config, "hidden_size", "d_model", "n_embd"),
+        width=width,
         depth=_first(config, "num_hidden_layers", "num_layers", "n_layer"),
         heads=_first(config, "num_attention_heads", "num_heads", "n_head"),
         layers=tuple(shapes),
         inputs=tuple(inputs.values()),
+        output=output,
+        predicted=config.vocab_size if decoder else 0,
     )
 
 
@@ -144,6 +158,7 @@ def _memory(recipe: Recipe, size: BaseSize) -> dict[str, int]:
     length, tasks = recipe.data.max_length, len(recipe.tasks)
     adapter = size.adapter(largest_rank(recipe))
     largest = max(size.inputs, default=0)
+    rows = recipe.training.batch_size // recipe.training.accumulate
     forward = size.activations(EVALUATION_BATCH, length) // max(size.depth, 1)
     scoring = size.weights + forward + size.updates() * size.bytes_each
     return {
@@ -152,7 +167,8 @@ def _memory(recipe: Recipe, size: BaseSize) -> dict[str, int]:
         + size.moments(),
         "start": size.weights + tasks * size.moments() + 3 * 8 * largest * largest,
         "train": size.weights
-        + size.activations(recipe.training.batch_size // recipe.training.accumulate, length)
+        + size.activations(rows, length)
+        + size.logits(rows, length)
         + 16 * adapter,
         "fisher": size.weights + size.activations(1, length) + 12 * size.updates(),
         "eval": scoring + 4 * adapter,
