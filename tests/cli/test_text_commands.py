@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import call
@@ -38,3 +39,19 @@ def test_a_text_adapter_learns_and_still_knows_it_when_merged(tmp_path, seq2seq)
                 accuracy = json.loads(said)["metrics"]["accuracy"]
                 print(folder, scoring, accuracy)
                 assert accuracy > (0.8 if folder != "merged" else 0.6)
+
+
+def test_every_command_of_the_page_on_words_works(tmp_path, monkeypatch):
+    """In their order, on a tiny Llama; a step writes what the next one reads."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    from blocks import SHELL, blocks
+
+    monkeypatch.chdir(tmp_path)
+    save_tiny(Path("base"))
+    easy_task(Path("mine.jsonl"), ("king", "queen"), 330, seed=0)
+    easy_task(Path("theirs.jsonl"), ("red", "blue"), 330, seed=1)
+    page = [b for b in blocks("docs/text-to-text.md") if b.language in SHELL]
+    found = [words[1:] for block in page for words in block.commands]
+    assert {"stats", "init", "train", "fisher", "merge", "eval"} <= {c[0] for c in found}
+    for arguments in found:
+        assert call(*("base" if a.startswith("meta-llama/") else a for a in arguments)), arguments
