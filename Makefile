@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
+DEPENDENCIES ?= pinned
 
 .PHONY: axe bench demo docs pages test test-all lint types imports check setup clean
 
@@ -30,6 +32,14 @@ imports: $(STAMP)         ## imports go one way
 docs: $(STAMP)            ## the documentation site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+pages: $(STAMP)           ## what pages and pictures are made of files, made again
+	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.convert
+	$(BIN)/python docs/figures/architecture.py
+	$(BIN)/python -m docs.figures.theory
+
 check: lint types imports docs test
 
 bench: $(STAMP)           ## speed and memory, and the page that shows them
@@ -48,8 +58,15 @@ setup: $(STAMP)
 # torch comes first and pinned, so that nothing else chooses a build for it.
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(DEPENDENCIES),lowest)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e ".[dev,docs]"
+else
+ifeq ($(DEPENDENCIES),pinned)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,docs]"
+endif
 	touch $(STAMP)
 
 # Kept out of the repository; the test that reads it is skipped without it.

@@ -37,8 +37,8 @@ STARTS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def statistics() -> list[Statistics]:
-    """The token statistics of offline8's tasks, 100 texts each."""
+def statistics(granularity: str = "token") -> list[Statistics]:
+    """The statistics of offline8's tasks, 100 texts each."""
     recipe, _ = load_recipe("offline8.yaml")
     found = resolve_model(recipe.base)
     trunk, tokenizer = load_trunk(found.path_or_id), load_tokenizer(found.path_or_id)
@@ -47,7 +47,12 @@ def statistics() -> list[Statistics]:
         texts = [(r.text, r.pair) for r in get_task(name).data(train=320).train]
         sample = sample_texts(texts, 100, derive_seed(0, name))
         result.append(
-            collect_statistics(trunk, batches(sample, tokenizer, max_length=48), ["query", "value"])
+            collect_statistics(
+                trunk,
+                batches(sample, tokenizer, max_length=48),
+                ["query", "value"],
+                granularity=granularity,
+            )
         )
     return result
 

@@ -18,7 +18,7 @@ from orthomerge.experiment import load_recipe
 
 # Pages whose blocks are run by tests of their own, and the pages that take longer.
 ELSEWHERE = {
-    "CONTRIBUTING.md": "tests/conformance",
+    "CONTRIBUTING.md": "tests/docs/test_contributing.py",
     "docs/tutorial.md": "tests/docs/test_tutorial.py",
     "docs/interoperate.md": "tests/interop",
     "docs/text-to-text.md": "tests/cli/test_text_commands.py",
@@ -59,6 +59,8 @@ def test_every_other_block_is_what_it_says_it_is(block):
         compile(block.text, str(block), "exec")
     elif block.language in PARSERS:
         assert PARSERS[block.language](block.text)
+    elif block.language == "diff":
+        assert ELSEWHERE.get(block.page) == "tests/docs/test_contributing.py", "nobody applies it"
     else:
         assert block.language == "text", f"{block}: no test knows '{block.language}'"
 
