@@ -42,7 +42,7 @@ def measure() -> dict[str, Any]:
 
 
 def _spectrum(stats: list[Any]) -> dict[str, Any]:
-    """One layer's others for one task: its eigenvalues; and every start's share of both energies."""
+    """The eigenvalues of one layer's others; every start's share of both energies."""
     from orthomerge.moments import leave_one_out
     from orthomerge.subspace import get_solver
 
