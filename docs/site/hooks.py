@@ -19,7 +19,16 @@ ROOT_PAGES = {
     "SECURITY.md": "security.md",
 }
 # What pages link to beside pages: these come along as they are.
-ALONG = ("CITATION.cff", "recipes", "examples", "results", "benchmarks", "src", "tests", "docs/site")
+ALONG = (
+    "CITATION.cff",
+    "recipes",
+    "examples",
+    "results",
+    "benchmarks",
+    "src",
+    "tests",
+    "docs/site",
+)
 _LINK = re.compile(r"(\]\(|\]: )([^)#\s]+)(?=[)#\s]|$)", re.MULTILINE)
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 
