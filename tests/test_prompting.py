@@ -67,9 +67,10 @@ def test_batched_likelihoods_are_those_of_one_answer_at_a_time(kind, prompt):
                 wanted, length = one_by_one(
                     model, tokenizer, prompt.ask(row.text), said, kind == "t5"
                 )
-                assert found.sums[i, label] == pytest.approx(wanted, abs=1e-9)
+                # Some versions of T5 round a part of the attention to float32 whatever is asked.
+                assert found.sums[i, label] == pytest.approx(wanted, abs=1e-6)
                 assert found.lengths[i, label] == length
-                assert found.normalised[i, label] == pytest.approx(wanted / length, abs=1e-9)
+                assert found.normalised[i, label] == pytest.approx(wanted / length, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

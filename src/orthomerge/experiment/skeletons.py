@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from orthomerge.assets import PACKAGED, resolve_model
+from orthomerge.assets import resolve_model
 from orthomerge.errors import AssetError, RecipeError
 from orthomerge.models import load_skeleton, quiet
+from orthomerge.packaged import PACKAGED
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32,
           "num_key_value_heads": 8, "dtype": "bfloat16"}  # fmt: skip
