@@ -7,11 +7,13 @@ from orthomerge.cli import (
     fisher,
     init,
     merge,
+    methods,
     plan,
     report,
     run,
     stats,
     stats_files,
+    tasks,
     train,
     tune,
     verify,
@@ -19,6 +21,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "plan", "report",
-    "run", "stats", "stats_files", "train", "tune", "verify",
+    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "methods", "plan",
+    "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
 ]  # fmt: skip

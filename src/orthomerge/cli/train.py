@@ -9,7 +9,9 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._harness import by_harness
 from orthomerge.cli._progress import Quiet, work_bar
+from orthomerge.errors import RecipeError
 
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
@@ -66,7 +68,7 @@ def train(
     from orthomerge.assets import resolve_model
     from orthomerge.cli._app import split_names
     from orthomerge.cli._job import several_processes
-    from orthomerge.errors import AdapterError, RecipeError, unknown_name
+    from orthomerge.errors import AdapterError, unknown_name
     from orthomerge.models import load_classifier, load_language_model, load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.tracking import check_trackers
@@ -136,13 +138,28 @@ def train(
 @app.command(name="eval")
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, merged or not.")],
-    task: TaskName,
+    task: Annotated[
+        str | None,
+        typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file."),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --task: tasks of lm-evaluation-harness with commas between them, or "
+            "YAML files and folders of them ('orthomerge tasks --export-harness')."
+        ),
+    ] = None,
     head: Annotated[
         Path | None,
         typer.Option(help="Adapter folder or file with the task's head; default the adapter's."),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
-    rows: AtMost = 300,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="At most so many test rows; default 300, and of the harness's tasks all."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
     ] = None,
@@ -152,6 +169,13 @@ def evaluate(
         str,
         typer.Option(help="text: likelihood of the answers, or generation; numbers: generation."),
     ] = "likelihood",
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, help="With --harness: examples before each question.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --harness: a JSON file for the whole result."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -161,7 +185,22 @@ def evaluate(
     Example: [bold]orthomerge eval merged/ --task sentiment[/]
 
     In words: [bold]orthomerge eval merged/ --task sentiment --form text --scoring generation[/]
+
+    By the harness: [bold]orthomerge eval merged/ --harness arc_easy --output arc.json[/]
     """
+    if harness is not None:
+        if task or head or template or form != "classifier":
+            raise RecipeError(
+                "--harness asks its own tasks in their own words: leave out --task, --head, --form "
+                "and --template."
+            )
+        by_harness(adapter, harness, base, rows, few_shot, output, seed, as_json=json, quiet=quiet)
+        return
+    if task is None:
+        raise RecipeError("there is nothing to score: name a task with --task, or --harness.")
+    if output is not None or few_shot is not None:
+        raise RecipeError("--output and --few-shot go with --harness.")
+    rows = rows or 300
     import numpy as np
 
     from orthomerge.adapters import HEADS, read_adapter, read_head
