@@ -17,12 +17,21 @@ SAVE_AS = ("adapter", "full")
 
 @app.command()
 def merge(
-    adapters: Annotated[
-        list[str],
-        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    method: Annotated[str, typer.Option(help="A name of 'orthomerge methods'.")] = "linear",
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A name of 'orthomerge methods'; default linear.")
+    ] = None,
+    mergekit: Annotated[
+        Path | None,
+        typer.Option(
+            help="A mergekit configuration that names adapters ('base+adapter'), method, weights "
+            "and parameters instead."
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="One an adapter or one for all, as 1,1,0.5 or =-1,1; default 1."),
@@ -103,10 +112,23 @@ def merge(
 
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
-    how: dict[str, Any] = {
-        "method": method,
+    adapters, options = list(adapters or []), _options(option or [])
+    chosen: dict[str, Any] = {
+        "method": method or "linear",
         "weights": _weights(weights, "weights"),
         "layer_weights": _layer_weights(layer_weights or []),
+    }
+    if mergekit is not None:
+        if adapters or method or weights or layer_weights or options or tune or task:
+            raise MergeError(
+                "--mergekit names adapters, method, weights and parameters in its file: leave them "
+                "out of the command."
+            )
+        adapters, base, chosen, options = _from_mergekit(mergekit, base)
+    elif not adapters:
+        raise MergeError("there is nothing to merge: name adapters, or a file with --mergekit.")
+    how: dict[str, Any] = {
+        **chosen,
         "rank": rank,
         "seed": seed,
         "statistics": stats,
@@ -114,11 +136,11 @@ def merge(
         "base": base,
         "heads": heads,
         "overwrite": overwrite,
-        **_options(option or []),
+        **options,
     }
     if tune is not None or task:
         search = Search(tune, task or [], trials, rows)
-        how |= tuned_weights(list(adapters), output, search, how, _options(option or []))
+        how |= tuned_weights(adapters, output, search, how, options)
     if save_as == "full":
         _write_model(adapters, output, max_shard_size, how, as_json=json)
         return
@@ -126,7 +148,7 @@ def merge(
         raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
     with work_bar("layers") as progress:
         merged = merge_adapters(
-            list(adapters),
+            adapters,
             output=output,
             workers=workers,
             devices=device or (),
@@ -138,7 +160,7 @@ def merge(
     errors = merged.truncation_error
     if json:
         print_json(
-            {"path": str(output), "method": method, "layers": len(layers), "rank": highest,
+            {"path": str(output), "method": how["method"], "layers": len(layers), "rank": highest,
              "truncation_error": dict(errors), "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
@@ -146,10 +168,24 @@ def merge(
     cut = f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
     own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
     out.print(
-        f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {method}, rank "
+        f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {how['method']}, rank "
         f"{highest}{cut}{own}.",
         soft_wrap=True,
     )
+
+
+def _from_mergekit(
+    file: Path, base: str | None
+) -> tuple[list[str], str | None, dict[str, Any], dict[str, Any]]:
+    """What a mergekit configuration says: adapters, base, method with weights, its options."""
+    from orthomerge.cli._app import err
+    from orthomerge.mergekit import read_mergekit
+
+    plan = read_mergekit(file)
+    for note in plan.notes:
+        err.print(f"note: {note}.", highlight=False, markup=False, soft_wrap=True)
+    chosen = {"method": plan.method, "weights": plan.weights, "layer_weights": None}
+    return plan.adapters, base or plan.base, chosen, plan.options
 
 
 def _write_model(

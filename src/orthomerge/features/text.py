@@ -9,13 +9,18 @@ from typing import Any
 
 from orthomerge.errors import StatisticsError, unknown_name
 
+# What Datasets' save_to_disk leaves in a folder, of one split and of several.
+_SAVED = ("state.json", "dataset_dict.json")
 READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_texts(
     source: str | Path, *, text_column: str = "text", pair_column: str | None = None
 ) -> list[tuple[str, str | None]]:
-    """Texts, or pairs of texts, from a JSONL, CSV, TSV or Parquet file or a hub data set id.
+    """Texts, or pairs of texts, from a JSONL, CSV, TSV or Parquet file or a data set.
+
+    A data set is an id of the hub, a folder of such files, or one that Datasets' `save_to_disk`
+    wrote; of several splits it is "train".
 
     Raises:
         StatisticsError: no such file or data set, no such column, or no rows.
@@ -41,7 +46,11 @@ def read_texts(
         import datasets
 
         try:
-            loaded = datasets.load_dataset(str(source), split="train")
+            if any((path / name).is_file() for name in _SAVED):
+                saved = datasets.load_from_disk(str(path))
+                loaded = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
+            else:
+                loaded = datasets.load_dataset(str(source), split="train")
             frame = pandas.DataFrame(loaded.to_dict())
         except Exception as problem:
             reason = str(problem).strip().splitlines() or [type(problem).__name__]
