@@ -36,3 +36,17 @@ def test_the_page_on_conversion_is_made_of_the_kept_rows(monkeypatch):
     from benchmarks.convert import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.convert"
+
+
+def test_the_table_of_the_papers_recipes_says_what_they_say():
+    from orthomerge.experiment import load_recipe
+
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:5] for line in page.splitlines() if line.startswith("| `paper/")]
+    assert len(rows) == 6
+    base = ""
+    for name, told, targets, _ in rows:
+        recipe, _ = load_recipe(str(ROOT / "recipes" / name.strip(" `")))
+        base = base if told.strip() == "the same" else told.strip(" `")
+        assert recipe.base == base
+        assert recipe.adapter.targets == [t.strip() for t in targets.split(",")]

@@ -1,0 +1,59 @@
+"""The figures of README.md are those of the kept rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orthomerge.report import markdown_table
+from orthomerge.rows import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARMS = ("default", "contrastive-project", "osrm-frozen")
+# The table of limits: a row's title, the folder of its run, and what its arms are called there.
+LIMITS = [
+    ("as above", "offline8", "{}"),
+    ("30 samples", "limits-samples", "{}-30"),
+    ("10 samples", "limits-samples", "{}-10"),
+    ("sixteen tasks", "limits-sixteen", "{}"),
+    ("rank 32", "limits-rank32", "{}"),
+    ("rank 64", "limits-rank64", "{}"),
+    ("every linear layer", "limits-all-linear", "{}"),
+]
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """The cells of every row of a Markdown table by the row's first cell, bold or not."""
+    rows = [line.replace("*", "").strip("| \n").split("|") for line in table.splitlines()]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) > 1}
+
+
+def table_after(sentence: str) -> dict[str, list[str]]:
+    rest = README[README.index(sentence) :]
+    return cells(rest[rest.index("\n|") :].split("\n\n")[0])
+
+
+def test_the_table_of_eight_tasks_is_that_of_the_kept_rows():
+    kept = cells(markdown_table(read_rows(ROOT / "results/offline8/results.jsonl")))
+    shown = table_after("Mean score × 100, and the")
+    assert len(shown) > 6
+    for arm, figures in shown.items():
+        if arm in kept:
+            assert figures[:-1] == kept[arm], arm
+    assert {"default", "osrm", "contrastive-project"} <= shown.keys() & kept.keys()
+
+
+@pytest.mark.parametrize("title, folder, name", LIMITS, ids=[row[0] for row in LIMITS])
+def test_the_table_of_limits_is_that_of_the_kept_rows(title, folder, name):
+    rows = [r for r in read_rows(ROOT / f"results/{folder}/results.jsonl") if r.seed == 0]
+    kept = cells(markdown_table(rows))
+    head = kept["arm"]
+    places = [head.index(column) for column in ("single", "sum × 0.4", "sum × 0.6", "sum × 1")]
+    shown = next(v for k, v in table_after("Where it holds").items() if k.startswith(title))
+    for arm, cell in zip(ARMS, shown, strict=True):
+        if cell:
+            figures = kept[name.format(arm)]
+            alone, *sums = (figures[place] for place in places)
+            assert cell == f"{alone} · {' '.join(sums)}", arm
