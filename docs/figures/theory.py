@@ -124,7 +124,7 @@ def _draw_seen(plt: Any, found: dict[str, Any]) -> Any:
         axis.loglog(other, own, ".", color=COLOURS[title], label=title, alpha=0.8)
     low, high = 1e-5, 1.0
     axis.plot([low, high], [low, high], color="#5f6b7a", linewidth=1, linestyle="--")
-    axis.text(1.5e-5, 2e-4, "above the line:\nlouder for its own task", color="#5f6b7a")
+    axis.text(1.5e-5, 4e-3, "above the line:\nlouder for its own task", color="#5f6b7a")
     axis.set(xlabel="share of the others' energy that A sees", xlim=(low, high))
     axis.set(ylabel="share of its own task's", ylim=(low, high))
     axis.legend(loc="lower right")
