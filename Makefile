@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TOOLS  := build/tools
+PIP    := -m pip install --quiet --disable-pip-version-check
 # Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
 DEPENDENCIES ?= pinned
 
-.PHONY: axe bench demo docs pages test test-all lint types imports check setup clean
+.PHONY: audit axe bench check clean coverage demo dist docs imports lint lock pages sbom setup test \
+	test-all test-lowest types
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
 	$(BIN)/orthomerge demo --output runs/demo
@@ -37,6 +40,7 @@ pages: $(STAMP)           ## what pages and pictures are made of files, made aga
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.evidence
 	$(BIN)/python -m benchmarks.convert
+	$(BIN)/python -m benchmarks.privacy_page
 	$(BIN)/python docs/figures/architecture.py
 	$(BIN)/python -m docs.figures.theory
 
@@ -56,8 +60,8 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 coverage: $(STAMP)        ## the test suite with the share of lines it runs, and the least it may be
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml:build/coverage.xml
 
-test-lowest: $(LOWEST)/.installed  ## the test suite on the lowest versions that the ranges admit
-	$(LOWEST)/bin/python -m pytest
+test-lowest:              ## the test suite on the lowest versions that the ranges admit
+	$(MAKE) test VENV=build/lowest DEPENDENCIES=lowest
 
 lock: $(TOOLS)/.installed ## requirements.txt by hash, and the lowest versions, from pyproject.toml
 	$(TOOLS)/bin/python tools/lock.py $(LOCK)
@@ -78,19 +82,29 @@ dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
 setup: $(STAMP)
 
 # The demo's packages come by hash and without what they ask for: the list is whole. What it leaves
-# out are the CUDA libraries, which the next line brings where pip chose the CUDA build of torch.
-$(STAMP): pyproject.toml requirements.txt
+# out are the CUDA libraries, which the last line brings where pip chose the CUDA build of torch; a
+# build without CUDA comes first where pip finds one, since among equal pins pip takes its index's.
+# With the lowest versions come the newest test tools that do with them.
+$(STAMP): pyproject.toml requirements.txt requirements-cpu.txt requirements-lowest.txt
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(DEPENDENCIES),lowest)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e ".[dev,docs]"
+	$(BIN)/python $(PIP) --no-deps -r requirements-lowest.txt
+	$(BIN)/python $(PIP) --constraint requirements-lowest.txt -e . beartype hypothesis ipykernel \
+	  nbclient optuna pytest pytest-cov ray starlette tensorboard uvicorn
 else
 ifeq ($(DEPENDENCIES),pinned)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python $(PIP) --require-hashes --no-deps -r requirements-cpu.txt 2>$(VENV)/cpu.log || \
+	  echo "pip finds no build of the pinned torch without CUDA (+cpu): the index's own is taken"
+	$(BIN)/python $(PIP) --require-hashes --no-deps -r requirements.txt
 endif
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,docs]"
+	$(BIN)/python $(PIP) -e ".[dev,docs]"
 endif
 	touch $(STAMP)
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) build check-wheel-contents cyclonedx-bom pip-audit twine uv
+	touch $@
 
 # Kept out of the repository; the test that reads it is skipped without it.
 node_modules/axe-core/axe.min.js:

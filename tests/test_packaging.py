@@ -48,8 +48,15 @@ def test_the_lowest_are_the_lower_bounds():
 def test_every_pinned_package_has_hashes_and_no_address():
     for name, lines in pins("requirements.txt").items():
         assert any("--hash=sha256:" in line for line in lines[1:]), name
-    for file in ("requirements.txt", "requirements-lowest.txt"):
+    for file in ("requirements.txt", "requirements-cpu.txt", "requirements-lowest.txt"):
         assert "://" not in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_build_without_cuda_is_of_the_pinned_torch():
+    pinned = pins("requirements.txt")["torch"][0].split()[0]
+    line, digest = pins("requirements-cpu.txt")["torch"]
+    assert line.split()[0] == f"{pinned}+cpu"
+    assert "--hash=sha256:" in digest
 
 
 def test_every_file_beside_the_code_is_package_data():

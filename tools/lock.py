@@ -1,9 +1,11 @@
-"""Write `requirements.txt` and `requirements-lowest.txt` from `pyproject.toml` (`make lock`).
+"""Write `requirements*.txt` from `pyproject.toml` (`make lock`).
 
 - `requirements.txt`: what `make demo` installs, every file by its SHA-256, for CPython 3.11 to 3.13
   on all systems. Pins that are there stay while `pyproject.toml` admits them; `--upgrade` takes the
   newest. CUDA's libraries are left out: they come with the CUDA build of torch alone, which a
   machine without a GPU does not need; pip brings them afterwards where that build was installed.
+- `requirements-cpu.txt`: the CPU build of that torch by its SHA-256, where pip finds one when this
+  is run. Given both builds' hashes pip takes the index's own, so `make setup` asks for it first.
 - `requirements-lowest.txt`: the lowest version of every direct dependency that the ranges admit,
   for `make test-lowest`.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = ROOT / "requirements.txt"
+CPU = ROOT / "requirements-cpu.txt"
 LOWEST = ROOT / "requirements-lowest.txt"
 CUDA = re.compile(r"(cuda-|nvidia-|triton==)")
 HEAD = "# Written by `make lock` from pyproject.toml: {what}\n"
@@ -41,22 +44,22 @@ def without_cuda(text: str) -> str:
     return "\n".join(block for block in blocks if not CUDA.match(block)) + "\n"
 
 
-def with_torch_at_hand(text: str) -> str:
-    """The hash of the torch that pip finds here added, which need not be the index's own build."""
-    found = re.search(r"^torch==\S+", text, re.MULTILINE)
+def torch_at_hand(pinned: str) -> str | None:
+    """The CPU build of the pinned torch, by hash, where pip finds one."""
+    found = re.search(r"^torch==(\S+)", pinned, re.MULTILINE)
     assert found is not None
+    wanted = f"torch=={found.group(1)}+cpu"
     with tempfile.TemporaryDirectory() as folder:
         command = [*(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"), "--dest"]
-        subprocess.run([*command, folder, found.group()], check=True)
+        if subprocess.run([*command, folder, wanted], capture_output=True).returncode:
+            return None
         (wheel,) = Path(folder).iterdir()
-        line = f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
-    if line in text:
-        return text
-    return text.replace(found.group(), f"{found.group()} \\\n    {line}", 1)
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return f"{wanted} \\\n    --hash=sha256:{digest}\n"
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upgrade", action="store_true", help="the newest versions admitted")
     upgrade = parser.parse_args().upgrade
@@ -68,7 +71,9 @@ def main() -> None:
         kept.write_text("" if upgrade else "\n".join(always) + "\n")
         text = compiled("--extra", "tune", "--generate-hashes", "--constraint", str(kept))
     head = HEAD.format(what="what `make demo` installs, by hash.")
-    PINNED.write_text(head + with_torch_at_hand(without_cuda(text)))
+    PINNED.write_text(head + without_cuda(text))
+    if (torch := torch_at_hand(text)) is not None:
+        CPU.write_text(HEAD.format(what="torch without CUDA, by hash.") + torch)
     head = HEAD.format(what="the lowest versions its ranges admit.")
     LOWEST.write_text(head + compiled("--resolution", "lowest-direct"))
 
