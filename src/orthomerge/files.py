@@ -8,16 +8,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orthomerge.disk import Holder, flush, put
 from orthomerge.errors import OrthomergeError
-
-# In the name of every temporary folder that holds what is being written.
-_HOLDER = ".part-"
 
 
 @contextmanager
@@ -25,43 +22,72 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it on success and vanishes on failure.
 
     The caller may make a file or a folder at the yielded path. A folder replaces an older folder
-    of the same name.
+    of the same name. Killed at any moment, all of the old or all of the new is at `target`.
+
+    Raises:
+        OrthomergeError: the target cannot be written, or the disk is full or fails meanwhile.
     """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_HOLDER}", dir=target.parent))
+        holder = Holder(target)
     except OSError as problem:
-        if is_full(problem):
-            raise full_disk(target) from problem
-        raise OrthomergeError(
-            f"cannot write '{target}': {problem.strerror or problem}; choose another output path."
-        ) from problem
+        raise disk_error(problem, target) or _unwritable(target, problem) from problem
     try:
-        path = holder / target.name
+        path = holder.folder / target.name
         yield path
         _open_to_umask(path)
-        if path.is_dir() and target.is_dir():
-            old = holder / f"{target.name}.old"
-            target.replace(old)
-        path.replace(target)
+        flush(path)
+        try:
+            put(path, target)
+        except OSError as problem:
+            raise disk_error(problem, target) or _unwritable(target, problem) from problem
     except Exception as problem:
-        if is_full(problem):
-            raise full_disk(target) from problem
+        said = disk_error(problem, target)
+        if said is not None:
+            raise said from problem
         raise
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        holder.close()
 
 
-def is_full(problem: BaseException) -> bool:
-    """Whether a write failed because the disk, or the user's share of it, is full.
+def _unwritable(target: Path, problem: OSError) -> OrthomergeError:
+    return OrthomergeError(
+        f"cannot write '{target}': {problem.strerror or problem}; choose another output path."
+    )
 
-    safetensors has an error of its own, which names the system's only in its text.
-    """
-    if isinstance(problem, OSError):
-        return problem.errno in (errno.ENOSPC, errno.EDQUOT)
-    cause = problem.__cause__
-    return "No space left on device" in str(problem) or (cause is not None and is_full(cause))
+
+def disk_error(problem: BaseException, target: str | Path) -> OrthomergeError | None:
+    """The error for a write that the disk refused; None where it was something else."""
+    code = _disk_code(problem)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return full_disk(target)
+    if code == errno.EFBIG:
+        return OrthomergeError(
+            f"a file of '{target}' is larger than this process may write: raise its limit (ulimit "
+            "-f) and call the same command again; whatever was finished is kept."
+        )
+    if code in (errno.EIO, errno.EROFS):
+        return OrthomergeError(
+            f"the disk of '{target}' failed ({os.strerror(code)}): mend it or choose another "
+            "output path, then call the same command again; whatever was finished is kept."
+        )
+    return None
+
+
+def _disk_code(problem: BaseException | None) -> int | None:
+    """The disk's errno under a problem; safetensors names it in the text of an error of its own."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in _OF_THE_DISK:
+            return problem.errno
+        named = re.search(r"\(os error (\d+)\)", str(problem))
+        if named and int(named[1]) in _OF_THE_DISK:
+            return int(named[1])
+        problem = problem.__cause__
+    return None
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def full_disk(target: str | Path) -> OrthomergeError:
@@ -81,29 +107,20 @@ def _open_to_umask(path: Path) -> None:
             item.chmod(0o666 & ~umask)
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove what killed writers left below `folder`: the temporary names of `atomic_path`.
-
-    Only for a folder in which nobody else is writing.
-    """
-    for holder in Path(folder).rglob(f".*{_HOLDER}*"):
-        if holder.is_dir():
-            shutil.rmtree(holder, ignore_errors=True)
-
-
 def append_lines(path: str | Path, lines: Iterable[str]) -> None:
     """Add lines to a text file and have them on disk before returning.
 
     A last line left half-written by a kill is cut off first, so that no new line is lost with it.
+
+    Raises:
+        OrthomergeError: the file cannot be written, or the disk is full or fails.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _append(path, "".join(f"{line}\n" for line in lines))
     except OSError as problem:
-        if is_full(problem):
-            raise full_disk(path) from problem
-        raise
+        raise disk_error(problem, path) or _unwritable(path, problem) from problem
 
 
 def _append(path: Path, text: str) -> None:
@@ -112,8 +129,12 @@ def _append(path: Path, text: str) -> None:
         if size:
             stream.seek(size - 1)
             if stream.read(1) != b"\n":
-                content = path.read_bytes()
-                stream.truncate(content.rfind(b"\n") + 1)
+                begin = path.read_bytes().rfind(b"\n") + 1
+                stream.seek(begin)
+                if _is_json(stream.read()):  # whole, but for its end
+                    stream.write(b"\n")
+                else:
+                    stream.truncate(begin)
         stream.write(text.encode("utf-8"))
         stream.flush()
         os.fsync(stream.fileno())
@@ -135,6 +156,14 @@ def copy_inside(source: Path, target: Path, root: Path) -> None:
             "there, or remove the link."
         )
     shutil.copyfile(real, target)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -88,17 +88,12 @@ def read_records(path: Path, kind: type[_Record], *, what: str = "such a line") 
     known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
     typed = _typed(kind)
     records: dict[str, _Record] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as problem:
-        raise OrthomergeError(
-            f"'{path}' is not UTF-8 text (byte {problem.start}): it was cut or altered; run again."
-        ) from problem
+    lines = path.read_bytes().split(b"\n")  # a kill may cut a character in two
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            values = parse_json(line)
+            values = parse_json(line.decode("utf-8"))
             record = typed.validate_python({k: v for k, v in values.items() if k in known})
         except (ValueError, TypeError, AttributeError) as problem:
             if number >= len(lines) - 1:

@@ -17,8 +17,9 @@ import pytest
 from tiny_recipe import check_journal, execute, journal, make_recipe, untimed
 
 from orthomerge import files
+from orthomerge.disk import sweep
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import is_full, sweep
+from orthomerge.files import disk_error
 from orthomerge.rows import read_rows
 
 KILLS = 20
@@ -197,7 +198,21 @@ def test_a_really_full_disk_is_one_sentence_and_the_run_goes_on_with_more_room(t
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_what_a_full_disk_looks_like():
-    assert is_full(OSError(errno.ENOSPC, "x")) and is_full(OSError(errno.EDQUOT, "x"))
-    assert is_full(RuntimeError("IoError: No space left on device (os error 28)"))
-    assert not is_full(OSError(errno.EACCES, "x"))
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [
+        (OSError(errno.ENOSPC, "x"), "no space left"),
+        (OSError(errno.EDQUOT, "x"), "no space left"),
+        (OSError(errno.EFBIG, "x"), "ulimit -f"),
+        (OSError(errno.EIO, "x"), "failed"),
+        (OSError(errno.EROFS, "x"), "Read-only"),
+        (RuntimeError("IoError: No space left on device (os error 28)"), "no space left"),
+        (OSError(errno.EACCES, "x"), None),
+        (ValueError("os error 28"), None),
+    ],
+)
+def test_what_a_disk_says_in_one_sentence(problem, word):
+    said = disk_error(problem, "there")
+    assert (said is None) == (word is None)
+    if word:
+        assert word in str(said) and "'there'" in str(said) and "\n" not in str(said)

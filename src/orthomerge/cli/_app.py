@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -60,8 +61,13 @@ def _root(
     """Options of the command itself; typer shows the help given above instead of this."""
 
 
+class _Stopped(BaseException):
+    """A signal asked the command to end; what it was writing is cleared away on the way out."""
+
+
 def main() -> None:
     """Run the command line: exit status 2 and one sentence for the user's mistakes, 1 for ours."""
+    _end_tidily()
     warnings.filterwarnings("ignore", category=FutureWarning)
     if int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _be_quiet()
@@ -70,9 +76,21 @@ def main() -> None:
     except OrthomergeError as problem:
         err.print(f"[bold red]error:[/] {_escaped(problem)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Stopped as told:
         err.print("stopped; call the same command again to go on where it was.")
-        sys.exit(130)
+        sys.exit(128 + told.args[0])
+
+
+def _end_tidily() -> None:
+    """Ctrl-C, and what a scheduler sends before it kills, end the command like an error does."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        raise _Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, stop)
 
 
 def _be_quiet() -> None:

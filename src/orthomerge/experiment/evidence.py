@@ -6,7 +6,6 @@ computed once (see `orthomerge.evidence` for the files).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -30,13 +29,13 @@ from orthomerge.evidence import (
 )
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
 from orthomerge.experiment.pieces import Pieces
+from orthomerge.experiment.sound import TRAINING, read_losses
 from orthomerge.features import Statistics
 from orthomerge.files import fingerprint, write_text
 from orthomerge.moments import Moment, combine
 from orthomerge.rows import SINGLE, ResultRow
 
 # At most so many layers have a spectrum, evenly chosen; a figure with more is not looked through.
-TRAINING = "training.json"
 LAYERS = 24
 # Wider inputs without a factor have none: a full decomposition takes minutes a layer.
 WIDEST = 2048
@@ -101,10 +100,10 @@ def _of_arms(
         paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in tasks}
         for task, path in paths.items():
             if found[task] not in curves and (path / TRAINING).is_file():
-                curves[found[task]] = _curve(path, found[task], arm, task)
+                curves[found[task]] = _curve(_whole(pieces, arm, task), found[task], arm, task)
         if whole not in disturbances and all(p.is_dir() for p in paths.values()):
             pieces.reporter.stage(f"interference of {arm.name} · seed {arm.seed}")
-            adapters = {t: read_adapter(p) for t, p in paths.items()}
+            adapters = {t: read_adapter(_whole(pieces, arm, t)) for t in paths}
             statistics = [pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
             disturbances[whole] = _disturbance(whole, arm, adapters, statistics)
     return (
@@ -136,10 +135,9 @@ def _of_layers(
         wanted += [features, *heads.values()]
         there = {k.split("/", 1)[0] for k in (*spectra, *places)}
         missing = {
-            arm: read_adapter(path)
+            arm: read_adapter(_whole(pieces, arm, task))
             for arm, head in heads.items()
-            if head not in there
-            and (path := keys.adapter_path(arm.name, task, arm.seed, arm.rate)).is_dir()
+            if head not in there and keys.adapter_path(arm.name, task, arm.seed, arm.rate).is_dir()
         }
         if not missing:
             continue
@@ -159,13 +157,17 @@ def _of_layers(
     )
 
 
+def _whole(pieces: Pieces, arm: _Arm, task: str) -> Path:
+    """An adapter that is there; one that was damaged is made again."""
+    return pieces.adapter(arm.name, task, arm.seed, arm.rate)
+
+
 def _stats(keys: Keys, tasks: Sequence[str], targets: Sequence[str] | None) -> list[str]:
     return [keys.stats_key(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
 
 
 def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:
-    record = json.loads((path / TRAINING).read_text(encoding="utf-8"))
-    return Curve(key, arm.name, arm.seed, task, arm.rate, record["losses"])
+    return Curve(key, arm.name, arm.seed, task, arm.rate, read_losses(path))
 
 
 def _disturbance(

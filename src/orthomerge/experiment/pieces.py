@@ -1,13 +1,14 @@
 """The pieces of a run: statistics, starts, adapters, Fisher information, each made once.
 
 Every piece lies in a folder or file named after the hash of all it depends on (see `keys`). A
-piece that is there is therefore the right one, and it is made only when something asks for it.
+piece that is there is therefore the right one, and it is made only when something asks for it. One
+that was damaged meanwhile is set aside and made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from orthomerge.adapters import (
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.progress import Reporter
+from orthomerge.experiment.sound import kept, read_folder
 from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
@@ -49,6 +51,7 @@ class Pieces:
         self.reporter, self.costs = reporter, costs
         self._recipe = keys.recipe
         self._stats: dict[Path, Statistics] = {}
+        self._whole: set[Path] = set()
 
     @cached_property
     def trunk(self) -> Any:
@@ -66,7 +69,8 @@ class Pieces:
         path = self.keys.stats_path(task, granularity, samples, targets)
         if path in self._stats:
             return self._stats[path]
-        if not path.is_file():
+        found = kept(path, Statistics.load, self.reporter)
+        if found is None:
             sample, prompt = self._sample(task, samples), self.keys.prompts.get(task)
             self.reporter.stage(f"statistics of {task} ({granularity})")
             done = 0
@@ -89,8 +93,17 @@ class Pieces:
                     prompt=prompt.fingerprint if prompt else None,
                     progress=count,
                 ).save(path)
-        self._stats[path] = Statistics.load(path)
-        return self._stats[path]
+            found = Statistics.load(path)
+        self._stats[path] = found
+        return found
+
+    def _is_whole(self, folder: Path, *, kept_out: bool = False) -> bool:
+        """Whether a start or an adapter is there and can be read."""
+        if folder not in self._whole:
+            if kept(folder, partial(read_folder, kept_out=kept_out), self.reporter) is None:
+                return False
+            self._whole.add(folder)
+        return True
 
     def _batches(
         self, task: str, texts: Sequence[tuple[str, str | None]]
@@ -109,9 +122,9 @@ class Pieces:
     def start(self, name: str, task: str, seed: int) -> Path:
         """A task's start folder."""
         path = self.keys.start_path(name, task, seed)
-        if path.is_dir():
-            return path
         arm, shape = self._recipe.arms[name], self._recipe.adapter_of(name)
+        if self._is_whole(path, kept_out=arm.constraint == "project"):
+            return path
         draw = derive_seed(seed) if arm.seed_policy == "shared" else derive_seed(seed, task)
         others, own, config = self._problem(name, task, draw)
         ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
@@ -182,7 +195,7 @@ class Pieces:
     def adapter(self, name: str, task: str, seed: int, rate: float) -> Path:
         """A task's trained adapter folder."""
         path = self.keys.adapter_path(name, task, seed, rate)
-        if path.is_dir():
+        if self._is_whole(path):
             return path
         if self._recipe.arms[name].convert:
             return self._converted(name, task, seed, rate, path)
@@ -254,7 +267,9 @@ class Pieces:
         """The Fisher information of a task's trained adapter, on the sample of its statistics."""
         path = self.keys.fisher_path(name, task, seed, rate)
         adapter = read_adapter(self.adapter(name, task, seed, rate))
-        if not path.is_file():
+        read = partial(load_fisher, adapter_sha256=adapter.sha256)
+        whole = kept(path, read, self.reporter)
+        if whole is None:
             self.reporter.stage(f"Fisher information of {name} · {task} · seed {seed}")
             with self.costs.stage("fisher"):
                 found, meta = fisher_on_texts(
@@ -267,4 +282,5 @@ class Pieces:
                     prompt=self.keys.prompts.get(task),
                 )
             save_fisher(path, found, meta)
-        return load_fisher(path, adapter_sha256=adapter.sha256)
+            whole = read(path)
+        return whole

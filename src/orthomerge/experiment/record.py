@@ -27,7 +27,7 @@ def write_record(
     costs: Costs,
 ) -> None:
     """Write `run.json`; what each stage took adds up over the sittings of a run."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = _before(path)
     total = Costs(
         dict(before.get("seconds", {})),
         dict(before.get("peak_memory", {})),
@@ -47,6 +47,15 @@ def write_record(
         **({"peak_gpu_memory": total.gpu_memory} if total.gpu_memory else {}),
     }
     write_json(path, record)
+
+
+def _before(path: Path) -> dict[str, Any]:
+    """The record of the sittings before; one that cannot be read is begun anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _about(task: Task) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from orthomerge.disk import sweep
 from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.board import Board
 from orthomerge.experiment.executors import Executor
@@ -25,7 +26,7 @@ from orthomerge.experiment.progress import Reporter, Silent
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import sweep, write_text
+from orthomerge.files import write_text
 from orthomerge.rows import ResultRow, read_rows
 
 ROWS, RUN, RECIPE, JOURNAL = "results.jsonl", "run.json", "recipe.yaml", "jobs.jsonl"

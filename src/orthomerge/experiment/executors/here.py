@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthomerge.experiment.board import Board
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import full_disk, is_full
+from orthomerge.files import disk_error
 
 
 class Here:
@@ -18,7 +18,8 @@ class Here:
             try:
                 costs = workshop.perform(job, board.row)
             except Exception as problem:
-                if is_full(problem):
-                    raise full_disk(workshop.keys.output) from problem
+                said = disk_error(problem, workshop.keys.output)
+                if said is not None:
+                    raise said from problem
                 raise
             board.done(job, costs)

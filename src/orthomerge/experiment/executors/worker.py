@@ -17,7 +17,7 @@ from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.progress import Silent
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import full_disk, is_full
+from orthomerge.files import disk_error
 
 
 class Place(NamedTuple):
@@ -76,8 +76,9 @@ def told(problem: Exception, output: str) -> tuple[str, str]:
     """What an exception under a job means: a mistake, a lack of memory, or a fault of ours."""
     if isinstance(problem, OrthomergeError):
         return "mistake", str(problem)
-    if is_full(problem):
-        return "mistake", str(full_disk(output))
+    said = disk_error(problem, output)
+    if said is not None:
+        return "mistake", str(said)
     if isinstance(problem, MemoryError | torch.OutOfMemoryError):
         return "lost", "it ran out of memory"
     return "broke", "".join(traceback.format_exception(problem))
