@@ -79,6 +79,9 @@ dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
 	$(TOOLS)/bin/twine check --strict dist/*
 	$(TOOLS)/bin/check-wheel-contents dist/*.whl
 
+faults: $(STAMP)          ## 200 faults in a whole run and in every verb, and the page that tells
+	$(BIN)/python -m benchmarks.faults --faults 200
+
 setup: $(STAMP)
 
 # The demo's packages come by hash and without what they ask for: the list is whole. What it leaves

@@ -45,21 +45,27 @@ def tiny_bert(labels: int = 2, seed: int = 0, layers: int = 2) -> BertForSequenc
     return BertForSequenceClassification(config).eval()
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
-    folder = tmp_path_factory.mktemp("tokenizer")
+def make_tokenizer(folder: Path) -> BertTokenizerFast:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
 
+def make_base(folder: Path, tokenizer: BertTokenizerFast) -> Path:
+    """A model folder as a user would have it: config, safetensors, tokenizer."""
+    tiny_bert().bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
-    """A model folder as a user would have it: config, safetensors, tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_bert().bert.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return make_base(tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer)
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:

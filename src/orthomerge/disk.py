@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 # In the name of every holder, of the lock inside it, and of an older folder on its way out.
 _MARK, _LOCK, _OLD = ".part-", ".writer", ".old"
 _SWAP, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+_ATTEMPTS = 5
 # What a kernel or a file system without the swap answers.
 _NO_SWAP = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -30,18 +31,23 @@ class Holder:
 
     def __init__(self, target: Path) -> None:
         for stale in target.parent.glob(f".{glob.escape(target.name)}{_MARK}*"):
-            if (stale / _LOCK).is_file():  # without one it is only just being made
-                _remove(stale)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{_MARK}", dir=target.parent))
-        self._lock = _lock_of(self.folder)
-        try:
-            self._lock.acquire(timeout=0)
-        except NotImplementedError:
-            # A file system without locks: nobody can then tell that this writer has died.
-            (self.folder / _LOCK).unlink(missing_ok=True)
-        except OSError:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+            _remove(stale)
+        for attempt in range(_ATTEMPTS):
+            made = tempfile.mkdtemp(prefix=f".{target.name}{_MARK}", dir=target.parent)
+            self.folder = Path(made)
+            self._lock = _lock_of(self.folder)
+            try:
+                self._lock.acquire(timeout=0)
+                return
+            except NotImplementedError:
+                return  # a file system without locks: nobody can tell when this writer has died
+            except (FileNotFoundError, Timeout):
+                # Another writer of the name took it for one that was left.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            except OSError:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
 
     def close(self) -> None:
         """Remove the folder with all that is in it."""
@@ -61,12 +67,15 @@ def sweep(folder: str | Path) -> None:
 
 def _remove(holder: Path) -> None:
     """Remove a holder whose writer is dead, and put back what it was about to replace."""
+    if not (holder / _LOCK).is_file():
+        with suppress(OSError):  # in use where locks are not known
+            holder.rmdir()
+        return
     lock = _lock_of(holder)
-    if (holder / _LOCK).is_file():
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError, NotImplementedError):
-            return
+    try:
+        lock.acquire(timeout=0)
+    except (OSError, NotImplementedError):
+        return
     name = holder.name[1:].rpartition(_MARK)[0]
     old, target = holder / f"{name}{_OLD}", holder.parent / name
     if old.exists() and not target.exists():

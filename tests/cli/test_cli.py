@@ -204,3 +204,11 @@ def test_ranks_follow_the_room_and_the_command_says_so(files, tmp_path):
 
 def _base(files):
     return json.loads((files / "a" / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_a_start_says_when_nothing_tells_the_tasks_apart(files, tmp_path):
+    own = files / "a.stats.safetensors"
+    for others, alike in ((own, True), (files / "b.stats.safetensors", False)):
+        said = call("init", _base(files), "--others", others, "--own", own, "--rank", 4,
+                    "--output", tmp_path / "s")  # fmt: skip
+        assert ("no directions tell these tasks apart" in said) == alike

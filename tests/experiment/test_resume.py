@@ -139,6 +139,9 @@ def test_a_run_killed_with_its_workers_leaves_none_behind_and_goes_on(tiny_base,
 
 def test_leftovers_of_a_killed_writer_are_swept(tmp_path):
     (tmp_path / "a" / ".x.part-1234").mkdir(parents=True)
+    (tmp_path / "a" / ".y.part-1234").mkdir()
+    (tmp_path / "a" / ".y.part-1234" / ".writer").touch()
+    (tmp_path / "a" / ".y.part-1234" / "y").touch()
     (tmp_path / "a" / "kept").mkdir()
     sweep(tmp_path)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]

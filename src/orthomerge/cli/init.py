@@ -94,7 +94,7 @@ def init(
     from orthomerge.errors import RecipeError
     from orthomerge.features import Statistics
     from orthomerge.models import load_for
-    from orthomerge.subspace import get_solver
+    from orthomerge.subspace import contrast, get_solver
 
     if paper and (solver or constraint):
         raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
@@ -153,12 +153,24 @@ def init(
             soft_wrap=True,
         )
     out.print(_summary(output, solver, rank, chosen), soft_wrap=True)
+    apart = contrast(chosen.values())
+    if get_solver(solver).needs_own and apart is not None and apart < _ALIKE:
+        out.print(
+            "note: the own statistics and the others' are alike, and no directions tell these "
+            f"tasks apart: the start sees {apart:.2f} times as large a part of the own energy as "
+            "of the others'; '--solver min_eigen' keeps out of both (docs/numerics.md).",
+            soft_wrap=True,
+        )
     if kept_out is not None:
         out.print(
             "A has to stay where it is quiet: train it with 'orthomerge train', or with "
             "orthomerge.Projection in a trainer of your own.",
             soft_wrap=True,
         )
+
+
+# Below it a start that looks for what is its own has found nothing of the kind.
+_ALIKE = 1.1
 
 
 def _summary(output: Path, solver: str, rank: int, chosen: Mapping[str, Subspace]) -> str:

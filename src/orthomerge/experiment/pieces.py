@@ -2,7 +2,7 @@
 
 Every piece lies in a folder or file named after the hash of all it depends on (see `keys`). A
 piece that is there is therefore the right one, and it is made only when something asks for it. One
-that was damaged meanwhile is set aside and made again.
+that was damaged meanwhile is made again in its place.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class Pieces:
         self._stats[path] = found
         return found
 
-    def _is_whole(self, folder: Path, *, kept_out: bool = False) -> bool:
-        """Whether a start or an adapter is there and can be read."""
+    def _is_whole(self, folder: Path, **parts: bool) -> bool:
+        """Whether a start or an adapter is there and can be read, with such parts."""
         if folder not in self._whole:
-            if kept(folder, partial(read_folder, kept_out=kept_out), self.reporter) is None:
+            if kept(folder, partial(read_folder, **parts), self.reporter) is None:
                 return False
             self._whole.add(folder)
         return True
@@ -195,9 +195,10 @@ class Pieces:
     def adapter(self, name: str, task: str, seed: int, rate: float) -> Path:
         """A task's trained adapter folder."""
         path = self.keys.adapter_path(name, task, seed, rate)
-        if self._is_whole(path):
+        how = self._recipe.arms[name].convert
+        if self._is_whole(path, losses=how is None or bool(how.recover)):
             return path
-        if self._recipe.arms[name].convert:
+        if how:
             return self._converted(name, task, seed, rate, path)
         start, key = self.start(name, task, seed), self.keys.adapter_key(name, task, seed, rate)
         told, rate_of = self.keys.settings(task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,9 +11,8 @@ from orthomerge.adapters import read_adapter, read_kept_out
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.experiment.progress import Reporter
 
-# The losses beside a trained adapter, and where a piece that cannot be read is put.
+# The losses beside a trained adapter.
 TRAINING = "training.json"
-ASIDE = ".unreadable"
 
 _T = TypeVar("_T")
 
@@ -22,23 +20,21 @@ _T = TypeVar("_T")
 def kept(path: Path, read: Callable[[Path], _T], reporter: Reporter) -> _T | None:
     """What `read` gives of a piece; None where there is none, or one that cannot be read.
 
-    That one is set aside under a name of its own, so that the piece can be made again.
+    That one stays until the new one is written in its place: a kill meanwhile does not hide it.
     """
     if not path.exists():
         return None
     try:
         return read(path)
     except OrthomergeError:
-        reporter.stage(f"{path.name} was damaged: set aside, and made again")
-    aside = path.with_name(path.name + ASIDE)
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    path.replace(aside)
-    return None
+        reporter.stage(f"{path.name} was damaged: it is made again")
+        return None
 
 
-def read_folder(folder: Path, *, kept_out: bool = False) -> Path:
+def read_folder(folder: Path, *, kept_out: bool = False, losses: bool = False) -> Path:
     """Look at all that is read of a start's or an adapter's folder; returns the folder.
+
+    `kept_out` asks for the directions of the constraint "project", `losses` for those of training.
 
     Raises:
         AdapterError: a part is missing, cut or not what it should be.
@@ -46,7 +42,7 @@ def read_folder(folder: Path, *, kept_out: bool = False) -> Path:
     read_adapter(folder)
     if kept_out:
         read_kept_out(folder)
-    if (folder / TRAINING).is_file():
+    if losses:
         read_losses(folder)
     return folder
 

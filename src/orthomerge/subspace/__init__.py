@@ -1,6 +1,6 @@
 """Where a new adapter may live: pure linear algebra on second moments, one solver a file."""
 
-from orthomerge.subspace._types import Cost, Subspace, describe, orthonormal_rows
+from orthomerge.subspace._types import Cost, Subspace, contrast, describe, orthonormal_rows
 from orthomerge.subspace.allocate import allocate_ranks, quiet_directions
 from orthomerge.subspace.dominant import dominant_directions, project_rows_out
 from orthomerge.subspace.krylov import smallest
@@ -22,6 +22,7 @@ __all__ = [
     "Subspace",
     "allocate_ranks",
     "avoid_rows",
+    "contrast",
     "contrastive",
     "describe",
     "dominant_directions",

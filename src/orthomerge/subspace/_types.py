@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,22 @@ def describe(
         slack=other.slack,
         cost=Cost(0.0, how),
     )
+
+
+def contrast(found: Iterable[Subspace]) -> float | None:
+    """How much more the rows see of their own task than of the others, as parts of all there is.
+
+    `(Σ tr(A S_own Aᵀ) / Σ tr(S_own)) / (Σ tr(A S_other Aᵀ) / Σ tr(S_other))`: 1 where nothing tells
+    the task's features from the others'. None without own statistics, or where the rows see nothing
+    of the others.
+    """
+    solved = list(found)
+    own = [s for s in solved if s.captured_own is not None and s.total_own is not None]
+    seen, mine = sum(s.captured_other for s in solved), sum(s.captured_own or 0.0 for s in own)
+    total, whole = sum(s.total_other for s in solved), sum(s.total_own or 0.0 for s in own)
+    if len(own) < len(solved) or not whole or not seen > _SILENT * total:
+        return None
+    return (mine / whole) / (seen / total)
 
 
 def check_problem(other: Moment, rank: int, own: Moment | None) -> None:
