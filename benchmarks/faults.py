@@ -38,6 +38,7 @@ def page(found: dict[str, Any]) -> str:
         "{rows}": str(run["rows of a run"]),
         "{operations}": str(run["operations of a run"]),
         "{failures}": str(len(run["failures"])),
+        "{note}": found.get("note", ""),
         "{run}": _run_table(run),
         "{verbs}": _verb_table(found["verbs"]),
     }

@@ -31,6 +31,14 @@ def test_the_page_of_diagnosis_and_the_quoted_evidence_are_made_of_the_kept_line
     assert text == page(found, text), "run: python -m benchmarks.evidence"
 
 
+def test_the_page_on_faults_is_made_of_what_came_of_them(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.faults import FILE, PAGE, page
+
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    assert PAGE.read_text(encoding="utf-8") == page(found), "run: python -m benchmarks.faults"
+
+
 def test_the_page_on_conversion_is_made_of_the_kept_rows(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.convert import PAGE, page

@@ -147,6 +147,8 @@ class Keys(Inputs):
         } | self._words(task, self.scoring_of(task))
         if merge is not None:
             depends["merge"] = [merge.method, weight, merge.options, merge.rank]
+            if merge.seed is not None:
+                depends["merge"].append({"seed": merge.seed})
             needs = get_method(merge.method).needs
             if "moments" in needs:
                 targets = self.recipe.arms[name].targets
@@ -200,7 +202,8 @@ class Keys(Inputs):
     def merged_path(self, name: str, seed: int, rate: float, merge: Merge, weight: float) -> Path:
         """The folder of a merged adapter, where the recipe keeps them."""
         adapters = [self.adapter_key(name, t, seed, rate) for t in self.tasks_of(name)]
-        what = merge.model_dump(exclude={"weights", "choose_from"})
+        later = {"seed"} if merge.seed is None else set()
+        what = merge.model_dump(exclude={"weights", "choose_from", *later})
         key = fingerprint([adapters, what, weight, PIECES])
         folder = f"{merge.method}-w{weight:g}-{key[:12]}"
         return self.output / "merged" / name / f"seed{seed}" / folder

@@ -97,6 +97,7 @@ class Training(Part):
     `tasks` gives single tasks epochs or a rate of their own, whatever the arm's; `accumulate` cuts
     each batch of `batch_size` into so many passes, for a small card. `report_to` names trackers
     that follow every training ("tensorboard", "wandb", "mlflow"); it changes no result and no key.
+    `seed` holds the order of rows and the dropout while `seeds` move the starts.
     """
 
     epochs: float = Field(default=3, gt=0)
@@ -109,6 +110,7 @@ class Training(Part):
     accumulate: int = Field(default=1, gt=0)
     tasks: dict[str, TaskTraining] = Field(default_factory=dict)
     report_to: list[str] = Field(default_factory=list)
+    seed: int | None = None
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -145,7 +147,7 @@ class Training(Part):
     def content(self, task: str) -> dict[str, Any]:
         """What a training depends on beside its rate: keys that came later count once used."""
         old = {"epochs", "batch_size", "weight_decay", "warmup"}
-        new = self.model_dump(include={"precision", "accumulate"}, exclude_defaults=True)
+        new = self.model_dump(include={"precision", "accumulate", "seed"}, exclude_defaults=True)
         return self.model_dump(include=old) | {"epochs": self.epochs_of(task)} | new
 
 
@@ -247,6 +249,7 @@ class Merge(Part):
 
     Of the weights in `choose_from` only the one with the best mean score on the selection split is
     tested too; weights and candidates of an arm and seed are chosen for all tasks together.
+    `seed` is for methods that draw; without one they draw under the run's.
     """
 
     method: str
@@ -254,6 +257,11 @@ class Merge(Part):
     choose_from: list[float] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
     rank: int | None = Field(default=None, gt=0)
+    seed: int | None = None
+
+    def seed_of(self, run: int) -> int:
+        """What a run of the seed `run` draws under in this merge."""
+        return run if self.seed is None else self.seed
 
     @property
     def arguments(self) -> dict[str, Any]:

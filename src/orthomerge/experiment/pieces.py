@@ -202,6 +202,7 @@ class Pieces:
             return self._converted(name, task, seed, rate, path)
         start, key = self.start(name, task, seed), self.keys.adapter_key(name, task, seed, rate)
         told, rate_of = self.keys.settings(task)
+        held = told.pop("seed", seed)
         self.__dict__.pop("trunk", None)
         self.reporter.stage(f"train {name} · {task} · seed {seed} · {rate:g}")
         with self.costs.stage("train"):
@@ -216,7 +217,7 @@ class Pieces:
                 ),
                 prompt=self.keys.prompts.get(task),
                 constraint=self._recipe.arms[name].constraint,
-                seed=derive_seed(seed, task, "training"),
+                seed=derive_seed(held, task, "training"),
                 output=path,
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
                 progress=self.reporter.step,
@@ -242,6 +243,7 @@ class Pieces:
                 config=how.config(derive_seed(seed, task)),
             )  # fmt: skip
             told, rate_of = self.keys.settings(task)
+            held = told.pop("seed", seed)
             told["max_steps"] = how.recover
             if not how.recover:
                 return path
@@ -257,7 +259,7 @@ class Pieces:
                     max_length=self._recipe.data.max_length,
                 ),
                 prompt=self.keys.prompts.get(task),
-                seed=derive_seed(seed, task, "recovery"),
+                seed=derive_seed(held, task, "recovery"),
                 output=folder,
                 record={"arm": name, "task": task, "seed": seed},
                 progress=self.reporter.step,

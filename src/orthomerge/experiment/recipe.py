@@ -173,6 +173,16 @@ class Recipe(Part):
         own = {"rank": part.rank, "alpha": part.alpha, "targets": part.targets}
         return self.adapter.model_copy(update={k: v for k, v in own.items() if v is not None})
 
+    def all_seeds(self) -> dict[str, Any]:
+        """Every seed that a run draws under; None where the run's own, of `runs`, serves."""
+        return {
+            "runs": {arm: self.seeds_of(arm) for arm in self.arms},
+            "data": self.data.seed,
+            "statistics": self.statistics.seed,
+            "training": self.training.seed,
+            "merges": [[merge.method, merge.seed] for merge in self.merges],
+        }
+
     def seeds_of(self, arm: str) -> list[int]:
         """The seeds an arm runs with."""
         return self.arms[arm].seeds or self.seeds

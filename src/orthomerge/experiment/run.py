@@ -161,6 +161,7 @@ class Run:
             "recipe": self._text,
             "started": began,
             "base": self.recipe.base,
+            "seeds": self.recipe.all_seeds(),
             "expected_rows": len(board.wanted(assume=True)),
         }
         if self.recipe.known:

@@ -71,7 +71,7 @@ class Scores:
                 [a.layers for a in adapters.values()],
                 method=merge.method,
                 weights=asked.weight,
-                seed=asked.seed,
+                seed=merge.seed_of(asked.seed),
                 **needed,
                 **merge.arguments,
             )
@@ -111,7 +111,7 @@ class Scores:
             merged,
             list(adapters.values()),
             [asked.weight] * len(adapters),
-            seed=asked.seed,
+            seed=merge.seed_of(asked.seed),
             rank=merge.arguments.get("rank"),
             options=merge.arguments,
             names=list(adapters),
