@@ -8,7 +8,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
 DEPENDENCIES ?= pinned
 
-.PHONY: audit axe bench check clean coverage demo dist docs imports lint lock pages sbom setup test \
+.PHONY: audit axe bench check clean coverage demo dist docs faults imports lint lock pages sbom setup test \
 	test-all test-lowest types
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
