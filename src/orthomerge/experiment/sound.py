@@ -54,7 +54,9 @@ def read_losses(folder: Path) -> list[list[float]]:
         AdapterError: they cannot be read.
     """
     try:
-        return json.loads((folder / TRAINING).read_text(encoding="utf-8"))["losses"]
+        found = json.loads((folder / TRAINING).read_text(encoding="utf-8"))["losses"]
+        # Floats, as they are when they come back from the run's own file.
+        return [[float(step), float(loss)] for step, loss in found]
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise AdapterError(
             f"'{folder / TRAINING}' cannot be read ({problem}): remove '{folder}' and call the "
