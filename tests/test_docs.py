@@ -58,3 +58,10 @@ def test_the_table_of_the_papers_recipes_says_what_they_say():
         base = base if told.strip() == "the same" else told.strip(" `")
         assert recipe.base == base
         assert recipe.adapter.targets == [t.strip() for t in targets.split(",")]
+
+
+def test_the_page_of_privacy_is_made_of_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.privacy_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.privacy_page"
