@@ -173,7 +173,7 @@ class Entropies:
         by_layer = coefficients.expand(len(self._sums), -1)
         with _adding(model, self._inputs.layers, self._sums, by_layer):
             head = {k: v.to(model.dtype) for k, v in self._inputs.adapters[index].modules.items()}
-            logs = functional_call(model, head, kwargs=batch).logits.log_softmax(dim=-1)
+            logs = functional_call(model, head, (), batch).logits.log_softmax(dim=-1)
         return -(logs.exp() * logs).sum(dim=-1).mean()
 
     def descend(self, coefficients: Tensor, chosen: Sequence[Sequence[int]]) -> list[float]:
