@@ -8,7 +8,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
 DEPENDENCIES ?= pinned
 
-.PHONY: audit axe bench check clean coverage demo dist docs faults imports lint lock pages sbom setup test \
+.PHONY: audit axe bench check clean coverage demo dist docs faults fuzz imports lint lock pages sbom setup test \
 	test-all test-lowest types
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
@@ -81,6 +81,9 @@ dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
 
 faults: $(STAMP)          ## 200 faults in a whole run and in every verb, and the page that tells
 	$(BIN)/python -m benchmarks.faults --faults 200
+
+fuzz: $(STAMP)            ## broken files by the thousand, and the table that says what came out
+	$(BIN)/python -m benchmarks.fuzzing
 
 setup: $(STAMP)
 

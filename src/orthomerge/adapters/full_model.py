@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from orthomerge.adapters.checkpoint import (
     write_shard,
 )
 from orthomerge.adapters.tensors import read_tensor
+from orthomerge.documents import read_json
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.factors import LoraFactors
 from orthomerge.files import atomic_path, copy_inside, write_json
@@ -271,7 +271,7 @@ class _Architecture:
 def _read_config(base: Path) -> dict[str, Any]:
     path = base / CONFIG
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as problem:
         raise AdapterError(
             f"no model at '{base}': its {CONFIG} cannot be read ({problem})."

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from re import _constants as codes  # pyright: ignore[reportAttributeAccessIssue]
 from re import _parser as parser  # pyright: ignore[reportAttributeAccessIssue]
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from peft import TaskType
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from orthomerge.documents import Unreadable, read_json
@@ -27,6 +28,7 @@ _REPEATS = 3
 _Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Rank = Annotated[int, Field(strict=True, gt=0, le=2**31)]
 _Names = list[StrictStr]
+_TASK_TYPES = tuple(str(kind.value) for kind in TaskType)
 
 
 class _Settings(BaseModel):
@@ -35,7 +37,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     peft_type: StrictStr | None = None
-    task_type: StrictStr | None = None
+    task_type: Literal[_TASK_TYPES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     base_model_name_or_path: StrictStr | None = None
     target_modules: StrictStr | _Names | None = None
     modules_to_save: _Names | None = None

@@ -26,6 +26,10 @@ from orthomerge.fisher import load_fisher
 SAME, ALTERED, MISSING, EXTRA, AWAY = "same", "altered", "missing", "extra", "not here"
 
 
+# What values of other types come to where they are used.
+_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
+
+
 class Check(NamedTuple):
     """One thing that was looked at: a "file" of the output, an "input", or a file of the "redo".
 
@@ -203,7 +207,7 @@ def _redo(
             else:
                 merge_adapters(read, output=target, **how)
             made = read_record(target)[1]["files"]
-    except (KeyError, TypeError, ValueError, OSError) as problem:
+    except _TYPES as problem:
         raise AdapterError(
             f"'{folder / MERGE}' does not say how to merge again ({problem}): it was altered, or "
             "the output's folder cannot be written beside."

@@ -323,6 +323,11 @@ class MergePlan:
             result = self._method.function(factors, list(weights), **self._options, **given)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
+        except torch.linalg.LinAlgError as problem:  # pyright: ignore[reportPrivateImportUsage]
+            raise MergeError(
+                f"layer '{name}' cannot be decomposed: its values are too large for the weights "
+                "and options given; lower them."
+            ) from problem
 
         tasks: tuple[Update, ...] = ()
         error: float | None = None
