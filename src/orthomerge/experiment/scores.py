@@ -162,7 +162,9 @@ class Scores:
         labels, regression = self._keys.head(task)
         if scoring := self._keys.scoring_of(task):
             prompt = self._keys.prompts[task]
-            said = self.text_evaluator.predict(rows, prompt, update, scoring=scoring)
+            said = self.text_evaluator.predict(
+                rows, prompt, update, scoring=scoring, progress=self._pieces.reporter.step
+            )
             return said.metrics(kind, truth, labels)
         predictions = self.evaluator.predict(
             rows, update, head, num_labels=labels, regression=regression,

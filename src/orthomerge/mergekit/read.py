@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_text
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.mergekit.methods import METHODS, Method, Parameters, listed
 
@@ -86,8 +85,8 @@ class _Model(NamedTuple):
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as problem:
+        values = parse_yaml(read_text(Path(path).expanduser(), YAML_BYTES))
+    except (OSError, Unreadable) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise MergeError(f"'{path}' cannot be read: {reason}.") from problem
     if not isinstance(values, dict):
