@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import AdapterError
 from orthomerge.moments import Moment
 
@@ -99,7 +100,7 @@ def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, flo
     split = _by_qr if dtype == torch.float64 else _by_gram
     left, Rb = split(factors.B)
     right, Ra = split(factors.A.T)
-    U, s, Vh = torch.linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
+    U, s, Vh = linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
     root = s[:rank].sqrt()
     B = left(U[:, :rank] * root)
     A = right(Vh[:rank].T * root).T
@@ -113,7 +114,7 @@ _Lift = Callable[[Tensor], Tensor]
 
 def _by_qr(matrix: Float[Tensor, "d r"]) -> tuple[_Lift, Float[Tensor, "r r"]]:
     """`X = Q R`: how to apply Q, and R."""
-    Q, R = torch.linalg.qr(matrix)
+    Q, R = linalg.qr(matrix)
     return lambda small: Q @ small, R
 
 
@@ -123,7 +124,7 @@ def _by_gram(matrix: Float[Tensor, "d r"]) -> tuple[_Lift, Float[Tensor, "r r"]]
     Several times faster than a QR of a tall matrix; what lies below 1e-8 of it is lost.
     """
     wide = matrix.double()
-    values, V = torch.linalg.eigh(wide.T @ wide)
+    values, V = linalg.eigh(wide.T @ wide)
     least = values[-1:] * len(values) * torch.finfo(torch.float64).eps if len(values) else values
     root = torch.where(values > least, values, 0.0).clamp(min=0).sqrt()
     inverse = torch.where(root > 0, 1 / torch.where(root > 0, root, 1.0), 0.0)
@@ -135,7 +136,7 @@ def from_dense(delta: Float[Tensor, "d_out d_in"], rank: int | None = None) -> L
 
     O(d_out · d_in · min(d_out, d_in)), in float64.
     """
-    U, s, Vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    U, s, Vh = linalg.svd(delta.double(), full_matrices=False)
     k = len(s) if rank is None else min(rank, len(s))
     root = s[:k].sqrt()
     return LoraFactors(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.factors import LoraFactors, energy, inner, weighted_sum
 from orthomerge.moments import Moment, combine
@@ -110,7 +111,7 @@ def refit_rows(
     """
     _check(factors, rows.shape[1], own, ridge)
     A, B, wide = factors.A.double(), factors.B.double(), rows.double()
-    U, s, Q = torch.linalg.svd(wide, full_matrices=False)
+    U, s, Q = linalg.svd(wide, full_matrices=False)
     kept = s > _ROUNDING * s[:1]
     U, s, Q = U[:, kept], s[kept], Q[kept]
     if own is None:
@@ -238,11 +239,11 @@ def _raised(matrix: Tensor, level: float) -> Tensor:
 
 def _divide(y: Float[Tensor, "r n"], gram: Float[Tensor, "n n"]) -> Float[Tensor, "r n"]:
     """`y G⁺` for a symmetric `G` without negative eigenvalues: by Cholesky where it is regular."""
-    lower, info = torch.linalg.cholesky_ex(gram)
+    lower, info = linalg.cholesky_ex(gram)
     pivots = torch.diagonal(lower).square()
     if int(info) == 0 and len(pivots) and bool(pivots.min() > 1e-10 * pivots.max()):
         return torch.cholesky_solve(y.T, lower).T
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = linalg.eigh(gram)
     kept = values > _ROUNDING * values[-1:].clamp_min(0.0)
     values, vectors = values[kept], vectors[:, kept]
     return ((y @ vectors) / values) @ vectors.T

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from orthomerge import linalg
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
 from orthomerge.adapters.files import Adapter, check_start
@@ -202,7 +203,7 @@ def orthonormal_B(peft_model: PeftModel, *, seed: int = 0, adapter_name: str = A
         columns = torch.randn(B.shape, generator=g, dtype=torch.float64)
         with torch.no_grad():
             A.zero_()
-            B.copy_(torch.linalg.qr(columns).Q)
+            B.copy_(linalg.qr(columns).Q)
 
 
 def _set(layer: Any, adapter: str, rows: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import read_all, stacked, sum_blocks
 from orthomerge.factors import LoraFactors
@@ -132,7 +133,7 @@ def _principal(gram: Tensor, p: Tensor, q: Tensor) -> Tensor:
 
 def _whiten(gram: Float[Tensor, "r r"]) -> Float[Tensor, "k r"]:
     """`W` with `W G Wᵀ = I` on the directions that the vectors span."""
-    values, V = torch.linalg.eigh(gram)
+    values, V = linalg.eigh(gram)
     span = values > values[-1] * len(values) * torch.finfo(gram.dtype).eps * 16
     span &= values > 0
     return (V[:, span] / values[span].sqrt()).T
@@ -146,9 +147,9 @@ def _row_by_row(gram: Tensor, p: Tensor, q: Tensor) -> Tensor:
 
 def _effective_rank(rows: Float[Tensor, "r r"], columns: Float[Tensor, "r r"]) -> Tensor:
     """Of `B A`, whose singular values are the roots of the eigenvalues of `R^½ C R^½`."""
-    values, V = torch.linalg.eigh(rows)
+    values, V = linalg.eigh(rows)
     root = (V * values.clamp(min=0).sqrt()) @ V.T
-    singular = torch.linalg.eigvalsh(root @ columns @ root).clamp(min=0).sqrt()
+    singular = linalg.eigvalsh(root @ columns @ root).clamp(min=0).sqrt()
     total = singular.sum()
     if not total:
         return total

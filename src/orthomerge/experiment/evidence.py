@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
 from orthomerge.evidence import (
@@ -236,11 +237,11 @@ def _directions(moment: Moment) -> _Directions | None:
     """The eigenpairs, through the factor where that is smaller; None where it would take long."""
     factor = moment.factor
     if factor is not None and factor.shape[0] < moment.dim:
-        _, s, Vh = torch.linalg.svd(factor.double(), full_matrices=False)
+        _, s, Vh = linalg.svd(factor.double(), full_matrices=False)
         return _Directions(s.square(), Vh.T, moment.dim)
     if moment.dim > WIDEST:
         return None
-    values, vectors = torch.linalg.eigh(moment.matrix)
+    values, vectors = linalg.eigh(moment.matrix)
     return _Directions(values.flip(0).clamp(min=0), vectors.flip(1), moment.dim)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from orthomerge import linalg
 from orthomerge.features.meta import StatisticsMeta
 from orthomerge.features.statistics import Statistics
 from orthomerge.moments import MeanMoment, Moment
@@ -57,7 +58,7 @@ def spectrum(moment: Moment) -> Spectrum:
     held = moment.matrix if rows is None else (rows @ rows.T if len(rows) < moment.dim else None)
     if held is None:
         held = moment.matrix
-    values = torch.linalg.eigvalsh(held).flip(0).clamp_min(0.0)
+    values = linalg.eigvalsh(held).flip(0).clamp_min(0.0)
     total = float(values.sum())
     if not total > 0:
         return Spectrum(0.0, 0.0, 0.0, 0, 0, 0.0)

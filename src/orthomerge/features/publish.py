@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import StatisticsError
 from orthomerge.moments import Moment, RowMoment
 
@@ -62,7 +63,7 @@ def _top(moment: Moment, directions: int, noise: float, normal: Normal) -> RowMo
     energy = moment.trace / moment.dim
     rows, left = moment.factor, moment.slack
     if rows is None:
-        values, vectors = torch.linalg.eigh(_noisy(moment.matrix, noise * energy, normal))
+        values, vectors = linalg.eigh(_noisy(moment.matrix, noise * energy, normal))
         values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
         kept = (vectors[:, :directions] * values[:directions].sqrt()).T
         rest = float(values[directions]) if directions < len(values) else 0.0
@@ -91,7 +92,7 @@ def _principal(
     rows: Float[Tensor, "m d_in"],
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d_in"]]:
     """Descending eigenvalues of `RᵀR` and its scaled directions `√λ_i v_i`; O(m² d_in)."""
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    values, vectors = linalg.eigh(rows @ rows.T)
     return values.flip(0).clamp_min(0.0), vectors.flip(1).T @ rows
 
 

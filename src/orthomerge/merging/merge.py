@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.factors import LoraFactors, truncate_measured
 from orthomerge.merging.parts.lowrank import truncate_dense
@@ -323,7 +324,7 @@ class MergePlan:
             result = self._method.function(factors, list(weights), **self._options, **given)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
-        except torch.linalg.LinAlgError as problem:  # pyright: ignore[reportPrivateImportUsage]
+        except linalg.LinAlgError as problem:
             raise MergeError(
                 f"layer '{name}' cannot be decomposed: its values are too large for the weights "
                 "and options given; lower them."

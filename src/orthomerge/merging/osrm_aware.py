@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors, energy
 from orthomerge.merging.parts.least_squares import least_squares
 from orthomerge.merging.parts.metric import Metric
@@ -67,10 +68,10 @@ def _share(factors: LoraFactors, moment: Moment) -> float:
 
 def _cut(best: LoraFactors, metric: Metric, rank: int) -> Truncated:
     """The closest of a rank in the metric: the projection to the top left singular directions."""
-    Q, R = torch.linalg.qr(best.B.double())
+    Q, R = linalg.qr(best.B.double())
     A = best.A.double()
     gram = R @ (metric.apply(A) @ A.T) @ R.T
-    values, U = torch.linalg.eigh((gram + gram.T) / 2)
+    values, U = linalg.eigh((gram + gram.T) / 2)
     values, U = values.flip(0).clamp(min=0), U.flip(1)
     top = U[:, :rank]
     total = float(values.sum())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors
 from orthomerge.factors import inner as inner_product
 from orthomerge.merging.parts.inner import inner_method
@@ -51,7 +52,7 @@ def pico(
     if not present:
         return zero_like(factors[0])
     stacked = torch.cat([f.scaling * f.B.double() for f in present], dim=1)
-    U, s, _ = torch.linalg.svd(stacked, full_matrices=False)
+    U, s, _ = linalg.svd(stacked, full_matrices=False)
     share = s.square() / s.square().sum()
     drop = 1 - 1 / (1 + (len(present) - 1) * share)
     calibrated = []

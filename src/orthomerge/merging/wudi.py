@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors, inner
 from orthomerge.merging.parts.lowrank import column_basis, nonzero, zero_like
 from orthomerge.merging.parts.options import check_number, check_positive
@@ -55,5 +56,5 @@ def wudi(
     eye = torch.eye(len(gram)).to(gram)
     target = torch.stack([row @ g for row, g in zip(rows, grams, strict=True)]).sum(dim=0)
     target = target + rho * torch.stack(rows).sum(dim=0)
-    solved = torch.linalg.solve(gram + rho * eye, target, left=False)
+    solved = linalg.solve(gram + rho * eye, target, left=False)
     return LoraFactors(V.T.to(factors[0].A), solved.to(factors[0].B), lambda_)

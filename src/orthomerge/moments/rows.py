@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import StatisticsError
 from orthomerge.moments.moment import Moment, refuse_not_finite, weighted_slack
 
@@ -233,7 +234,7 @@ def triangular(rows: Float[Tensor, "k d_in"]) -> Float[Tensor, "m d_in"]:
 
     Householder QR, O(k² d_in); signs fixed so that equal moments give equal factors.
     """
-    upper = torch.linalg.qr(rows, mode="r").R
+    upper = linalg.qr(rows, mode="r").R
     signs = torch.sign(torch.diagonal(upper))
     signs[signs == 0] = 1.0
     return upper * signs[:, None]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import StatisticsError
 from orthomerge.moments.full import SecondMoment
 from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite
@@ -105,7 +106,7 @@ class SketchMoment(Moment):
         if self._filled <= self._size:
             return
         rows = self._rows[: self._filled]
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        values, vectors = linalg.eigh(rows @ rows.T)
         values = values.flip(0).clamp_min(0.0)
         lost = values[self._size]
         kept = values[: self._size]

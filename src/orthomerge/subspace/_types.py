@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment
 
@@ -140,7 +141,7 @@ def null_basis(
     An eigenvalue counts as zero at or below `relative · λ_max`; by default `d_in · eps(float64)`,
     the rounding of the eigensolver itself. O(d_in³).
     """
-    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = linalg.eigh(moment.double())
     if relative is None:
         relative = len(values) * torch.finfo(torch.float64).eps
     floor = relative * max(float(values[-1]), 0.0)
@@ -172,7 +173,7 @@ def top_rows_within(
 
     Where own features reach fewer dimensions of it, rows drawn by `seed` fill up.
     """
-    values, directions = torch.linalg.eigh(own.quadratic(vectors.T))
+    values, directions = linalg.eigh(own.quadratic(vectors.T))
     reached = reached_of(values[-rank:], own.trace)
     top = (vectors @ directions[:, len(values) - reached :].flip(1)).T
     if reached == rank:
@@ -188,7 +189,7 @@ def reached_of(values: Float[Tensor, " n"], scale: float) -> int:
 
 def orthonormal_rows(rows: Float[Tensor, "rank d_in"]) -> Float[Tensor, "rank d_in"]:
     """Rows with the same span and `R Rᵀ = I`; signs fixed so that QR's choice does not show."""
-    Q, R = torch.linalg.qr(rows.T)
+    Q, R = linalg.qr(rows.T)
     signs = torch.sign(torch.diagonal(R))
     signs[signs == 0] = 1.0
     return (Q * signs).T.contiguous()
@@ -196,5 +197,5 @@ def orthonormal_rows(rows: Float[Tensor, "rank d_in"]) -> Float[Tensor, "rank d_
 
 def solve_rows(factor: Float[Tensor, "d d"], rows: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     """`X (L Lᵀ)⁻¹` by two triangular solves: `torch.cholesky_solve` copies the factor each time."""
-    half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True).T
+    half = linalg.solve_triangular(factor, rows.T, upper=False)
+    return linalg.solve_triangular(factor.T, half, upper=True).T

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment
 from orthomerge.subspace.row_space import RowSpace, factored
@@ -26,7 +25,7 @@ def quiet_directions(other: Moment, energy: float) -> int:
     if few is not None:
         space = RowSpace(few, 0.0)
         return other.dim - space.dim + int((space.values <= limit).sum())
-    return int((torch.linalg.eigvalsh(other.matrix) <= limit).sum())
+    return int((linalg.eigvalsh(other.matrix) <= limit).sum())
 
 
 def allocate_ranks(

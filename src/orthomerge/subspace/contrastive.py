@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
@@ -110,16 +111,16 @@ def _of_rows(few: Moment, mine: Moment, rank: int, ridge: float) -> _Found:
         return drawn - solve_rows(factor, drawn @ rows.T) @ rows
 
     whitened = silence(own)
-    values, directions = torch.linalg.eigh(whitened @ own.T)
+    values, directions = linalg.eigh(whitened @ own.T)
     top = directions[:, -rank:].flip(1).T @ whitened
     return _Found(top, values[-rank:].flip(0), silence, "gram")
 
 
 def _of_matrix(matrix: Tensor, own: Moment, rank: int, ridge: float) -> _Found:
     """By the inverse square root of `S_other + εI`: an ordinary eigenproblem remains."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = linalg.eigh(matrix)
     whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
-    loud, directions = torch.linalg.eigh(own.quadratic(whiten.T))
+    loud, directions = linalg.eigh(own.quadratic(whiten.T))
     return _Found(
         (whiten @ directions[:, -rank:].flip(1)).T,
         loud[-rank:].flip(0) * ridge,
@@ -133,8 +134,8 @@ def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) ->
     factor, _ = shifted_cholesky(matrix, ridge)
 
     def whitened(rows: Tensor) -> Tensor:
-        wide = torch.linalg.solve_triangular(factor.T, rows.T, upper=True)
-        return torch.linalg.solve_triangular(factor, own.apply(wide), upper=False).T
+        wide = linalg.solve_triangular(factor.T, rows.T, upper=True)
+        return linalg.solve_triangular(factor, own.apply(wide), upper=False).T
 
     def silence(drawn: Tensor) -> Tensor:
         return solve_rows(factor, drawn)
@@ -142,11 +143,11 @@ def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) ->
     start = gaussian_rows(rank + 8, matrix.shape[0], seed, matrix)
     found = largest(whitened, start, rank, tolerance=1e-9)
     if found is None:
-        whole = torch.linalg.solve_triangular(factor, own.matrix, upper=False)
-        whole = torch.linalg.solve_triangular(factor, whole.T, upper=False)
-        values, vectors = torch.linalg.eigh(whole)
+        whole = linalg.solve_triangular(factor, own.matrix, upper=False)
+        whole = linalg.solve_triangular(factor, whole.T, upper=False)
+        values, vectors = linalg.eigh(whole)
         top, loud, how = vectors[:, -rank:].flip(1), values[-rank:].flip(0), "eigh"
     else:
         top, loud, how = found.vectors, found.values, f"cholesky, {found.steps} solves"
-    rows = torch.linalg.solve_triangular(factor.T, top, upper=True).T
+    rows = linalg.solve_triangular(factor.T, top, upper=True).T
     return _Found(rows, loud * ridge, silence, how)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.subspace._types import gaussian_rows, orthonormal_rows, solve_rows
 
@@ -61,7 +62,7 @@ def largest(
         basis[new], image[new] = fresh, operator(fresh)
         projected[:end, new] = basis[:end] @ image[new].T
         projected[new, :end] = projected[:end, new].T
-        values, small = torch.linalg.eigh(projected[:end, :end])
+        values, small = linalg.eigh(projected[:end, :end])
         values, turn = values[-block:].flip(0), small[:, -block:].flip(1).T
         top = values[:rank]
         if before is not None:
@@ -94,7 +95,7 @@ def shifted_cholesky(
     while math.isfinite(size) and shift <= 1e4 * len(matrix) * size:
         shifted = matrix.clone()
         torch.diagonal(shifted).add_(shift)
-        factor, info = torch.linalg.cholesky_ex(shifted)
+        factor, info = linalg.cholesky_ex(shifted)
         if int(info) == 0:
             return factor, shift
         shift = max(shift * 100.0, size * torch.finfo(torch.float64).eps)
@@ -113,7 +114,7 @@ def smallest(
     each step gains about a digit. O(d_in³ / 3) against the O(9 d_in³) of a full decomposition.
     """
     size = matrix.shape[0]
-    floor = torch.finfo(torch.float64).eps * float(torch.linalg.matrix_norm(matrix))
+    floor = torch.finfo(torch.float64).eps * float(linalg.matrix_norm(matrix))
     start = gaussian_rows(rank + _OVERSAMPLE, size, seed, matrix)
 
     def silence(rows: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def smallest(
         )
         if found is not None:
             return Pairs(-found.values, found.vectors, found.steps)
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = linalg.eigh(matrix)
     return Pairs(values[:rank], vectors[:, :rank], 0)
 
 
@@ -142,7 +143,7 @@ def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
     scale = diagonal.rsqrt()
     rough = matrix.float()
     rough.mul_(scale.float()[:, None]).mul_(scale.float())
-    factor, info = torch.linalg.cholesky_ex(rough)
+    factor, info = linalg.cholesky_ex(rough)
     if int(info) != 0:
         return None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError, unknown_name
 from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
@@ -95,5 +94,5 @@ def null_space_lapack(
     # on its stack of means.
     kept = values[nullity:].clamp_min(0.0).sqrt()
     rows = (vectors[:, nullity:] * kept).T
-    _, _, Vh = torch.linalg.svd(rows, full_matrices=True)
+    _, _, Vh = linalg.svd(rows, full_matrices=True)
     return describe(Vh[-rank:].contiguous(), other, own, max(nullity, rank), "svd")

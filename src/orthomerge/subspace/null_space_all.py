@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.moments import Moment
 from orthomerge.moments.moment import weighted_slack
 from orthomerge.subspace._types import (
@@ -131,7 +132,7 @@ class _Stack:
             cross = self._gram[mine][:, others]
             removed = solve_rows(lower, cross)
             left = self._gram[mine][:, mine] - removed @ cross.T
-            values, vectors = torch.linalg.eigh((left + left.T) / 2)
+            values, vectors = linalg.eigh((left + left.T) / 2)
             if reached_of(values[-rank:], moments[t].trace) < rank:
                 return None
             top = vectors[:, -rank:].flip(1).T / values[-rank:].flip(0).sqrt()[:, None]

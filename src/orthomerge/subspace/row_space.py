@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment
 from orthomerge.subspace._types import (
@@ -27,7 +28,7 @@ def independent(gram: Float[Tensor, "k k"], relative: float) -> Float[Tensor, "k
 
     `relative` says which eigenvalues count as zero, as a part of the largest. O(k³ / 3).
     """
-    lower, info = torch.linalg.cholesky_ex(gram)
+    lower, info = linalg.cholesky_ex(gram)
     pivots = torch.diagonal(lower).square()
     if not len(pivots) or int(info) != 0:
         return None
@@ -54,7 +55,7 @@ class RowSpace:
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(self._gram)
+        values, vectors = linalg.eigh(self._gram)
         kept = values > self._relative * max(float(values[-1]) if len(values) else 0.0, 0.0)
         return values[kept], vectors[:, kept]
 
@@ -99,10 +100,10 @@ def outside(
         return _settled(space, drawn)
     mine = own.factor
     if mine is None:
-        everything = torch.linalg.eigh(space.rows.T @ space.rows).eigenvectors
+        everything = linalg.eigh(space.rows.T @ space.rows).eigenvectors
         return top_rows_within(everything[:, : dim - space.dim], rank, own, seed)
     left = space.remove(mine)
-    values, vectors = torch.linalg.eigh(left @ left.T)
+    values, vectors = linalg.eigh(left @ left.T)
     reached = reached_of(values[-rank:], own.trace)
     top = vectors[:, len(values) - reached :].flip(1).T @ left
     return _settled(space, torch.cat([top, drawn[: rank - reached]]))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors, from_dense
 from orthomerge.subspace.krylov import largest
 
@@ -33,9 +34,9 @@ def thin_svd(
 
     Thin QR of both factors, then an SVD of their rank: O((d_in + d_out) r² + r³).
     """
-    Qb, Rb = torch.linalg.qr(factors.B.double())
-    Qa, Ra = torch.linalg.qr(factors.A.double().T)
-    U, s, Vh = torch.linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
+    Qb, Rb = linalg.qr(factors.B.double())
+    Qa, Ra = linalg.qr(factors.A.double().T)
+    U, s, Vh = linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
     k = numerical_rank(s, max(factors.shape), factors.A.dtype)
     return Qb @ U[:, :k], s[:k], Vh[:k] @ Qa.T
 
@@ -74,7 +75,7 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
 
 def column_basis(matrix: Float[Tensor, "d r"]) -> Float[Tensor, "d k"]:
     """The left singular vectors of the non-zero singular values, in float64. O(d r²)."""
-    U, s, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    U, s, _ = linalg.svd(matrix.double(), full_matrices=False)
     return U[:, : numerical_rank(s, max(matrix.shape), matrix.dtype)]
 
 
@@ -84,7 +85,7 @@ def polar(matrix: Float[Tensor, "d k"], dtype: torch.dtype) -> Float[Tensor, "d 
     Directions with no singular value (columns given twice) are left out, not completed at random.
     O(d k²).
     """
-    P, s, Qh = torch.linalg.svd(matrix, full_matrices=False)
+    P, s, Qh = linalg.svd(matrix, full_matrices=False)
     k = numerical_rank(s, max(matrix.shape), dtype)
     return P[:, :k] @ Qh[:k]
 

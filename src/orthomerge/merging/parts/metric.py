@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.moments import Moment
 
 
@@ -43,10 +44,10 @@ class Metric:
         matrix = torch.diag(self._diagonal)
         for moment, share in self._parts:
             matrix += share * moment.matrix
-        L, info = torch.linalg.cholesky_ex(matrix)
+        L, info = linalg.cholesky_ex(matrix)
         if int(info) == 0:
             return torch.cholesky_solve(X.T, L).T
-        return X @ torch.linalg.pinv(matrix, hermitian=True)
+        return X @ linalg.pinv(matrix, hermitian=True)
 
     def _few_rows(self) -> Float[Tensor, "k d"] | None:
         """`R` with `M = diagonal + RᵀR`, where there are fewer rows than columns."""
@@ -67,7 +68,7 @@ class Metric:
         root = self._diagonal.sqrt()
         scaled, Y = rows / root, X / root
         inner = torch.eye(len(scaled)).to(scaled) + scaled @ scaled.T
-        L = torch.linalg.cholesky(inner)
+        L = linalg.cholesky(inner)
         return (Y - torch.cholesky_solve(scaled @ Y.T, L).T @ scaled) / root
 
 

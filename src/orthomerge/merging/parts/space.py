@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.lowrank import column_basis, nonzero, numerical_rank, zero_like
 from orthomerge.merging.parts.options import LayerProblem
@@ -93,13 +94,13 @@ def knots_coordinates(
     `Q [R_1 L_1ᵀ ... R_N L_Nᵀ] blockdiag(Q_iᵀ)`, so its SVD is that of one matrix of size R: neither
     the dense updates nor their concatenation is formed. O(d_out R² + N d_in r R + R³).
     """
-    Q, R = torch.linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
+    Q, R = linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
     parts = R.split([f.rank for f in factors], dim=1)
     A = [f.A.double() for f in factors]
     small = torch.cat(
-        [r @ torch.linalg.qr(a.T, mode="r").R.T for r, a in zip(parts, A, strict=True)], dim=1
+        [r @ linalg.qr(a.T, mode="r").R.T for r, a in zip(parts, A, strict=True)], dim=1
     )
-    P, s, _ = torch.linalg.svd(small, full_matrices=False)
+    P, s, _ = linalg.svd(small, full_matrices=False)
     P = P[:, : numerical_rank(s, max(factors[0].shape), factors[0].A.dtype)]
     rows = torch.stack([(P.T @ r) @ a for r, a in zip(parts, A, strict=True)])
     return Q @ P, rows
