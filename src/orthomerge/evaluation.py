@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ Update = Mapping[str, LoraFactors | Tensor]
 
 
 @contextmanager
-def applied(model: nn.Module, update: Update) -> Iterator[None]:
+def applied(model: nn.Module, update: Update) -> Generator[None, None, None]:
     """The model with `W + ΔW` in its layers for the length of a block, then exactly as before.
 
     Raises:

@@ -37,7 +37,7 @@ class Disturbance:
     granularity: str
     tasks: list[str]
     matrix: Matrix
-    layers: dict[str, Matrix] = field(default_factory=dict)
+    layers: dict[str, Matrix] = field(default_factory=dict[str, Matrix])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class Curve:
 class Evidence:
     """All of it; a list is empty where its file is not there."""
 
-    disturbances: list[Disturbance] = field(default_factory=list)
-    spectra: list[Spectrum] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    disturbances: list[Disturbance] = field(default_factory=list[Disturbance])
+    spectra: list[Spectrum] = field(default_factory=list[Spectrum])
+    places: list[Place] = field(default_factory=list[Place])
+    curves: list[Curve] = field(default_factory=list[Curve])
 
 
 def read_evidence(folder: str | Path) -> Evidence:

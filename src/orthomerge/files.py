@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from orthomerge.errors import OrthomergeError
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Iterator[Path]:
+def atomic_path(target: str | Path) -> Generator[Path, None, None]:
     """A temporary path beside `target` that replaces it on success and vanishes on failure.
 
     The caller may make a file or a folder at the yielded path. A folder replaces an older folder

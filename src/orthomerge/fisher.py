@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -121,7 +121,7 @@ def _linear(model: nn.Module, name: str) -> nn.Module:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Eval mode for a block, then every part in the mode it had."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -133,7 +133,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(modules: Mapping[str, nn.Module]) -> Iterator[_Calls]:
+def _watching(modules: Mapping[str, nn.Module]) -> Generator[_Calls, None, None]:
     """What goes into each layer and what comes out, by call; gradients can be taken at the outs."""
     calls: _Calls = {}
 

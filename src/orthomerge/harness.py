@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -161,7 +161,7 @@ def run_harness(
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def _apart() -> Generator[None, None, None]:
     """Standard output is ours alone, and standard errors need no pool of processes.
 
     Each process of the pool would start by loading PyTorch.

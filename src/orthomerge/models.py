@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """Transformers without its load reports and bars, for the length of a block."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _said_plainly(model_id: str) -> Iterator[None]:
+def _said_plainly(model_id: str) -> Generator[None, None, None]:
     try:
         with quiet():
             yield

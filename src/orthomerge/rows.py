@@ -48,8 +48,8 @@ class ResultRow:
     n: int
     split: str
     key: str
-    options: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
     majority: float | None = None
     seconds: float | None = None
     form: str = "classifier"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class SealedKind:
             save_file(dict(tensors), temporary, metadata=header)
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[Any]:
+    def open(self, path: Path) -> Generator[Any, None, None]:
         """The file's tensors by name; what goes wrong inside is a `StatisticsError` that names it.
 
         Raises:

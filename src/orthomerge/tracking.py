@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,7 @@ def check_trackers(names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def following(names: Sequence[str], folder: Path, run: str) -> Iterator[list[str]]:
+def following(names: Sequence[str], folder: Path, run: str) -> Generator[list[str], None, None]:
     """The trackers' names for the Trainer, their files sent below `folder` while the block runs.
 
     A variable that the user has set is left as it is. MLflow writes to its own tracking URI.

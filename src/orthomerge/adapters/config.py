@@ -45,7 +45,7 @@ class OsrmConfig:
     room: int | None = None
     seed: int = 0
     weights: tuple[float, ...] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def recommended(cls, **changes: Any) -> OsrmConfig:
@@ -88,7 +88,7 @@ class ConvertConfig:
     share: float = CONVERT_SHARE
     room: int | None = None
     seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if self.subspace not in SUBSPACES:

@@ -37,11 +37,13 @@ class Adapter:
 
     name: str
     layers: Mapping[str, LoraFactors]
-    modules: Mapping[str, Tensor] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
     path: Path | None = None
     sha256: str | None = None
-    biases: Mapping[str, Float[Tensor, " d_out"]] = field(default_factory=dict)
+    biases: Mapping[str, Float[Tensor, " d_out"]] = field(
+        default_factory=dict[str, Float[Tensor, " d_out"]]
+    )
     embeddings: frozenset[str] = frozenset()
     source: str | None = None
 

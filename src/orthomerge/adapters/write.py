@@ -32,8 +32,8 @@ class Frame:
     base_model: str | None
     targets: list[str] | None = None
     embeddings: frozenset[str] = frozenset()
-    biases: Mapping[str, Tensor] = field(default_factory=dict)
-    modules: Mapping[str, Tensor] = field(default_factory=dict)
+    biases: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    modules: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     modules_to_save: list[str] | None = None
     task_type: str | None = None
     transposed: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class Job(NamedTuple):
 
 
 @contextmanager
-def several_processes() -> Iterator[Job]:
+def several_processes() -> Generator[Job, None, None]:
     """The job this process is part of; what fails in one process ends the block in all of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _say_if_alone()

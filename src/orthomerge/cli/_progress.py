@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Annotated, Protocol
 
@@ -41,7 +41,7 @@ class Report(Protocol):
 
 
 @contextmanager
-def work_bar(what: str) -> Iterator[Report]:
+def work_bar(what: str) -> Generator[Report, None, None]:
     """One bar with the time that remains; lines with the same words where there is no terminal."""
     if not bars.is_terminal:
         yield _Lines(what)

@@ -33,8 +33,8 @@ class Diagnosis:
     couplings: Couplings | None = None
     interference: Interference | None = None
     plain: BestWeight | None = None
-    methods: Mapping[str, BestWeight] = field(default_factory=dict)
-    advice: list[Advice] = field(default_factory=list)
+    methods: Mapping[str, BestWeight] = field(default_factory=dict[str, BestWeight])
+    advice: list[Advice] = field(default_factory=list[Advice])
 
     @property
     def loudest(self) -> list[tuple[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,9 +22,9 @@ class Costs:
     empty where there is none.
     """
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    gpu_memory: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    memory: dict[str, int] = field(default_factory=dict[str, int])
+    gpu_memory: dict[str, int] = field(default_factory=dict[str, int])
 
     def add(self, other: Costs) -> None:
         """Count the stages of another piece of work too."""
@@ -38,7 +38,7 @@ class Costs:
                 mine[stage] = max(mine.get(stage, 0), value)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None, None, None]:
         """Count the block as (a part of) this stage; stages do not lie within one another."""
         on_gpu = torch.cuda.is_available()
         if on_gpu:

@@ -7,7 +7,7 @@ goes on with what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,7 +109,7 @@ class Run:
             return rows
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Generator[None, None, None]:
         """The output folder for this run only, without what a killed one left half-written."""
         lock = FileLock(self.output / ".lock")
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,7 +115,7 @@ def collect_statistics(
 
 
 @contextmanager
-def _adapters_off(model: nn.Module) -> Iterator[None]:
+def _adapters_off(model: nn.Module) -> Generator[None, None, None]:
     """A PEFT model's own switch, by duck typing: this module must not import peft."""
     disable = getattr(model, "disable_adapter", None)
     if disable is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -80,7 +80,7 @@ class FeatureCollector:
         return bool(self._inputs)
 
     @contextmanager
-    def discover(self, masks: Sequence[Tensor | None]) -> Iterator[None]:
+    def discover(self, masks: Sequence[Tensor | None]) -> Generator[None, None, None]:
         """Hooks on for one small forward pass that tells which layers read one tensor.
 
         `masks` are those of that pass, of different lengths where there are two, so that what
@@ -115,7 +115,7 @@ class FeatureCollector:
     @contextmanager
     def watch(
         self, masks: Sequence[Tensor | None], draw: int = 0, *, stop: bool = False
-    ) -> Iterator[None]:
+    ) -> Generator[None, None, None]:
         """Hooks on for one forward pass; `masks` mark real positions, 1 or True, padding 0.
 
         `draw` is the number of the batch, by which a representation that samples draws. With `stop`
@@ -138,7 +138,9 @@ class FeatureCollector:
                 item.current = None
 
     @contextmanager
-    def _hooks(self, keep: Callable[[str, Tensor], None], stop: bool = False) -> Iterator[None]:
+    def _hooks(
+        self, keep: Callable[[str, Tensor], None], stop: bool = False
+    ) -> Generator[None, None, None]:
         ran: set[str] = set()
 
         def hook(name: str) -> Callable[..., None]:

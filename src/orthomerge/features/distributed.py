@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any
@@ -23,7 +23,7 @@ def process_rank() -> tuple[int, int]:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together() -> Generator[None, None, None]:
     """A block that fails in every process where it fails in one, so that no other waits for it.
 
     A process that failed raises what it met, the others the same mistake of the user, or for any

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class MergedUpdate:
 
     layers: Mapping[str, Update]
     method: str
-    truncation_error: Mapping[str, float] = field(default_factory=dict)
+    truncation_error: Mapping[str, float] = field(default_factory=dict[str, float])
     tasks: tuple[Mapping[str, Update], ...] = ()
 
     def of(self, task: int) -> Mapping[str, Update]:
@@ -261,7 +261,7 @@ def _side_by_side(plan: MergePlan, workers: int, devices: list[str]) -> Iterator
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
+def _single_threaded() -> Generator[None, None, None]:
     """One thread an operation while several layers are merged side by side."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

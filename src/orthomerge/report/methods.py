@@ -29,9 +29,9 @@ class Outcome:
     `weights` is the weight every update had, by seed.
     """
 
-    scores: dict[int, float] = field(default_factory=dict)
-    shares: dict[int, float] = field(default_factory=dict)
-    weights: dict[int, float] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict[int, float])
+    shares: dict[int, float] = field(default_factory=dict[int, float])
+    weights: dict[int, float] = field(default_factory=dict[int, float])
 
     @property
     def score(self) -> Score | None:

@@ -74,7 +74,7 @@ class Cell:
 
     score: Score | None = None
     retained: float | None = None
-    unfinished: dict[int, int] = field(default_factory=dict)
+    unfinished: dict[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -227,7 +227,7 @@ class _RankOnes:
 @contextmanager
 def _adding(
     model: nn.Module, layers: Sequence[str], sums: Sequence[_RankOnes], coefficients: Tensor
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """The model with the weighted sum of the updates at its layers, for the length of a block."""
 
     def hook(place: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:

@@ -28,12 +28,12 @@ class Method:
     """
 
     name: str = "linear"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
     rank: int | None = None
     seed: int = 0
     statistics: Sequence[Statistics] | None = None
     fisher: Sequence[Mapping[str, Tensor]] | None = None
-    files: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list[str])
 
     def arguments(self) -> dict[str, Any]:
         """As `merge_layers` and `merge_adapters` take them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,7 +333,7 @@ def _key(index: int) -> str:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def _quiet_optuna() -> Generator[None, None, None]:
     """Optuna without its log of every trial."""
     import optuna
 
