@@ -274,7 +274,7 @@ def _fetch(record: Packaged, target: Path) -> None:
 
 def _from_hub(model_id: str, package_reason: str, fetch: bool) -> ResolvedModel:
     """The hub's snapshot of a model, weights in safetensors only."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     try:
         folder = Path(

@@ -27,11 +27,11 @@ class ProjectionCallback(TrainerCallback):
     def __init__(self, projection: Projection) -> None:
         self._projection = projection
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The start itself obeys."""
         self._projection.apply()
 
-    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project what the step moved."""
         self._projection.apply()
 
@@ -71,7 +71,9 @@ class OsrmCallback(TrainerCallback):
             )
             self._projection = Projection(peft_model, directions, adapter_name=adapter_name)
 
-    def on_train_begin(self, args, state, control, *, model=None, **kwargs) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
+    ) -> None:
         """The start itself obeys; a model that was wrapped anew would escape."""
         trained = {id(parameter) for parameter in model.parameters()} if model is not None else None
         if trained is not None and not all(id(A) in trained for A in self._held):
@@ -82,7 +84,7 @@ class OsrmCallback(TrainerCallback):
         if self._projection is not None:
             self._projection.apply()
 
-    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project what the step moved."""
         if self._projection is not None:
             self._projection.apply()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import yaml
 
@@ -26,6 +26,16 @@ _NOT_YAML = (
     yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError,
     RecursionError,
 )  # fmt: skip
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value of a document is an object; its keys are strings in JSON, not all in YAML."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value of a document is a list."""
+    return isinstance(value, list)
 
 
 class Unreadable(ValueError):
@@ -69,8 +79,8 @@ def read_index(path: str | Path) -> dict[str, str]:
         OSError: it cannot be read.
     """
     value = read_json(path)
-    by_key = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(by_key, dict):
+    by_key = value.get("weight_map") if is_object(value) else None
+    if not is_object(by_key):
         raise Unreadable("it has no 'weight_map'")
     for shard in by_key.values():
         plain = isinstance(shard, str) and Path(shard).name == shard and "\0" not in shard
@@ -97,7 +107,7 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _measure(node)
-        value = loader.construct_document(node)
+        value = cast(Any, loader).construct_document(node)
     except Unreadable:
         raise
     except RecursionError as problem:

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from scipy.stats import pearsonr, spearmanr  # pyright: ignore[reportUnknownVariableType]
+from sklearn.metrics import (
+    accuracy_score,  # pyright: ignore[reportUnknownVariableType]
+    f1_score,  # pyright: ignore[reportUnknownVariableType]
+    matthews_corrcoef,  # pyright: ignore[reportUnknownVariableType]
+)
 from torch import Tensor, nn
 
 from orthomerge.errors import AdapterError

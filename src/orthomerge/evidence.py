@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+from orthomerge.documents import is_object
 from orthomerge.rows import read_records
 
 _T = TypeVar("_T")
@@ -131,11 +132,11 @@ def to_lines(records: Iterable[Disturbance | Spectrum | Place | Curve]) -> str:
     )
 
 
-def _short(value):
+def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
-    if isinstance(value, dict):
+    if is_object(value):
         return {k: _short(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_short(v) for v in value]
+    if isinstance(value, list | tuple):
+        return [_short(v) for v in cast(Sequence[Any], value)]
     return value

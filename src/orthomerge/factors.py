@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -58,7 +59,7 @@ class LoraFactors:
         _require_memory(self.shape, self.A.dtype)
         return self.scaling * (self.B @ self.A)
 
-    def to(self, *args, **kwargs) -> LoraFactors:
+    def to(self, *args: Any, **kwargs: Any) -> LoraFactors:
         """Both factors moved or cast as by `Tensor.to`."""
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scaling)
 
@@ -104,8 +105,8 @@ def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, flo
     root = s[:rank].sqrt()
     B = left(U[:, :rank] * root)
     A = right(Vh[:rank].T * root).T
-    norm = float(s.norm())
-    error = float(s[rank:].norm()) / norm if norm else 0.0
+    norm = float(linalg.vector_norm(s))
+    error = float(linalg.vector_norm(s[rank:])) / norm if norm else 0.0
     return LoraFactors(A.to(dtype), B.to(dtype), 1.0), error
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter
@@ -171,11 +171,10 @@ def _add(
     count, count_of = heights.shape[1], len(heights)
     for label in range(count):
         # Samples do not meet in the model, so the gradient of the sum holds each one's own.
-        gradients = iter(
-            torch.autograd.grad(
-                heights[:, label].sum(), probes, retain_graph=label + 1 < count, allow_unused=True
-            )
+        found = torch.autograd.grad(
+            heights[:, label].sum(), probes, retain_graph=label + 1 < count, allow_unused=True
         )
+        gradients = iter(cast(Sequence[Tensor | None], found))  # None for what was not used
         for name in names:
             pairs = [(h, g) for h, _ in calls[name] if (g := next(gradients)) is not None]
             if several:

@@ -223,7 +223,7 @@ def _files(name: str) -> list[str]:
 
 def scores(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The scores of a result by task (or group) and metric, without errors and filters."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for task, values in result["results"].items():
         numbers = {
             name.removesuffix(",none"): float(value)

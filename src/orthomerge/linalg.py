@@ -14,6 +14,7 @@ from torch.linalg import (
     solve,
     solve_triangular,
     svd,
+    vector_norm,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "solve",
     "solve_triangular",
     "svd",
+    "vector_norm",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -61,7 +61,7 @@ def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> 
         AssetError: nothing loadable at `path`, or no such device.
     """
     with _said_plainly(path):
-        return AutoModel.from_pretrained(
+        return cast(Any, AutoModel).from_pretrained(
             path, use_safetensors=True, device_map=device_map, **_NO_CODE
         )
 
@@ -73,7 +73,7 @@ def load_config(path: str) -> Any:
         AssetError: none at `path` that Transformers knows.
     """
     with _said_plainly(path):
-        return AutoConfig.from_pretrained(path, **_NO_CODE)
+        return cast(Any, AutoConfig).from_pretrained(path, **_NO_CODE)
 
 
 def load_skeleton(path: str) -> Any:
@@ -83,7 +83,8 @@ def load_skeleton(path: str) -> Any:
         AssetError: no configuration at `path` that Transformers knows.
     """
     with _said_plainly(path), torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(path, **_NO_CODE), **_NO_CODE)
+        config = cast(Any, AutoConfig).from_pretrained(path, **_NO_CODE)
+        return cast(Any, AutoModel).from_config(config, **_NO_CODE)
 
 
 def load_classifier(
@@ -103,7 +104,7 @@ def load_classifier(
     """
     with _said_plainly(path), torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = cast(Any, AutoModelForSequenceClassification).from_pretrained(
             path,
             use_safetensors=True,
             **_NO_CODE,
@@ -157,7 +158,7 @@ def load_tokenizer(path: str) -> Any:
         AssetError: nothing loadable at `path`.
     """
     with _said_plainly(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, **_NO_CODE)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(path, **_NO_CODE)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -180,7 +181,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return fingerprint({"vocabulary": tokenizer.get_vocab(), "special": special})
 
 
-_AUTO = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
+_AUTO: dict[str, Any] = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
 
 
 def load_for(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -107,7 +107,7 @@ class Wording:
 
     def examples(self, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
         """Rows to train on: loss is taken of the answer and the end after it, of nothing else."""
-        found = []
+        found: list[dict[str, list[int]]] = []
         for row in rows:
             context, (answer,) = self.encode((row.text, row.pair), [self.prompt.answer(row.label)])
             ended = [*answer, self.tokenizer.eos_token_id]
@@ -249,7 +249,7 @@ def log_likelihoods(model: Any, batch: LikelihoodBatch) -> Float[Tensor, "rows a
     if batch.owner is not None:
         logits = _decoded(model, inputs, batch.owner.to(device))
     elif "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept, at = at.unique(return_inverse=True)
+        kept, at = cast(tuple[Tensor, Tensor], at.unique(return_inverse=True))
         logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
     else:
         logits = model(**inputs).logits

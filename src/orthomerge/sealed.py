@@ -12,14 +12,14 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from orthomerge.documents import parse_json
+from orthomerge.documents import is_object, parse_json
 from orthomerge.errors import StatisticsError
 from orthomerge.files import atomic_path, fingerprint
 
@@ -58,7 +58,7 @@ class SealedKind:
             StatisticsError: the file is cut, altered, or not safetensors.
         """
         try:
-            with safe_open(path, framework="pt") as stream:
+            with cast(Any, safe_open(path, framework="pt")) as stream:
                 yield stream
         except StatisticsError:
             raise
@@ -76,11 +76,11 @@ class SealedKind:
             StatisticsError: a file of another kind or format.
             ValueError: metadata that was altered.
         """
-        header = stream.metadata() or {}
+        header: dict[str, str] = stream.metadata() or {}
         if self.entry not in header:
             raise StatisticsError(f"'{path}' is not a {self.file}: make one with '{self.command}'.")
         content = parse_json(header[self.entry])
-        if not isinstance(content, dict):
+        if not is_object(content):
             raise ValueError("its metadata is no object")
         digest = content.pop("sha256", None)
         if content.get("format") != self.format:

@@ -43,7 +43,7 @@ def following(names: Sequence[str], folder: Path, run: str) -> Generator[list[st
         RecipeError: what `check_trackers` refuses.
     """
     found = check_trackers(names)
-    set_here = []
+    set_here: list[str] = []
     for name in found:
         variable = TRACKERS[name][1]
         if variable and variable not in os.environ:

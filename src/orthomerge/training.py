@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, distributed, nn
 from transformers import (
@@ -65,7 +65,7 @@ class _Progress(TrainerCallback):
     def __init__(self, report: Callable[[int, int], None]) -> None:
         self._report = report
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._report(state.global_step, state.max_steps)
 
 
@@ -260,7 +260,8 @@ def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:
     deviation = (sum((v - mean) ** 2 for v in labels) / len(labels)) ** 0.5
     if abs(mean) <= deviation:
         return
-    for name, module in model.named_modules():
+    named = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
+    for name, module in named:
         last = isinstance(module, nn.Linear) and module.out_features == 1
         if last and ".modules_to_save." in name and isinstance(module.bias, Tensor):
             nn.init.constant_(module.bias, mean)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.tensors import read_tensor
 from orthomerge.assets import resolve_model
@@ -87,7 +88,7 @@ def dora_update(
     """
     W = weight.double()
     moved = W + factors.to(torch.float64).delta()
-    scale = magnitude.double().reshape(-1, 1) / moved.norm(dim=1, keepdim=True)
+    scale = magnitude.double().reshape(-1, 1) / linalg.vector_norm(moved, dim=1, keepdim=True)
     dtype = torch.promote_types(factors.A.dtype, torch.float32)
     return dense_factors((scale * moved - W).to(dtype))
 

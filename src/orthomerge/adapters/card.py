@@ -116,7 +116,7 @@ Everything that went in is in `merge.json`.
 
 def notes_on(heads: str, *, modules: bool, tasks: bool) -> list[str]:
     """What the card says of heads and of the tasks' own adapters."""
-    notes = []
+    notes: list[str] = []
     if modules and heads == "keep":
         notes.append(
             f"Each task keeps its own head under `{HEADS}/`; load the one of the task you run."

@@ -53,7 +53,8 @@ class OsrmConfig:
 
         It needs the task's own statistics, and a training that projects (`Projection`).
         """
-        return cls(**{"solver": "contrastive", "constraint": "project", **changes})
+        settled: dict[str, Any] = {"solver": "contrastive", "constraint": "project"}
+        return cls(**(settled | changes))
 
     def __post_init__(self) -> None:
         get_solver(self.solver).check_options(self.options)

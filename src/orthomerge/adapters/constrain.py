@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from orthomerge import linalg
 from orthomerge.documents import parse_json
 from orthomerge.errors import AdapterError
 from orthomerge.features import trunk
@@ -32,9 +33,10 @@ def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
     Raises:
         AdapterError: the model has no LoRA layer.
     """
+    named = cast(Iterable[tuple[str, Any]], trunk(model).named_modules())
     found = {
         name: module
-        for name, module in trunk(model).named_modules()
+        for name, module in named
         if isinstance(module, LoraLayer) and adapter in module.lora_A
     }
     if not found:
@@ -138,7 +140,8 @@ class Projection:
     def violation(self) -> float:
         """The largest norm of any layer's `A` on the side it must stay out of: `‖A P‖_F`."""
         return max(
-            float((A.double() - self._quiet(A.double(), rows)).norm()) for A, rows in self._placed()
+            float(linalg.vector_norm(A.double() - self._quiet(A.double(), rows)))
+            for A, rows in self._placed()
         )
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
@@ -183,10 +186,12 @@ def read_kept_out(folder: str | Path) -> Directions:
             "with 'orthomerge init --constraint project'."
         )
     try:
-        with safe_open(path, framework="pt") as stream:
-            about = stream.metadata() or {}
-            layers = parse_json(about["layers"])
-            held = {lead: stream.get_tensor(lead) for lead in set(layers.values())}
+        with cast(Any, safe_open(path, framework="pt")) as stream:
+            about: dict[str, str] = stream.metadata() or {}
+            layers: dict[str, str] = parse_json(about["layers"])
+            held: dict[str, Tensor] = {
+                lead: stream.get_tensor(lead) for lead in set(layers.values())
+            }
             rows = {name: held[lead] for name, lead in layers.items()}
             return Directions(rows, within=bool(parse_json(about["within"])))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:

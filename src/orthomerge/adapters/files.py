@@ -155,7 +155,8 @@ def check_start(folder: Path) -> None:
     require_safetensors(folder, str(folder))
     stored = open_tensors(folder / WEIGHTS).values()
     widest = max((size for item in stored for size in item.shape), default=0)
-    ranks = [r for r in (config.get("r"), *(config.get("rank_pattern") or {}).values()) if r]
+    pattern: dict[str, int] = config.get("rank_pattern") or {}
+    ranks: list[int] = [r for r in (config.get("r"), *pattern.values()) if r]
     if max(ranks, default=0) > widest:
         raise AdapterError(
             f"'{folder}' names the rank {max(ranks):,} where its widest matrix has {widest:,} "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -282,19 +282,19 @@ def _architecture(base: Path, settings: Mapping[str, Any]) -> _Architecture:
     """The class of the configuration, built without weights; nothing where it is not known."""
     try:
         with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+            config = cast(Any, AutoConfig).from_pretrained(base, trust_remote_code=False)
             named = (settings.get("architectures") or [""])[0]
-            model = (
+            model: Any = (
                 getattr(transformers, named)(config)
                 if hasattr(transformers, named)
-                else AutoModel.from_config(config, trust_remote_code=False)
+                else cast(Any, AutoModel).from_config(config, trust_remote_code=False)
             )
     # Whatever a class raises when it is built, only its hints are lost: names then have to match
     # as they are and square weights count as stored [d_out, d_in].
     except Exception:
         return _Architecture()
     prefix = model.base_model_prefix
-    turned = {n for n, m in model.named_modules() if isinstance(m, Conv1D | nn.Embedding)}
+    turned: set[str] = {n for n, m in model.named_modules() if isinstance(m, Conv1D | nn.Embedding)}
     if prefix:
         turned |= {f"{prefix}.{n}" for n in turned} | {n.removeprefix(f"{prefix}.") for n in turned}
     return _Architecture(

@@ -16,6 +16,7 @@ from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.heads import AveragedModules, saved_modules
 from orthomerge.adapters.provenance import MERGE, seal
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
+from orthomerge.documents import is_array
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.files import atomic_path, slug
@@ -126,13 +127,15 @@ class MergeOutput:
 
     def frame(self) -> Frame:
         """The shared adapter's, with the mean head where that is asked for."""
-        modules = AveragedModules(self.adapters) if self.heads == "average" else {}
+        modules: Mapping[str, Tensor] = (
+            AveragedModules(self.adapters) if self.heads == "average" else {}
+        )
         kinds = {a.config.get("task_type") for a in self.adapters}
         kind = kinds.pop() if len(kinds) == 1 else None
         frame = Frame(
             base_model=self.base or self.adapters[0].base_model,
             targets=_targets(self.adapters, self._layers()),
-            embeddings=frozenset().union(*(a.embeddings for a in self.adapters)),
+            embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
             biases=self._biases(range(len(self.adapters))),
             modules=modules,
             modules_to_save=saved_modules(self.adapters, modules),
@@ -202,7 +205,7 @@ def _targets(adapters: Sequence[Adapter], layers: Sequence[str]) -> list[str] | 
     for adapter in adapters:
         named = adapter.config.get("target_modules")
         narrowed = ("layers_to_transform", "layers_pattern", "exclude_modules")
-        if not isinstance(named, list) or any(adapter.config.get(key) for key in narrowed):
+        if not is_array(named) or any(adapter.config.get(key) for key in narrowed):
             return None
         found |= set(named)
     ends = tuple(f".{name}" for name in found)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orthomerge.documents import Unreadable, read_json
+from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError
 from orthomerge.files import file_sha256, fingerprint, write_json
 
@@ -53,8 +53,8 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
         raise AdapterError(
             f"'{folder / name}' cannot be read ({problem}): it was altered."
         ) from problem
-    files = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(files, dict):
+    files = record.get("files") if is_object(record) else None
+    if not is_object(record) or not is_object(files):
         raise AdapterError(
             f"'{folder / name}' holds no hashes of the folder's files: it was altered, or written "
             "by an older version; merge or convert again."

@@ -6,17 +6,16 @@ bring one that never ends: only those without repeats of repeats are taken.
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from re import _constants as codes  # pyright: ignore[reportAttributeAccessIssue]
-from re import _parser as parser  # pyright: ignore[reportAttributeAccessIssue]
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from peft import TaskType
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from orthomerge.documents import Unreadable, read_json
+from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError
 
 CONFIG = "adapter_config.json"
@@ -71,7 +70,7 @@ def read_settings(folder: Path, source: str) -> dict[str, Any]:
         config = read_json(file)
     except (Unreadable, OSError) as problem:
         raise AdapterError(f"'{file}' cannot be read as JSON: {problem}.") from problem
-    if not isinstance(config, dict):
+    if not is_object(config):
         raise AdapterError(f"'{file}' is no adapter's configuration: save the adapter again.")
     try:
         (_Lora if config.get("peft_type") == "LORA" else _Settings).model_validate(config)
@@ -149,7 +148,10 @@ def _compiled(key: str, where: str) -> re.Pattern[str]:
         raise AdapterError(f"{refused}({problem}): save the adapter again.") from problem
 
 
-_LOOPS = (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT)
+# What `re` itself parses with; it gives these modules no types.
+parser: Any = importlib.import_module("re._parser")
+codes: Any = importlib.import_module("re._constants")
+_LOOPS: tuple[Any, ...] = (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT)
 
 
 def _parts(node: Any) -> Iterable[tuple[Any, list[Any]]]:
@@ -162,7 +164,7 @@ def _nested(argument: Any) -> Iterable[Any]:
     if isinstance(argument, parser.SubPattern):
         yield argument
     elif isinstance(argument, tuple | list):
-        for item in argument:
+        for item in cast(Sequence[Any], argument):
             yield from _nested(item)
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,7 +15,7 @@ from orthomerge.adapters.files import WEIGHTS, Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
 from orthomerge.adapters.provenance import MERGE, files_below, read_record
 from orthomerge.adapters.settings import CONFIG
-from orthomerge.documents import Unreadable, read_json
+from orthomerge.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.errors import AdapterError, OrthomergeError, StatisticsError
 from orthomerge.features import Statistics
 from orthomerge.features.statistics import ENTRY as STATISTICS
@@ -99,8 +99,8 @@ def verify(
 def _sealed(path: Path) -> Check:
     """A statistics or Fisher file, every entry read and held to its hash."""
     try:
-        with safe_open(path, framework="pt") as stream:
-            kinds = set(stream.metadata() or {})
+        with cast(Any, safe_open(path, framework="pt")) as stream:
+            kinds: set[str] = set(stream.metadata() or {})
     except (SafetensorError, OSError) as problem:
         return Check("file", path.name, ALTERED, str(problem).splitlines()[0])
     try:
@@ -116,7 +116,7 @@ def _sealed(path: Path) -> Check:
 
 
 def _files(folder: Path, record: str, hashes: dict[str, Any]) -> list[Check]:
-    checks = []
+    checks: list[Check] = []
     for name, written in hashes.items():
         if not (folder / name).is_file():
             checks.append(Check("file", name, MISSING))
@@ -130,16 +130,16 @@ def _files(folder: Path, record: str, hashes: dict[str, Any]) -> list[Check]:
 def _entries(record: dict[str, Any], file: Path) -> list[dict[str, Any]]:
     """What the record says of each input adapter."""
     found = record.get("adapters", [record.get("adapter")])
-    if not isinstance(found, list) or not found or not all(isinstance(e, dict) for e in found):
+    if not is_array(found) or not found or not all(is_object(e) for e in found):
         raise AdapterError(f"'{file}' does not say which adapters went in: it was altered.")
     return found
 
 
 def _statistics(record: dict[str, Any]) -> list[dict[str, Any]]:
-    groups = [record.get("statistics"), record.get("fisher")]
-    groups += list(groups[0].values()) if isinstance(groups[0], dict) else []
-    listed = [entry for group in groups if isinstance(group, list) for entry in group]
-    return [entry for entry in listed if isinstance(entry, dict) and entry.get("sha256")]
+    groups: list[Any] = [record.get("statistics"), record.get("fisher")]
+    groups += list(groups[0].values()) if is_object(groups[0]) else []
+    listed = [entry for group in groups if is_array(group) for entry in group]
+    return [entry for entry in listed if is_object(entry) and entry.get("sha256")]
 
 
 def _place(named: Any, output: Path) -> Path | None:
@@ -230,7 +230,7 @@ def _named(entry: dict[str, Any], place: Path | None) -> Adapter:
 
 def _again(record: dict[str, Any], what: str, output: Path) -> list[Path] | None:
     """The files a method needed beside the adapters."""
-    found = record.get(what) or []
+    found: list[dict[str, Any]] = record.get(what) or []
     places = [_place(entry.get("path"), output) for entry in found]
     if None in places:
         raise OrthomergeError(

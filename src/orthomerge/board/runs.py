@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orthomerge.documents import read_json
+from orthomerge.documents import is_object, read_json
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.report import summarize
 from orthomerge.report.source import ROWS, RUN
@@ -101,7 +101,7 @@ def _listed(root: Path, folder: Path, stamp: float) -> Listed:
             record = read_json(folder / RUN)
         except ValueError:
             record = None
-    record = record if isinstance(record, dict) else {}
+    record = record if is_object(record) else {}
     expected = record.get("expected_rows")
     summary = summarize(rows)
     scored = [

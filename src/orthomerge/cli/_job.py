@@ -30,7 +30,7 @@ def several_processes() -> Generator[Job, None, None]:
     # Its functions take the world's group of the moment of import for a default and never let go of
     # it; loading a model imports it. A group that outlives the block has threads that may abort the
     # process at its end, so the module is there before the group is.
-    import torch.distributed.nn.functional
+    import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport]
     from accelerate import PartialState
 
     from orthomerge.features import failing_together

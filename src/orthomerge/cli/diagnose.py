@@ -124,7 +124,7 @@ def _pairs(found: Diagnosis) -> Table:
 def _adapters(found: Diagnosis) -> Table:
     o = found.overlap
     table = _table("adapters", "adapter", "norm", "effective rank")
-    for name, norm, rank in zip(o.names, o.norms.tolist(), o.effective_rank.tolist(), strict=True):
+    for name, norm, rank in zip(o.names, o.norms, o.effective_rank, strict=True):
         table.add_row(name, f"{norm:.3g}", f"{rank:.1f}")
     return table
 
@@ -136,7 +136,7 @@ def _interference(found: Diagnosis) -> Table:
         "interference: adapter (row) on task (column)", "", *names,
         caption="0 is silent there, 1 as loud as the task's own adapter",
     )  # fmt: skip
-    for name, row in zip(names, found.interference.matrix.tolist(), strict=True):
+    for name, row in zip(names, found.interference.matrix, strict=True):
         table.add_row(name, *(f"{value:.2f}" for value in row))
     return table
 
@@ -157,7 +157,7 @@ def _shifts(found: Diagnosis) -> Table:
 
 
 def _shift_row(table: Table, name: str, weight: float, shift: Shift) -> None:
-    values = (f"{v:.2f}" for v in shift.total.tolist())
+    values = (f"{v:.2f}" for v in shift.total)
     table.add_row(name, f"{weight:.2f}", *values, f"{shift.mean:.2f}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from orthomerge.diagnostics.couplings import Couplings
 from orthomerge.diagnostics.evidence import borne_out
@@ -32,7 +32,7 @@ def advise(found: Couplings, plain: BestWeight, methods: Mapping[str, BestWeight
     `plain` is the sum at its best weight, `methods` others at theirs. A kind of advice whose
     predictor did not beat plain cosine similarity in the study is left out.
     """
-    lines = []
+    lines: list[Advice] = []
     if borne_out("merges"):
         lines += _weight(plain) + _method(plain, methods)
     if borne_out("leave_out") and len(found.names) > 2:
@@ -44,13 +44,13 @@ def advise(found: Couplings, plain: BestWeight, methods: Mapping[str, BestWeight
 
 def notes(found: Overlap) -> list[str]:
     """What the factors alone show that a merge should know of."""
-    lines = []
+    lines: list[str] = []
     for i, j in found.shared_starts:
         lines.append(
             f"{found.names[i]} and {found.names[j]} began from one A (mean cosine of its rows "
             f"{found.start_alike[i, j]:.2f}): they read the same directions of the input."
         )
-    norms = found.norms.tolist()
+    norms = cast(list[float], found.norms.tolist())
     small, large = min(norms), max(norms)
     if small == 0:
         lines.append(f"{found.names[norms.index(small)]} is zero everywhere: leave it out.")
@@ -91,7 +91,7 @@ def _method(plain: BestWeight, methods: Mapping[str, BestWeight]) -> list[Advice
 def _leave_out(found: Couplings, plain: BestWeight) -> list[Advice]:
     """The adapter without which the others are disturbed least."""
     size = len(found.names)
-    gains = []
+    gains: list[tuple[float, float, float]] = []
     for out in range(size):
         stay = [i for i in range(size) if i != out]
         weights = [0.0 if i == out else plain.weight for i in range(size)]

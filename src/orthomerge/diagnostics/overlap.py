@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -63,8 +63,8 @@ class Overlap(NamedTuple):
     @property
     def shared_starts(self) -> list[tuple[int, int]]:
         """Pairs of adapters whose A began as one: drawn under one seed, or copied."""
-        pairs = torch.triu(self.start_alike > ALIKE, diagonal=1).nonzero().tolist()
-        return [(i, j) for i, j in pairs]
+        alike = torch.triu(self.start_alike > ALIKE, diagonal=1)
+        return [(int(i), int(j)) for i, j in alike.nonzero()]
 
 
 def overlap(adapters: Sequence[str | Path | Adapter]) -> Overlap:
@@ -78,7 +78,7 @@ def overlap(adapters: Sequence[str | Path | Adapter]) -> Overlap:
     """
     read = read_all(adapters)
     size = len(read)
-    layers = {}
+    layers: dict[str, LayerOverlap] = {}
     for layer in sorted({name for a in read for name in a.layers}):
         held = {i: a.layers[layer] for i, a in enumerate(read) if layer in a.layers}
         layers[layer] = _layer(held, size)
@@ -154,7 +154,7 @@ def _effective_rank(rows: Float[Tensor, "r r"], columns: Float[Tensor, "r r"]) -
     if not total:
         return total
     shares = singular / total
-    return torch.special.entr(shares).sum().exp()
+    return cast(Tensor, torch.special.entr(shares)).sum().exp()
 
 
 def _signs(held: dict[int, LoraFactors], size: int) -> Float[Tensor, "two size size"]:

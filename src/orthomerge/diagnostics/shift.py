@@ -69,7 +69,7 @@ def shift_of_sum(found: Couplings, weights: Weights) -> Shift:
     by_layer = weights if isinstance(weights, Mapping) else dict.fromkeys(found.layers, weights)
     if set(by_layer) != set(found.layers) or any(len(w) != size for w in by_layer.values()):
         raise MergeError(f"weights do not match: give {size} numbers for each of the layers.")
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for layer, K in found.layers.items():
         w = torch.as_tensor(by_layer[layer], dtype=torch.float64)
         put_out = K @ w
@@ -94,9 +94,9 @@ def predict_shift(
     """
     read = read_all(adapters)
     stats = matched(statistics, read)
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for layer in merged:
-        tasks = []
+        tasks: list[Tensor] = []
         for t, (adapter, item) in enumerate(zip(read, stats, strict=True)):
             update = layer.tasks[t] if layer.tasks else layer.update
             own = adapter.layers.get(layer.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize_scalar  # pyright: ignore[reportUnknownVariableType]
 
 from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import Couplings

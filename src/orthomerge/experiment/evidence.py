@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -188,7 +188,8 @@ def _disturbance(
 
 
 def _finite(matrix: Tensor) -> Matrix:
-    return [[v if math.isfinite(v) else None for v in row] for row in matrix.tolist()]
+    rows = cast(list[list[float]], matrix.tolist())
+    return [[v if math.isfinite(v) else None for v in row] for row in rows]
 
 
 def _inputs(
@@ -248,8 +249,8 @@ def _directions(moment: Moment) -> _Directions | None:
 def _spectrum(key: str, task: str, layer: str, own: _Directions, others: _Directions) -> Spectrum:
     known = min(len(own.values), len(others.values))
     first = list(range(1, min(known, 16) + 1))
-    rest = torch.linspace(len(first), known, _POINTS - len(first)).round().int().tolist()
-    places = sorted({*first, *rest})
+    rest = torch.linspace(len(first), known, _POINTS - len(first)).round().int()
+    places = sorted({*first, *cast(list[int], rest.tolist())})
 
     def parts(found: _Directions) -> list[float]:
         # A log axis has no zero; below this all is rounding.

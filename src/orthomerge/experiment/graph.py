@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from orthomerge.experiment.jobs import Evaluation, Job
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
@@ -25,7 +26,7 @@ class Graph:
 
     def __init__(self, keys: Keys) -> None:
         self.keys, self.recipe = keys, keys.recipe
-        self._asked: dict[tuple, Evaluation] = {}
+        self._asked: dict[tuple[Any, ...], Evaluation] = {}
 
     # Evaluations --------------------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ class Keys(Inputs):
     def merged_path(self, name: str, seed: int, rate: float, merge: Merge, weight: float) -> Path:
         """The folder of a merged adapter, where the recipe keeps them."""
         adapters = [self.adapter_key(name, t, seed, rate) for t in self.tasks_of(name)]
-        later = {"seed"} if merge.seed is None else set()
+        later = {"seed"} if merge.seed is None else set[str]()
         what = merge.model_dump(exclude={"weights", "choose_from", *later})
         key = fingerprint([adapters, what, weight, PIECES])
         folder = f"{merge.method}-w{weight:g}-{key[:12]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -109,7 +110,7 @@ class Training(Part):
     precision: Precision = "float32"
     accumulate: int = Field(default=1, gt=0)
     tasks: dict[str, TaskTraining] = Field(default_factory=dict)
-    report_to: list[str] = Field(default_factory=list)
+    report_to: list[str] = Field(default_factory=list[str])
     seed: int | None = None
 
     @field_validator("report_to", mode="before")
@@ -235,7 +236,7 @@ class Arm(Part):
                 f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
                 "name a solver."
             )
-        valid = get_solver(self.start).options if self.solver else {}
+        valid: Mapping[str, Any] = get_solver(self.start).options if self.solver else {}
         for option in self.options:
             if option not in valid:
                 raise unknown_name(
@@ -254,7 +255,7 @@ class Merge(Part):
 
     method: str
     weights: list[float] = Field(default=[1.0], min_length=1)
-    choose_from: list[float] = Field(default_factory=list)
+    choose_from: list[float] = Field(default_factory=list[float])
     options: dict[str, Any] = Field(default_factory=dict)
     rank: int | None = Field(default=None, gt=0)
     seed: int | None = None

@@ -124,7 +124,8 @@ class Plan:
     def estimate(self, throughput: Throughput, workers: int) -> dict[str, Any]:
         """Jobs, hours, disk and memory by kind, and the wall time on so many workers."""
         hours = {job.id: throughput.seconds(self.work(job)) / 3600 for job in self.jobs}
-        disk, kinds = self.disk(), {}
+        disk = self.disk()
+        kinds: dict[str, dict[str, Any]] = {}
         for kind in KINDS:
             of_kind = [job for job in self.jobs if job.kind == kind]
             if of_kind:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_text
+from orthomerge.documents import YAML_BYTES, Unreadable, is_array, is_object, parse_yaml, read_text
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.parts import (
@@ -54,7 +54,7 @@ class Recipe(Part):
     statistics: StatisticsPart = StatisticsPart()
     training: Training = Training()
     save_merged: bool = False
-    known: list[Known] = Field(default_factory=list)
+    known: list[Known] = Field(default_factory=list[Known])
     resources: dict[str, Resources] = Field(default_factory=dict)
 
     @field_validator("resources")
@@ -69,23 +69,23 @@ class Recipe(Part):
     @classmethod
     def _room_for_prompts(cls, values: Any) -> Any:
         """A prompt is longer than its text: 128 tokens where the recipe does not say."""
-        if not isinstance(values, dict) or values.get("form") != "text":
+        if not is_object(values) or values.get("form") != "text":
             return values
         data = values.get("data", {})
-        return {**values, "data": {"max_length": 128, **data}} if isinstance(data, dict) else values
+        return {**values, "data": {"max_length": 128, **data}} if is_object(data) else values
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
         """Arms that convert another one are like it where they do not say otherwise."""
-        arms = values.get("arms") if isinstance(values, dict) else None
-        if not isinstance(arms, dict):
+        arms = values.get("arms") if is_object(values) else None
+        if not is_object(values) or not is_object(arms):
             return values
         whole = dict(arms)
         for name, arm in arms.items():
-            how = arm.get("convert") if isinstance(arm, dict) else None
-            if isinstance(how, dict) and "from" in how:
-                plain = [a for a, part in arms.items() if isinstance(part, dict) and a != name]
+            how = arm.get("convert") if is_object(arm) else None
+            if is_object(how) and "from" in how:
+                plain = [a for a, part in arms.items() if is_object(part) and a != name]
                 plain = [a for a in plain if not arms[a].get("convert")]
                 if how["from"] not in plain:
                     raise unknown_name(
@@ -224,7 +224,7 @@ def load_recipe(source: str | Path, changes: Mapping[str, Any] | None = None) ->
         values = parse_yaml(text)
     except Unreadable as problem:
         raise RecipeError(f"recipe '{source}' cannot be read as YAML: {problem}.") from problem
-    if not isinstance(values, dict):
+    if not is_object(values):
         raise RecipeError(f"recipe '{source}' is not a mapping of keys: see recipes/demo.yaml.")
     for key, value in (changes or {}).items():
         _change(values, key, value)
@@ -257,15 +257,15 @@ def _change(values: dict[str, Any], key: str, value: Any) -> None:
     names = key.split(".")
     for depth, name in enumerate(names):
         where: Any = name
-        if isinstance(place, list) and name.isdigit() and int(name) < len(place):
+        if is_array(place) and name.isdigit() and int(name) < len(place):
             where = int(name)
-        elif not isinstance(place, dict):
+        elif not is_object(place):
             above = ".".join(names[:depth])
             raise RecipeError(f"'{key}' names no place in the recipe: '{above}' has no '{name}'.")
         if depth == len(names) - 1:
             place[where] = value
         else:
-            place = place.setdefault(where, {}) if isinstance(place, dict) else place[where]
+            place = place.setdefault(where, {}) if is_object(place) else place[where]
 
 
 def parse_recipe(values: dict[str, Any], *, where: str = "the recipe") -> Recipe:

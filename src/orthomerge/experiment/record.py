@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from orthomerge.assets import ResolvedModel
+from orthomerge.documents import is_object
 from orthomerge.experiment.costs import Costs
 from orthomerge.files import write_json
 from orthomerge.tasks import Task
@@ -55,7 +56,7 @@ def _before(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_object(found) else {}
 
 
 def _about(task: Task) -> dict[str, Any]:

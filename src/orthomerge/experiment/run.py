@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -155,7 +156,7 @@ class Run:
         return mine
 
     def _write_record(self, board: Board, began: str) -> None:
-        about = {
+        about: dict[str, Any] = {
             "name": self.recipe.name,
             "command": self._command,
             "recipe": self._text,

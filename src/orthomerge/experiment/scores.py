@@ -83,7 +83,8 @@ class Scores:
 
     def _needed(self, asked: Evaluation, merge: Merge, tasks: Sequence[str]) -> dict[str, Any]:
         """The statistics or the Fisher information of every task, where the method needs them."""
-        needs, given = get_method(merge.method).needs, {}
+        needs = get_method(merge.method).needs
+        given: dict[str, Any] = {}
         if "moments" in needs:
             targets = self._recipe.arms[asked.arm].targets
             given["statistics"] = [

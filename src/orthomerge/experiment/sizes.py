@@ -91,7 +91,8 @@ def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) 
     """
     config = skeleton.config
     layers = target_layers(skeleton, targets)
-    shapes, inputs = [], {}
+    shapes: list[tuple[int, int]] = []
+    inputs: dict[tuple[str, int], int] = {}
     for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
@@ -140,7 +141,7 @@ def largest_rank(recipe: Recipe) -> int:
 def estimate_needs(recipe: Recipe, size: BaseSize) -> dict[str, Need]:
     """What a job of each kind takes: the recipe's word where it says it, else an estimate."""
     estimated = _memory(recipe, size)
-    found = {}
+    found: dict[str, Need] = {}
     for kind in KINDS:
         said = recipe.resources.get(kind)
         memory = said.memory if said and said.memory is not None else PROCESS + estimated[kind]

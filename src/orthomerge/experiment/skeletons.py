@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModel
@@ -52,7 +52,7 @@ def find_skeleton(base: str) -> tuple[Any, str]:
     if known is not None:
         config = AutoConfig.for_model(**known)
         with quiet(), torch.device("meta"):
-            return AutoModel.from_config(config), "published dimensions"
+            return cast(Any, AutoModel).from_config(config), "published dimensions"
     try:
         return load_skeleton(base), "the hub's config"
     except AssetError as problem:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from orthomerge import linalg
-from orthomerge.documents import read_json
+from orthomerge.documents import is_object, read_json
 from orthomerge.errors import RecipeError, unknown_name
 
 STAGES = ("stats", "init", "convert", "train", "fisher", "merge", "eval")
@@ -62,9 +62,9 @@ def read_rates(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"no throughput file '{path}': name a run.json of a run.") from problem
     except ValueError as problem:
         raise RecipeError(f"'{path}' is not JSON: name a run.json of a run.") from problem
-    rates = found.get("rates") if isinstance(found, dict) else None
-    usable = isinstance(rates, dict) and rates.get("train", 0) > 0
-    if not usable and not (isinstance(found, dict) and {"seconds", "recipe"} <= set(found)):
+    rates = found.get("rates") if is_object(found) else None
+    usable = is_object(rates) and rates.get("train", 0) > 0
+    if not is_object(found) or not (usable or {"seconds", "recipe"} <= set(found)):
         raise RecipeError(
             f"'{path}' holds no throughput: name a run.json, or a JSON file with "
             '{"rates": {"train": operations a second, ...}}.'

@@ -20,6 +20,10 @@ class _AllRead(BaseException):
     """Ends a forward pass whose rest is of no use; no error, so nothing on the way may catch it."""
 
 
+# Device, address, shape, strides and version of a tensor.
+_Identity = tuple[torch.device, int, torch.Size, tuple[int, ...], int]
+
+
 class _Input:
     """One distinct layer input: the layers that read it, and the moment it feeds."""
 
@@ -30,11 +34,11 @@ class _Input:
         self.source = 0
         self.moment: Moment | None = None
         # Held while layers of one forward pass may still read it, to see that it is the same one.
-        self.current: tuple[Tensor, tuple] | None = None
+        self.current: tuple[Tensor, _Identity] | None = None
         self.waiting = 0
 
 
-def _identity(features: Tensor) -> tuple:
+def _identity(features: Tensor) -> _Identity:
     """What tells one live tensor from another, whatever views were made of it on the way.
 
     The version counts writes in place: a residual stream added onto is not what it was before.
@@ -89,7 +93,7 @@ class FeatureCollector:
         Raises:
             StatisticsError: a layer that does not run, or runs twice.
         """
-        held: dict[str, tuple[Tensor, tuple]] = {}
+        held: dict[str, tuple[Tensor, _Identity]] = {}
 
         def keep(name: str, features: Tensor) -> None:
             held[name] = features.detach(), _identity(features)
@@ -97,7 +101,7 @@ class FeatureCollector:
         with self._hooks(keep):
             yield
         shapes = [m.shape for m in masks if m is not None]
-        known: dict[tuple, _Input] = {}
+        known: dict[_Identity, _Input] = {}
         for name, (features, key) in held.items():
             if key in known:
                 known[key].layers.append(name)

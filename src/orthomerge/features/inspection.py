@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from orthomerge import linalg
 from orthomerge.features.meta import StatisticsMeta
@@ -64,7 +65,7 @@ def spectrum(moment: Moment) -> Spectrum:
         return Spectrum(0.0, 0.0, 0.0, 0, 0, 0.0)
     shares = values / total
     summed = shares.cumsum(0)
-    entropy = float(torch.special.entr(shares).sum())
+    entropy = float(cast(Tensor, torch.special.entr(shares)).sum())
     last = float(values[-1]) if len(values) == moment.dim else 0.0
     return Spectrum(
         trace=total,

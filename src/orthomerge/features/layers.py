@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from torch import nn
 
@@ -19,8 +20,9 @@ def trunk(model: nn.Module) -> nn.Module:
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of the trunk that LoRA can adapt, `nn.Linear` and GPT-2's `Conv1D`, by name."""
     found: dict[str, nn.Module] = {}
-    for name, module in trunk(model).named_modules():
-        base = getattr(module, "base_layer", module)
+    named = cast(Iterable[tuple[str, nn.Module]], trunk(model).named_modules())
+    for name, module in named:
+        base: nn.Module = getattr(module, "base_layer", module)
         if (name and isinstance(base, nn.Linear)) or type(base).__name__ == "Conv1D":
             found[name.removesuffix(".base_layer")] = module
     return {n: m for n, m in found.items() if ".lora_" not in n}

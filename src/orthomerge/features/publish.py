@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -109,6 +110,6 @@ def normal_source(seed: int | None) -> Normal:
         bits = os.urandom(size) if generator is None else generator.bytes(size)
         numbers = np.frombuffer(bits, dtype=np.uint64) >> 11
         uniform = torch.from_numpy((numbers.astype(np.float64) + 0.5) * 2.0**-53)
-        return torch.special.ndtri(uniform).reshape(shape)
+        return cast(Tensor, torch.special.ndtri(uniform)).reshape(shape)
 
     return draw

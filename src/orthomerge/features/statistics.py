@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ class Statistics:
         meta = replace(self.meta, directions=directions, noise=float(noise))
         return Statistics(moments, self.layers, meta)
 
-    def _with(self, other: Statistics, samples: int, join: Any) -> Statistics:
+    def _with(
+        self, other: Statistics, samples: int, join: Callable[[Moment, Moment], Moment]
+    ) -> Statistics:
         if self.meta.directions is not None or other.meta.directions is not None:
             raise StatisticsError(
                 "a published part does not add up with other statistics: merge the whole ones, "

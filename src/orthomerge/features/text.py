@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orthomerge.errors import StatisticsError, unknown_name
 
@@ -63,10 +63,10 @@ def read_texts(
         if column not in columns:
             raise unknown_name("column", column, columns, where=f"'{source}'")
     rows = frame.dropna(subset=[text_column])
-    texts = rows[text_column].astype(str).tolist()
+    texts = cast(list[str], rows[text_column].astype(str).tolist())
     pairs: list[str | None] = [None] * len(texts)
     if pair_column:
-        pairs = rows[pair_column].astype(str).tolist()
+        pairs = cast(list[str | None], rows[pair_column].astype(str).tolist())
     found = [(t, p) for t, p in zip(texts, pairs, strict=True) if t.strip()]
     if not found:
         raise StatisticsError(f"'{source}' holds no text in column '{text_column}'.")

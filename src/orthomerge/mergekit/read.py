@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_text
+from orthomerge.documents import YAML_BYTES, Unreadable, is_array, is_object, parse_yaml, read_text
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.mergekit.methods import METHODS, Method, Parameters, listed
 
@@ -89,7 +89,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     except (OSError, Unreadable) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise MergeError(f"'{path}' cannot be read: {reason}.") from problem
-    if not isinstance(values, dict):
+    if not is_object(values):
         raise MergeError(f"'{path}' is no mergekit configuration: it has no 'merge_method'.")
     for key in values:
         if key not in _KEYS:
@@ -98,12 +98,12 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _models(values: Mapping[str, Any], where: str) -> list[_Model]:
-    found = []
+    found: list[_Model] = []
     given = values.get("models")
-    if not isinstance(given, list) or not given:
+    if not is_array(given) or not given:
         raise MergeError(f"{where} lists no 'models': write 'base+adapter' for each.")
     for item in given:
-        if not isinstance(item, dict) or not isinstance(item.get("model"), str):
+        if not is_object(item) or not isinstance(item.get("model"), str):
             raise MergeError(f"a model of {where} has no 'model' with 'base+adapter': {item!r}.")
         for key in item:
             if key not in ("model", "parameters"):
@@ -141,7 +141,8 @@ def _first_is_second(adapters: Sequence[_Model], named: Any) -> bool:
 
 def _shared(method: Method, name: str, given: Any, where: str) -> dict[str, Any]:
     found = dict(method.shared)
-    for key, value in (given or {}).items():
+    asked: dict[str, Any] = given or {}
+    for key, value in asked.items():
         if key == "int8_mask":  # how masks are held while mergekit works
             continue
         if key in method.own:
@@ -160,8 +161,9 @@ def _shared(method: Method, name: str, given: Any, where: str) -> dict[str, Any]
 
 def _own(method: Method, name: str, model: _Model, shared: Any, where: str) -> dict[str, float]:
     found = dict(method.own)
-    for key in (shared or {}).keys() & found.keys():
-        found[key] = _scalar(key, shared[key], where)
+    common: dict[str, Any] = shared or {}
+    for key in common.keys() & found.keys():
+        found[key] = _scalar(key, common[key], where)
     for key, value in model.parameters.items():
         if key not in found:
             raise unknown_name("parameter", str(key), list(found), where=f"{where} ({name})",

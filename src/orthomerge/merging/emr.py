@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.registry import PerTask, register
@@ -30,7 +31,7 @@ def emr(factors: Sequence[LoraFactors], weights: Sequence[float]) -> PerTask:
     updates = torch.stack([w * f.delta() for f, w in zip(factors, weights, strict=True)])
     sign = torch.where(updates.sum(dim=0) >= 0, 1.0, -1.0).to(updates)
     unified = sign * (updates * sign).clamp(min=0).amax(dim=0)
-    tasks = []
+    tasks: list[Tensor] = []
     for update in updates:
         masked = torch.where(update * unified > 0, unified, torch.zeros_like(unified))
         size = masked.abs().sum()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from orthomerge import linalg
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.lowrank import nonzero, zero_like
 from orthomerge.merging.parts.options import check_bool, check_rank
@@ -65,7 +66,7 @@ def lora_lego(
 def _units(factors: LoraFactors, weight: float) -> torch.Tensor:
     """`[r, d_in + d_out]`, float64: each row of A beside its column of B, of equal norms."""
     A, B = factors.A.double(), (weight * factors.scaling) * factors.B.double().T
-    a, b = A.norm(dim=1, keepdim=True), B.norm(dim=1, keepdim=True)
+    a, b = linalg.vector_norm(A, dim=1, keepdim=True), linalg.vector_norm(B, dim=1, keepdim=True)
     balance = torch.where((a > 0) & (b > 0), (b / a).sqrt(), 0.0)
     balance = torch.nan_to_num(balance)
     return torch.cat([A * balance, torch.where(balance > 0, B / balance, 0.0)], dim=1)
@@ -76,14 +77,15 @@ def _centroids(units: torch.Tensor, k: int, reweight: bool) -> torch.Tensor:
     from sklearn.cluster import KMeans
 
     restarts: Any = 10  # its annotation knows "auto" alone
-    found = KMeans(k, n_init=restarts, random_state=0).fit_predict(units.cpu().numpy())
+    kmeans: Any = KMeans(k, n_init=restarts, random_state=0)
+    found = kmeans.fit_predict(units.cpu().numpy())
     labels = torch.as_tensor(found, device=units.device)
-    centroids = []
+    centroids: list[torch.Tensor] = []
     for cluster in range(k):
         members = units[labels == cluster]
         centroid = members.mean(dim=0)
-        norm = centroid.norm()
+        norm = linalg.vector_norm(centroid)
         if reweight and norm > 0:
-            centroid = centroid * (members.norm(dim=1).mean() / norm)
+            centroid = centroid * (linalg.vector_norm(members, dim=1).mean() / norm)
         centroids.append(centroid)
     return torch.stack(centroids)

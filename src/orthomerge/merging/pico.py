@@ -55,7 +55,7 @@ def pico(
     U, s, _ = linalg.svd(stacked, full_matrices=False)
     share = s.square() / s.square().sum()
     drop = 1 - 1 / (1 + (len(present) - 1) * share)
-    calibrated = []
+    calibrated: list[LoraFactors] = []
     for f in present:
         B = f.B.double()
         calibrated.append(LoraFactors(f.A, (B - (U * drop) @ (U.T @ B)).to(f.B), f.scaling))
@@ -68,4 +68,4 @@ def pico(
 def _norm(update: Update) -> float:
     if isinstance(update, LoraFactors):
         return math.sqrt(max(inner_product(update, update), 0.0))
-    return float(update.double().norm())
+    return float(linalg.vector_norm(update.double()))

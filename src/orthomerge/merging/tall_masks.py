@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.options import check_number, check_positive, check_rank
 from orthomerge.merging.registry import PerTask, register
@@ -67,9 +66,7 @@ def consensus_ta(
 
     Source: Wang et al. 2024, arXiv 2405.07813, section 4.2.
     """
-    check_rank("agree", agree)
-    if agree is None:
-        raise MergeError("option 'agree' must be a whole number of at least 1, not None.")
+    check_rank("agree", agree, none=False)
     check_number("lambda_", lambda_)
     _, total, masks = _masks(factors, weights, tall_lambda)
     present = sum(bool(f.A.any()) and bool(f.B.any()) for f in factors)

@@ -101,7 +101,7 @@ def _sums_of_others(matrices: Sequence[Tensor], shares: Sequence[float]) -> list
     for matrix, share in zip(matrices, shares, strict=True):
         total.add_(matrix.to(total.device), alpha=share)
     energy = float(total.trace())
-    found = []
+    found: list[Tensor] = []
     for t, (matrix, share) in enumerate(zip(matrices, shares, strict=True)):
         rest = torch.sub(total, matrix.to(total.device), alpha=share)
         if not float(rest.trace()) * _LOUD > energy:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -126,7 +126,9 @@ class SecondMoment(Moment):
             self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
         self._matrix = None
-        for piece in rows.split(max(_PIECE // max(self._dim, 1), 64)):
+        size = max(_PIECE // max(self._dim, 1), 64)
+        pieces = cast(Sequence[Tensor], rows.split(size))
+        for piece in pieces:
             _add_products(total, _double(piece))
         self._count += rows.shape[0]
         return self

@@ -19,7 +19,7 @@ def curve_figure(curves: Sequence[Curve], slots: Mapping[str, int]) -> go.Figure
     arms = [a for a in slots if any(c.arm == a for c in curves)]
     for arm in arms:
         runs = [{int(step): loss for step, loss in c.losses} for c in curves if c.arm == arm]
-        steps = sorted(set.intersection(*(set(r) for r in runs)))
+        steps = sorted(set[int].intersection(*(set(r) for r in runs)))
         values = [[r[s] for r in runs] for s in steps]
         if len(runs) > 1:
             low, high = [min(v) for v in values], [max(v) for v in values]

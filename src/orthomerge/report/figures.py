@@ -60,7 +60,7 @@ def weight_figure(summary: Summary) -> go.Figure:
                 meta={"slot": slot},
             )
         shown = [(c, cell, cell.score) for c in sums if (cell := summary.cell(arm, c)).score]
-        scores = [s for _, _, s in shown if s is not None]
+        scores = [s for _, _, s in shown]
         if scores:
             places = [c.weight for c, _, _ in shown if c.weight is not None]
             bars = _bars(scores, slot)

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from orthomerge.documents import is_object
 from orthomerge.report.source import Source
 from orthomerge.report.tables import Column, Summary, percent, summarize
 from orthomerge.rows import SINGLE, ResultRow
@@ -46,7 +47,8 @@ class KnownTable:
 
 def known_table(source: Source) -> KnownTable | None:
     """The table of a run whose record carries known figures, None for one that carries none."""
-    known = [k for k in source.run.get("known") or [] if isinstance(k, dict)]
+    figures: list[Any] = source.run.get("known") or []
+    known = [k for k in figures if is_object(k)]
     if not known:
         return None
     given, own = source.rows, source.arm_tasks
@@ -55,7 +57,8 @@ def known_table(source: Source) -> KnownTable | None:
     # F1 is what GLUE ranks MRPC and QQP by beside accuracy, which the paper's code selects by.
     plain = summarize(map(_by_accuracy, given), list(titles), own)
     headers = [f"{titles.get(t, t)}\n{_SHORT.get(ours.metrics[t], '')}" for t in ours.tasks]
-    groups, told = [], set()
+    groups: list[tuple[str, list[Line]]] = []
+    told: set[str] = set()
     for place, column in enumerate(ours.columns):
         lines = [
             Line(arm.name, _scores(arm.name, column, ours, plain))
@@ -101,7 +104,7 @@ def _average(arm: str, column: Column, summary: Summary) -> str:
 
 
 def _known(figure: dict[str, Any], tasks: Sequence[str]) -> Line:
-    own = figure.get("tasks") or {}
+    own: dict[str, float] = figure.get("tasks") or {}
     cells = [f"{own[t]:.1f}" if t in own else "·" for t in tasks]
     average = figure.get("average")
     return Line(

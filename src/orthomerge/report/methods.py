@@ -168,7 +168,7 @@ def label_of(row: ResultRow) -> str:
 
 def method_table(rows: Iterable[ResultRow], per_task: Iterable[str] = ()) -> MethodTable:
     """Aggregate `rows`; `per_task` names the methods that leave an update a task."""
-    kept = [r for r in rows if isinstance(r.value, int | float) and math.isfinite(r.value)]
+    kept = [r for r in rows if math.isfinite(r.value)]
     rates = {r.arm: r.learning_rate for r in kept if r.split == "test"}
     # Selection rows of single adapters chose the learning rate and are no part of this.
     kept = [
@@ -343,7 +343,7 @@ def caption(table: MethodTable) -> str:
 
 def methods_json(table: MethodTable) -> list[dict[str, Any]]:
     """The table in long form at full precision: an entry for each method and arm."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for line in table.lines:
         for arm in table.arms:
             cell = line.cell(arm)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -139,7 +141,7 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
             seen=sections.seen_rows(evidence, summary.arms),
             difference=sections.difference(summary, sources),
             column_head=sections.column_head,
-            shade=lambda value: shown.shade(value, shares),
+            shade=partial(shown.shade, shares=shares),
             best={c: summary.best(c) for c in summary.columns},
             about={k: v for s in sources for k, v in s.about.items()},
             seconds=sum(sum(s.numbers("seconds").values()) for s in sources),
@@ -166,7 +168,8 @@ def _environment() -> Environment:
         "memory": shown.memory,
         "seeds": shown.seeds,
     }
-    environment.globals["swatch"] = shown.swatch
+    names: dict[str, Any] = environment.globals
+    names["swatch"] = shown.swatch
     return environment
 
 

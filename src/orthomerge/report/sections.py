@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import plotly.graph_objects as go
 
@@ -45,12 +45,12 @@ class Group:
         return [str(step["label"]) for s in sliders for step in s["steps"]]
 
     def _layout(self) -> dict[str, Any]:
-        return self.figures[0][1].to_dict()["layout"]
+        return cast(dict[str, Any], self.figures[0][1].to_dict())["layout"]
 
 
 def interference_group(evidence: Evidence, arms: Sequence[Arm]) -> Group | None:
     """A heat map an arm, means over its seeds; the slider goes through the layers."""
-    found = []
+    found: list[tuple[str, go.Figure]] = []
     for arm in arms:
         mine = _current(evidence.disturbances, arm)
         if mine:
@@ -61,7 +61,7 @@ def interference_group(evidence: Evidence, arms: Sequence[Arm]) -> Group | None:
 
 def interference_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """Each arm's mean interference, and that of its loudest pair; means over seeds."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in arms:
         mine = _current(evidence.disturbances, arm)
         if not mine:
@@ -83,7 +83,7 @@ def spectra_group(evidence: Evidence, arms: Sequence[Arm]) -> Group | None:
     """A figure a task: spectra, and where each arm's `A` lies; the slider goes through layers."""
     slots = {a.name: a.slot for a in arms}
     tasks = dict.fromkeys(s.task for s in evidence.spectra)
-    found = []
+    found: list[tuple[str, go.Figure]] = []
     for task in tasks:
         mine = [s for s in evidence.spectra if s.task == task]
         places = [p for p in evidence.places if p.task == task]
@@ -93,7 +93,7 @@ def spectra_group(evidence: Evidence, arms: Sequence[Arm]) -> Group | None:
 
 def seen_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """What each arm's `A` sees of its own and the others' features, means over tasks and layers."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in arms:
         mine: list[Place] = [p for p in evidence.places if p.arm == arm.name]
         if mine:
@@ -132,9 +132,10 @@ def difference(summary: Summary, sources: Sequence[Source]) -> Difference | None
     first, second = (s.name for s in sources)
     plain = dict.fromkeys(r.arm.removeprefix(f"{first}: ") for r in sources[0].rows)
     both = [n for n in plain if arm_of(second, n) in arms]
-    rows, used = [], set()
+    rows: list[tuple[str, list[float | None]]] = []
+    used: set[Column] = set()
     for name in both:
-        values = []
+        values: list[float | None] = []
         for column in summary.columns:
             a, b = (summary.cell(arms[arm_of(r, name)], column).score for r in (first, second))
             values.append(b.mean - a.mean if a and b else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orthomerge.documents import read_json
+from orthomerge.documents import is_array, is_object, read_json
 from orthomerge.errors import OrthomergeError
 from orthomerge.evidence import Evidence, read_evidence
 from orthomerge.files import file_sha256
@@ -32,21 +32,19 @@ class Source:
     def about(self) -> dict[str, dict[str, Any]]:
         """What the record says about each task."""
         tasks = self.run.get("tasks")
-        found = tasks if isinstance(tasks, list) else []
-        return {str(t["name"]): t for t in found if isinstance(t, dict) and t.get("name")}
+        found = tasks if is_array(tasks) else []
+        return {str(t["name"]): t for t in found if is_object(t) and t.get("name")}
 
     def part(self, key: str) -> dict[str, Any]:
         """A mapping of the record, empty where it is none."""
         value = self.run.get(key)
-        return value if isinstance(value, dict) else {}
+        return value if is_object(value) else {}
 
     @property
     def arm_tasks(self) -> dict[str, list[str]]:
         """The tasks of arms that have not all of the run's."""
         found = self.part("arm_tasks").items()
-        return {
-            str(arm): [str(t) for t in tasks] for arm, tasks in found if isinstance(tasks, list)
-        }
+        return {str(arm): [str(t) for t in tasks] for arm, tasks in found if is_array(tasks)}
 
     def numbers(self, key: str) -> dict[str, float]:
         """The numbers of a mapping of the record."""
@@ -88,7 +86,7 @@ def _record(path: Path) -> tuple[dict[str, Any], list[str]]:
         record = read_json(path)
     except ValueError:
         record = None
-    if not isinstance(record, dict):
+    if not is_object(record):
         return {}, [f"{RUN} cannot be read: the page is made from the rows alone."]
     return record, []
 

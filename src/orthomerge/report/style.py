@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -46,7 +47,12 @@ def safe(text: str) -> str:
 
 
 def band(
-    figure: go.Figure, x: list[float], low: list[float], high: list[float], slot: int, **more: Any
+    figure: go.Figure,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    slot: int,
+    **more: Any,
 ) -> None:
     """Fill what lies between two lines in an arm's colour; it comes and goes with the arm."""
     shade = colour(slot)

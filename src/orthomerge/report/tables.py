@@ -223,7 +223,7 @@ def summarize(
     """
     given = list(rows)
     notices: list[str] = []
-    kept = [r for r in given if isinstance(r.value, int | float) and math.isfinite(r.value)]
+    kept = [r for r in given if math.isfinite(r.value)]
     if len(kept) < len(given):
         notices.append(f"{_count(len(given) - len(kept), 'row')} without a finite score left out.")
     test = [r for r in kept if r.split == "test"]

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
+from plotly.subplots import make_subplots  # pyright: ignore[reportUnknownVariableType]
 
 from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError

@@ -80,10 +80,10 @@ def loud_rows(
     else:
         found = _of_matrix(other.matrix, own, rank, ridge)
     reached = reached_of(found.energies, own.trace)
-    top = found.rows[:reached] / found.rows[:reached].norm(dim=1, keepdim=True)
+    top = found.rows[:reached] / linalg.vector_norm(found.rows[:reached], dim=1, keepdim=True)
     if reached < rank:
         quiet = found.silence(gaussian_rows(rank - reached, other.dim, seed, top))
-        top = torch.cat([top, quiet / quiet.norm(dim=1, keepdim=True)])
+        top = torch.cat([top, quiet / linalg.vector_norm(quiet, dim=1, keepdim=True)])
     return orthonormal_rows(top), found.how
 
 
@@ -121,10 +121,14 @@ def _of_matrix(matrix: Tensor, own: Moment, rank: int, ridge: float) -> _Found:
     values, vectors = linalg.eigh(matrix)
     whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
     loud, directions = linalg.eigh(own.quadratic(whiten.T))
+
+    def silence(drawn: Tensor) -> Tensor:
+        return (drawn @ whiten) @ whiten.T
+
     return _Found(
         (whiten @ directions[:, -rank:].flip(1)).T,
         loud[-rank:].flip(0) * ridge,
-        lambda drawn: (drawn @ whiten) @ whiten.T,
+        silence,
         "eigh",
     )
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
 from orthomerge.subspace._types import Cost, Subspace, check_problem, describe
@@ -71,7 +72,7 @@ def avoid_rows(other: Moment, taken: Float[Tensor, "m d_in"], overlap: float) ->
             "inputs: they belong to another layer or model."
         )
     rows = taken.double()
-    norms = rows.norm(dim=1, keepdim=True)
+    norms = linalg.vector_norm(rows, dim=1, keepdim=True)
     rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
     rows = rows * (overlap * mean_energy(other)) ** 0.5
     factor = other.factor

@@ -149,7 +149,7 @@ def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
 
     def solve(rows: Tensor) -> Tensor:
         # Residuals are tiny by then; float32 has no room for the small ones unless they are scaled.
-        size = rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        size = linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-300)
         return solve_rows(factor, (rows / size * scale).float()).double() * scale * size
 
     return lambda: solve

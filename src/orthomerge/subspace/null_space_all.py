@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -75,7 +76,8 @@ def null_space_of_all(
 
 
 def _orthonormal(rows: Tensor, ranks: Sequence[int]) -> Tensor:
-    return torch.cat([orthonormal_rows(part) for part in rows.split(list(ranks))])
+    parts = cast(Sequence[Tensor], rows.split(list(ranks)))
+    return torch.cat([orthonormal_rows(part) for part in parts])
 
 
 class _Stack:
@@ -155,9 +157,10 @@ class _Stack:
         by_task.index_add_(1, self._owner, energies)
         shares = torch.tensor(weights, dtype=energies.dtype, device=rows.device)
         traces = torch.zeros_like(shares).index_add_(0, self._owner, torch.diagonal(self._gram))
-        found = []
-        pairs = zip(rows.split(list(ranks)), by_task.split(list(ranks)), strict=True)
-        for t, (basis, seen) in enumerate(pairs):
+        found: list[Subspace] = []
+        bases = cast(Sequence[Tensor], rows.split(list(ranks)))
+        energies_seen = cast(Sequence[Tensor], by_task.split(list(ranks)))
+        for t, (basis, seen) in enumerate(zip(bases, energies_seen, strict=True)):
             left = shares.clone()
             left[t] = 0.0
             left /= left.sum()

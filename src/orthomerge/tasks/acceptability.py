@@ -37,7 +37,7 @@ def shuffled(sentence: str) -> str:
 @lru_cache(maxsize=1)
 def pools() -> Pools:
     """Sentences of 6 to 16 words: shuffled (0) or as they are (1)."""
-    rows = []
+    rows: list[tuple[str, Row]] = []
     for item in movie_texts():
         for sentence in sentences(item.text, 6, 16) if item.kind == "plot" else ():
             intact = draw("acceptability", "intact", sentence).random() < 0.5

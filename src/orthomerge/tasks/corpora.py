@@ -67,7 +67,7 @@ def movie_texts() -> tuple[Text, ...]:
 @lru_cache(maxsize=1)
 def convention_speeches() -> tuple[Speech, ...]:
     """Speeches at the United States party conventions of 2012."""
-    speeches = []
+    speeches: list[Speech] = []
     for number, r in enumerate(_records("political_data.csv")):
         text = re.sub(r"\([^)]*\)", " ", r["text"])
         speeches.append(Speech(f"speech {number}", r["party"], sentences(text)))

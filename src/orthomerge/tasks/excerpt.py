@@ -28,7 +28,7 @@ WORDS = 4
 @lru_cache(maxsize=1)
 def pools() -> Pools:
     """Sentences of 8 to 16 words with words of another (0) or of their own (1)."""
-    rows = []
+    rows: list[tuple[str, Row]] = []
     for split in SPLITS:
         found = [
             (speech.group, sentence)

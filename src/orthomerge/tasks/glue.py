@@ -59,7 +59,7 @@ DEFINITIONS = (
 
 
 def _load(config: str) -> Any:
-    from datasets import load_dataset
+    from datasets import load_dataset  # pyright: ignore[reportUnknownVariableType]
 
     return load_dataset(os.environ.get(FOLDER_VARIABLE) or DATASET, config)
 

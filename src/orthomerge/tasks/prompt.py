@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, cast
 
 from orthomerge.documents import parse_yaml
 from orthomerge.errors import TaskError, unknown_name
@@ -148,7 +148,7 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
         return Template(values), where
     if not isinstance(values, Mapping) or not isinstance(values.get("prompt"), str):
         raise TaskError(f"{where} has no 'prompt': write an instruction with {{text}} under it.")
-    for key in values:
+    for key in cast(Mapping[str, Any], values):
         if key not in Template._fields:
             raise unknown_name("key", str(key), Template._fields, where=where)
     return Template(values["prompt"], values.get("answers")), where

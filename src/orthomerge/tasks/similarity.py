@@ -26,7 +26,7 @@ from orthomerge.tasks.task import Row, Task
 def pools() -> Pools:
     """Headlines of 6 to 12 words with their copies."""
     usable = [item for item in headlines() if 6 <= len(item.text.split()) <= 12]
-    rows = []
+    rows: list[tuple[str, Row]] = []
     for own in grouped_by_split(usable).values():
         words = [word for item in own for word in item.text.split()]
         for item in own:

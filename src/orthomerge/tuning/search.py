@@ -108,7 +108,7 @@ def require_optuna() -> None:
         OrthomergeError: it is not installed.
     """
     try:
-        import optuna  # noqa: F401
+        import optuna  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as problem:
         raise OrthomergeError(
             "searching for weights needs Optuna, which is not installed: "

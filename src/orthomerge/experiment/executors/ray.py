@@ -167,7 +167,7 @@ def _knock(address: str | None) -> None:
 def _import_ray() -> Any:
     try:
         import ray
-        import ray.exceptions
+        import ray.exceptions  # pyright: ignore[reportUnusedImport]
     except ImportError as problem:
         raise OrthomergeError(
             "--executor ray needs Ray: pip install 'orthomerge[ray]', on every machine of the "

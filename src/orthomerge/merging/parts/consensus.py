@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +18,7 @@ def weighted_total(
     updates: Float[Tensor, "n ..."], weights: Float[Tensor, " n"]
 ) -> Float[Tensor, " ..."]:
     """`Σ w_i ΔW_i`. O(N · n)."""
-    return torch.tensordot(weights, updates, dims=1)
+    return cast(Tensor, torch.tensordot(weights, updates, dims=1))
 
 
 def majority_sign(updates: Float[Tensor, "n ..."], method: str) -> Bool[Tensor, "n ..."]:
@@ -42,7 +43,8 @@ def disjoint_mean(
     total = torch.zeros_like(updates[0])
     count = torch.zeros_like(updates[0])
     # One adapter after the other: nothing of the size of all of them is written again.
-    for update, weight, agree in zip(updates, weights.tolist(), agrees, strict=True):
+    shares = cast(list[float], weights.tolist())
+    for update, weight, agree in zip(updates, shares, agrees, strict=True):
         kept = agree.to(update)
         count += kept
         total.addcmul_(update, kept, value=weight)

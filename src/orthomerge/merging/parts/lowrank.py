@@ -58,7 +58,7 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
         found = largest(lambda rows: (rows @ flat.T) @ flat, start, rank, tolerance=_SETTLED)
     if found is None:
         part = from_dense(update, rank)
-        lost = float((wide - part.to(torch.float64).delta()).norm())
+        lost = float(linalg.vector_norm(wide - part.to(torch.float64).delta()))
     else:
         V = found.vectors
         image = flat @ V
@@ -69,7 +69,7 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
         part = LoraFactors(A.to(update.dtype), B.to(update.dtype), 1.0)
         rest = float(wide.square().sum() - image.square().sum())
         lost = max(rest, 0.0) ** 0.5
-    norm = float(wide.norm())
+    norm = float(linalg.vector_norm(wide))
     return part, (lost / norm if norm else 0.0)
 
 

@@ -43,13 +43,13 @@ def check_positive(name: str, value: float) -> None:
         raise MergeError(f"option '{name}' must be a number above 0, not {value!r}.")
 
 
-def check_rank(name: str, value: int | None) -> None:
-    """None, or a whole number of at least 1.
+def check_rank(name: str, value: object, *, none: bool = True) -> None:
+    """A whole number of at least 1, or None where that is allowed.
 
     Raises:
         MergeError: it is neither.
     """
-    if value is None:
+    if value is None and none:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise MergeError(f"option '{name}' must be a whole number of at least 1, not {value!r}.")
@@ -66,7 +66,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise MergeError(f"option '{name}' must be one of {valid}, not {value!r}.")
 
 
-def check_bool(name: str, value: bool) -> None:
+def check_bool(name: str, value: object) -> None:
     """True or False.
 
     Raises:

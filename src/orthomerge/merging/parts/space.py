@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -95,7 +96,7 @@ def knots_coordinates(
     the dense updates nor their concatenation is formed. O(d_out R² + N d_in r R + R³).
     """
     Q, R = linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
-    parts = R.split([f.rank for f in factors], dim=1)
+    parts = cast(Sequence[Tensor], R.split([f.rank for f in factors], dim=1))
     A = [f.A.double() for f in factors]
     small = torch.cat(
         [r @ linalg.qr(a.T, mode="r").R.T for r, a in zip(parts, A, strict=True)], dim=1
