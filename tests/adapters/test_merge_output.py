@@ -226,7 +226,7 @@ def test_a_hub_id_is_fetched_without_its_pickles(two, tmp_path, monkeypatch):
     assert adapter.source == f"org/some-adapter@{two[0].name}"
     (repo, options), = asked  # fmt: skip
     assert (repo, options["revision"]) == ("org/some-adapter", "v1.0")
-    assert options["allow_patterns"] == ["adapter_config.json", "*.safetensors"]
+    assert options["allow_patterns"] == ["README.md", "adapter_config.json", "*.safetensors"]
     merge_adapters(["org/some-adapter", two[1]], output=tmp_path / "out")
     assert asked[1][1]["revision"] is None
     # A folder of that name comes first, and what is plainly a path is never asked for.

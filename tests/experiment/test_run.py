@@ -9,7 +9,7 @@ import pytest
 from conftest import write_task
 from filelock import FileLock
 
-from orthomerge.adapters import read_adapter, read_kept_out
+from orthomerge.adapters import read_adapter, read_kept_out, verify
 from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.progress import Silent
@@ -150,12 +150,23 @@ def test_changed_data_is_noticed_whatever_the_name(recipe, finished, tmp_path):
 
 
 def test_merged_folders_and_the_record_are_kept(finished):
-    output, _, _ = finished
+    output, rows, _ = finished
     merged = sorted((output / "merged" / "osrm-frozen" / "seed1").iterdir())
     assert len(merged) == 4
     record = json.loads((merged[0] / "merge.json").read_text())
     assert len(record["adapters"]) == 3
     assert len(list((merged[0] / "heads").iterdir())) == 3
+    # Every card tells its readers what each task scores under it, beside its own adapter.
+    weight = record["adapters"][0]["weight"]
+    mine = [r for r in rows if (r.arm, r.seed, r.split) == ("osrm-frozen", 1, "test")]
+    alone = {r.task: r.value for r in mine if r.method == SINGLE}
+    scored = [r for r in mine if r.method == record["method"] and r.weight == weight]
+    assert [(f["task"], f["value"], f["alone"], f["n"]) for f in record["figures"]] == [
+        (r.task, r.value, alone[r.task], 16) for r in scored
+    ]
+    for folder in merged:
+        assert "the run tiny (arm osrm-frozen, seed 1)" in (folder / "README.md").read_text()
+        assert all(check.good for check in verify(folder))
     about = json.loads((output / "run.json").read_text())
     assert about["base"]["source"] == "path"
     stages = {"stats", "init", "train", "merge", "eval", "evidence"}

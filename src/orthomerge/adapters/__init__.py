@@ -1,5 +1,6 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
+from orthomerge.adapters.card import licence_remarks
 from orthomerge.adapters.config import (
     CONSTRAINTS,
     CONVERT_SHARE,
@@ -26,6 +27,7 @@ from orthomerge.adapters.convert import (
     described,
     total_loss,
 )
+from orthomerge.adapters.figures import Figure, add_figures, figure_of, read_figures
 from orthomerge.adapters.files import (
     HEADS,
     Adapter,
@@ -69,18 +71,22 @@ __all__ = [
     "ConvertConfig",
     "Converted",
     "Directions",
+    "Figure",
     "OsrmConfig",
     "Projection",
+    "add_figures",
     "as_factors",
     "captured",
     "check_statistics",
     "convert_adapters",
     "default_config",
     "described",
+    "figure_of",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",
     "kept_out_directions",
+    "licence_remarks",
     "load_trainable",
     "lora_layers",
     "matched_fisher",
@@ -92,6 +98,7 @@ __all__ = [
     "orthonormal_B",
     "plan_ranks",
     "read_adapter",
+    "read_figures",
     "read_head",
     "read_kept_out",
     "require_form",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.adapters.card import about_adapter, converted_card
+from orthomerge.adapters.card import converted_card
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.constrain import Directions, write_kept_out
 from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS, Adapter, read_adapter
 from orthomerge.adapters.kinds import factor_of
 from orthomerge.adapters.output import distinct_names
 from orthomerge.adapters.provenance import CONVERT, seal, sources_of
+from orthomerge.adapters.record import about_adapter, about_base, versions
 from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import layer_directions, solve_layer
 from orthomerge.adapters.statistics import require_base
@@ -269,12 +269,12 @@ class _Conversion:
         adapter = self._adapter
         return {
             "adapter": about_adapter(adapter.name, adapter),
-            "base_model": adapter.base_model,
+            **about_base(None, adapter.base_model),
             "config": asdict(self._config),
             "statistics": dict(sources),
             "total": described(total_loss(self.losses.values())),
             "layers": {name: described(loss) for name, loss in self.losses.items()},
-            "versions": {p: version(p) for p in ("orthomerge", "peft", "torch", "transformers")},
+            "versions": versions(),
         }
 
 

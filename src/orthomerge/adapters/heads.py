@@ -46,6 +46,14 @@ def _require_equal_shapes(adapters: Sequence[Adapter]) -> None:
                 )
 
 
+def label_count(shapes: Mapping[str, tuple[int, ...]], task_type: str | None) -> int | None:
+    """How many labels a classifier's head tells apart: its narrowest layer is the last."""
+    if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
+        return None
+    rows = [s[0] for name, s in shapes.items() if name.endswith(".weight") and len(s) == 2]
+    return min(rows, default=None)
+
+
 class AveragedModules(Mapping[str, Tensor]):
     """The plain mean of every module over the adapters that have it, worked out when asked for."""
 

@@ -1,4 +1,4 @@
-"""Where an adapter lies: a folder, or a repository of the hub, of which only safetensors is got."""
+"""Where an adapter lies: a folder, or a repository of the hub, of which no pickles are got."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVa
 from orthomerge.errors import AdapterError
 from orthomerge.hub import hub_reason
 
-FILES = ["adapter_config.json", "*.safetensors"]
+FILES = ["README.md", "adapter_config.json", "*.safetensors"]
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$", re.ASCII)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from orthomerge.adapters.base import base_folder
 from orthomerge.adapters.files import Adapter, read_adapter, require_same_base
 from orthomerge.adapters.full_model import save_full_model
-from orthomerge.adapters.heads import check_heads
+from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
 from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics
@@ -162,10 +162,10 @@ def merge_to_model(
 
 def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, Any]:
     """What `config.json` must say for a head of other labels than the base has."""
-    heads = [name for name in modules if name.endswith(".weight") and modules[name].ndim == 2]
-    if task_type not in ("SEQ_CLS", "TOKEN_CLS") or not heads:
+    labels = label_count({name: tuple(m.shape) for name, m in modules.items()}, task_type)
+    if not labels:
         return {}
-    names = [f"LABEL_{i}" for i in range(len(modules[heads[-1]]))]  # the last layer is the output
+    names = [f"LABEL_{i}" for i in range(labels)]
     return {
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

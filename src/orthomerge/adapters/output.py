@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthomerge.adapters.card import merge_record, model_card, notes_on
+from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.heads import AveragedModules, saved_modules
 from orthomerge.adapters.provenance import MERGE, seal
+from orthomerge.adapters.record import merge_record
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
 from orthomerge.documents import is_array
 from orthomerge.errors import AdapterError
@@ -85,22 +86,22 @@ class MergeOutput:
     def describe(
         self, folder: Path, errors: Mapping[str, float], *, tasks: bool, model: bool = False
     ) -> None:
-        """Write the record, the heads and the card of an adapter, or of a whole model."""
-        record = self.record()
+        """Write the record, the heads and the cards of an adapter, or of a whole model."""
         modules = {
             n: a.modules for n, a in zip(self._names(), self.adapters, strict=True) if a.modules
         }
         if self.heads == "keep":
             write_heads(folder, modules)
-        card = model_card(
-            record,
-            self.adapters[0].config.get("task_type"),
-            notes_on(self.heads, modules=bool(modules), tasks=tasks),
-            model=model,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        form = {"form": "model" if model else "adapter", "max_shard_size": self.max_shard_size}
-        seal(folder, MERGE, {**record, **form, "truncation_error": dict(errors)})
+        record = {
+            **self.record(),
+            "form": "model" if model else "adapter",
+            "max_shard_size": self.max_shard_size,
+            "truncation_error": dict(errors),
+            "own_adapters": [slug(name) for name in self._names()] if tasks else [],
+        }
+        for name, card in cards(record).items():
+            (folder / name).write_text(card, encoding="utf-8")
+        seal(folder, MERGE, record)
 
     def record(self) -> dict[str, Any]:
         """What went in, as `merge.json` holds it; the truncation errors come with the layers."""

@@ -6,11 +6,13 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError, safe_open
 
+from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import WEIGHTS, Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
 from orthomerge.adapters.provenance import MERGE, files_below, read_record
@@ -206,7 +208,8 @@ def _redo(
                 merge_to_model(read, target, max_shard_size=record["max_shard_size"], **how)
             else:
                 merge_adapters(read, output=target, **how)
-            made = read_record(target)[1]["files"]
+            again = read_record(target)[1]
+            made = again["files"] | _cards(again, record)
     except _TYPES as problem:
         raise AdapterError(
             f"'{folder / MERGE}' does not say how to merge again ({problem}): it was altered, or "
@@ -217,6 +220,21 @@ def _redo(
         Check("redo", name, SAME if made.get(name) == written.get(name) else ALTERED)
         for name in sorted({*made, *written})
     ]
+
+
+def _cards(again: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+    """The hashes of the cards, were what came from elsewhere (licences, figures) as recorded."""
+    licences = [entry.get("licence") for entry in record["adapters"]]
+    told = {
+        **again,
+        "base_licence": record.get("base_licence"),
+        "figures": record.get("figures"),
+        "adapters": [
+            {**entry, "licence": licence}
+            for entry, licence in zip(again["adapters"], licences, strict=True)
+        ],
+    }
+    return {name: sha256(text.encode()).hexdigest() for name, text in cards(told).items()}
 
 
 def _named(entry: dict[str, Any], place: Path | None) -> Adapter:

@@ -2,6 +2,7 @@
 
 from orthomerge.cli import (
     board,
+    card,
     convert,
     diagnose,
     fisher,
@@ -21,6 +22,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "convert", "diagnose", "fisher", "init", "main", "merge", "methods", "plan",
-    "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
+    "app", "board", "card", "convert", "diagnose", "fisher", "init", "main", "merge", "methods",
+    "plan", "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from orthomerge.errors import OrthomergeError, RecipeError
 # The help lists the verbs in the order in which a person meets them.
 _ORDER = (
     "demo", "run", "plan", "report", "board", "stats", "init", "train", "convert", "merge", "tune",
-    "fisher", "eval", "diagnose", "verify", "methods", "solvers", "tasks",
+    "fisher", "eval", "card", "diagnose", "verify", "methods", "solvers", "tasks",
 )  # fmt: skip
 
 

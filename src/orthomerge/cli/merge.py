@@ -155,6 +155,7 @@ def merge(
             progress=progress,
             **how,
         )
+    _say_clashes(output)
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
     errors = merged.truncation_error
@@ -203,6 +204,7 @@ def _write_model(
         errors = merge_to_model(
             list(adapters), output, max_shard_size=max_shard_size, progress=progress, **how
         )
+    _say_clashes(output)
     files = sorted(p.name for p in output.glob("*.safetensors"))
     if as_json:
         print_json({"path": str(output), "method": how["method"], "files": files,
@@ -215,6 +217,17 @@ def _write_model(
         f"{len(files)} file{'' if len(files) == 1 else 's'}{cut}.",
         soft_wrap=True,
     )
+
+
+def _say_clashes(output: Path) -> None:
+    """Tell where the licences of what went in do not go together, as the card does."""
+    from orthomerge.adapters import licence_remarks
+    from orthomerge.adapters.provenance import read_record
+    from orthomerge.cli._app import err
+
+    for kind, text in licence_remarks(read_record(output)[1]):
+        if kind == "clash":
+            err.print(f"note: licences: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _weights(text: str | None, what: str) -> list[float] | float | None:

@@ -177,6 +177,9 @@ def evaluate(
         typer.Option("--output", "-o", help="With --harness: a JSON file for the whole result."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the score into the merge's model card as well.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -189,10 +192,10 @@ def evaluate(
     By the harness: [bold]orthomerge eval merged/ --harness arc_easy --output arc.json[/]
     """
     if harness is not None:
-        if task or head or template or form != "classifier":
+        if task or head or template or card or form != "classifier":
             raise RecipeError(
-                "--harness asks its own tasks in their own words: leave out --task, --head, --form "
-                "and --template."
+                "--harness asks its own tasks in their own words: leave out --task, --head, "
+                "--form, --template and --card."
             )
         by_harness(adapter, harness, base, rows, few_shot, output, seed, as_json=json, quiet=quiet)
         return
@@ -227,8 +230,10 @@ def evaluate(
             load_language_model(found.path_or_id), tokenizer, max_length=max_length or 128
         )
         with work_bar(f"evaluating {about.name}") as progress:
-            said = judge.predict(data.test, prompt, read.layers, scoring=scoring, progress=progress)
-        scores = said.metrics(about.kind, truth, labels)
+            answers = judge.predict(
+                data.test, prompt, read.layers, scoring=scoring, progress=progress
+            )
+        scores = answers.metrics(about.kind, truth, labels)
     else:
         evaluator = Evaluator(found.path_or_id, tokenizer, max_length=max_length or 48)
         with work_bar(f"evaluating {about.name}") as progress:
@@ -238,8 +243,16 @@ def evaluate(
             )  # fmt: skip
         scores = score(about.kind, predictions, truth, labels)
     constant = score(about.kind, np.full(rows, majority(data.test, about.kind)), truth, labels)
+    said = {
+        "task": about.name, "n": rows, "metric": about.metric, "metrics": scores,
+        "majority": constant,
+    }  # fmt: skip
+    if card:
+        from orthomerge.adapters import add_figures, figure_of
+
+        add_figures(adapter, [figure_of(said)])
     if json:
-        print_json({"task": about.name, "n": rows, "metrics": scores, "majority": constant})
+        print_json(said)
         return
     for name, value in scores.items():
         mark = " (main)" if name == about.metric else ""

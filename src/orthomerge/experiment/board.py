@@ -118,8 +118,12 @@ class Board:
 
     def wanted(self, *, assume: bool = False) -> list[str]:
         """The keys of the recipe's rows, in its order; `assume` as in `Graph.evaluations`."""
-        asked = self._graph.evaluations(self.rows, assume=assume)
+        asked = self.asked(assume=assume)
         return list(dict.fromkeys(key for each in asked for _, key in each.keys))
+
+    def asked(self, *, assume: bool = False) -> list[Evaluation]:
+        """All that the recipe asks, as `Graph.evaluations`."""
+        return self._graph.evaluations(self.rows, assume=assume)
 
     def _refresh(self) -> None:
         """Ask the graph again, since rows may have decided something."""

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from orthomerge.disk import sweep
 from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.board import Board
+from orthomerge.experiment.cards import tell_cards
 from orthomerge.experiment.executors import Executor
 from orthomerge.experiment.executors.here import Here
 from orthomerge.experiment.graph import Graph
@@ -100,6 +101,7 @@ class Run:
             try:
                 self._executor.carry_out(board, self._workshop)
                 rows = self._settle(board)
+                tell_cards(self.keys, board.asked(), rows)
                 board.costs.add(self._workshop.keep_evidence(rows))
             except BaseException:
                 # What stopped the run is what is told, also where the record cannot be written.

@@ -1,0 +1,131 @@
+"""The licence a model or an adapter states: in its card, its configuration, or at the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_json, read_text
+from orthomerge.packaged import PACKAGED
+
+CARD = "README.md"
+_CONFIGS = ("config.json", "adapter_config.json")
+_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+_SECONDS = 3.0
+"""How long the hub may take to say which card it has: a licence is worth no longer wait."""
+_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+
+
+class Licence(NamedTuple):
+    """What a part says of its licence: the hub's identifier, None where it says none, and where.
+
+    `name` is what stands beside the identifier "other".
+    """
+
+    id: str | None
+    where: str
+    name: str | None = None
+
+    @property
+    def said(self) -> str:
+        """In words, for a table."""
+        return "not stated" if self.id is None else self.name or self.id
+
+
+NOT_STATED = Licence(None, "")
+
+
+def licence_in(folder: Path) -> Licence:
+    """The licence that a local folder states, in the header of its card or its configuration."""
+    for licence in (_of_card(folder / CARD), *(_of_config(folder / name) for name in _CONFIGS)):
+        if licence is not None:
+            return licence
+    unread = next((name for name in _FILES if (folder / name).is_file()), None)
+    return Licence(None, f"its file {unread} says which" if unread else "")
+
+
+def licence_of(named: str | None) -> Licence:
+    """The licence of a model by its folder or id: in the folder, its package, the cache, the hub.
+
+    Only the card is asked of the hub, and only where it is not in the hub's cache; a hub that does
+    not answer, or may not be asked (HF_HUB_OFFLINE), leaves the licence not stated.
+    """
+    if not named:
+        return NOT_STATED
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        return licence_in(folder)
+    for record in PACKAGED:
+        if named in record.ids:
+            return Licence(
+                record.licence.split()[0].lower(), f"package {record.package} {record.version}"
+            )
+    return _at_the_hub(named)
+
+
+@lru_cache(maxsize=256)
+def _at_the_hub(named: str) -> Licence:
+    """The licence in the card of a hub id, asked once a process."""
+    if not _HUB_ID.fullmatch(named):
+        return NOT_STATED
+    repository, _, revision = named.partition("@")
+    try:
+        found = try_to_load_from_cache(repository, CARD, revision=revision or None)
+        if not isinstance(found, str):
+            found = hf_hub_download(
+                repository, CARD, revision=revision or None, etag_timeout=_SECONDS
+            )
+    # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever it
+    # is, a licence that cannot be read is not stated, and no reason to stop a merge.
+    except Exception:
+        return Licence(None, "its card at the hub could not be read")
+    return _of_card(Path(found)) or Licence(None, "its card at the hub says none")
+
+
+def _of_card(file: Path) -> Licence | None:
+    """What the YAML header of a card says, if it is one."""
+    if not file.is_file():
+        return None
+    try:
+        text = read_text(file, YAML_BYTES)
+        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        data = parse_yaml(header[1]) if header else None
+    except (Unreadable, OSError):
+        return None
+    return _stated(data, "its card")
+
+
+def _of_config(file: Path) -> Licence | None:
+    if not file.is_file():
+        return None
+    try:
+        data = read_json(file)
+    except (Unreadable, OSError):
+        return None
+    return _stated(data, file.name)
+
+
+def _stated(data: Any, where: str) -> Licence | None:
+    """The licence among a header's keys; anything that is no plain name is "other"."""
+    if not isinstance(data, Mapping) or not data.get("license"):
+        return None
+    listed = data["license"] if isinstance(data["license"], list) else [data["license"]]
+    names = [str(item).strip().lower() for item in listed]
+    if len(names) != 1 or not _ID.fullmatch(names[0]):
+        return Licence("other", where, plain(" and ".join(map(str, listed))))
+    if names[0] in ("unknown", "other"):
+        called = data.get("license_name")
+        return Licence("other", where, plain(str(called)) if called else None)
+    return Licence(names[0], where)
+
+
+def plain(text: str) -> str:
+    """A stranger's text as one line of a page, without signs of Markdown or HTML."""
+    line = " ".join(re.sub(r"[`|<>\[\]\\]", " ", text).split())
+    return line if len(line) <= 80 else f"{line[:77]}..."

@@ -1,0 +1,86 @@
+"""What a merge or a conversion writes down of its parts: names, places, hashes, licences, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orthomerge.adapters.files import Adapter
+from orthomerge.adapters.heads import label_count
+from orthomerge.adapters.licences import licence_in, licence_of
+from orthomerge.adapters.tensors import shapes_of
+from orthomerge.files import fingerprint, slug
+from orthomerge.merging import get_method
+
+
+def merge_record(
+    method: str,
+    adapters: Sequence[Adapter],
+    names: Sequence[str],
+    weights: Sequence[float],
+    *,
+    base: str | None,
+    base_model: str | None,
+    statistics: Sequence[Mapping[str, Any]],
+    fisher: Sequence[Mapping[str, Any]],
+    layer_weights: Mapping[str, Any],
+    options: Mapping[str, Any],
+    seed: int,
+    rank: int | None,
+    heads: str,
+) -> dict[str, Any]:
+    """What went into a merge, as `merge.json` holds it; errors and hashes come later.
+
+    `base` is the base model as the user named it, `base_model` what it is taken for.
+    """
+    return {
+        "method": method,
+        "paper": get_method(method).paper,
+        "options": dict(options),
+        "seed": seed,
+        "rank": rank,
+        "layer_weights": dict(layer_weights),
+        "heads": heads,
+        "task_type": adapters[0].config.get("task_type"),
+        **about_base(base, base_model),
+        "statistics": list(statistics),
+        "fisher": list(fisher),
+        "adapters": [
+            {**about_adapter(n, a), "weight": w, "head": _head(n, a)}
+            for n, a, w in zip(names, adapters, weights, strict=True)
+        ],
+        "versions": versions(),
+    }
+
+
+def about_base(base: str | None, base_model: str | None) -> dict[str, Any]:
+    """What a record says of the base model: as the user named it, what it is, its licence."""
+    licence = licence_of(base or base_model)._asdict()
+    return {"base": base, "base_model": base_model, "base_licence": licence}
+
+
+def about_adapter(name: str, adapter: Adapter) -> dict[str, Any]:
+    """What a record says of an adapter that went in: its name, place, hashes and licence."""
+    folder = adapter.path or Path()
+    return {
+        "name": name,
+        "path": adapter.called,
+        "sha256": adapter.sha256,
+        "config_sha256": fingerprint(adapter.config),
+        "licence": (licence_in(folder) if adapter.path else licence_of(None))._asdict(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what made an output."""
+    return {p: version(p) for p in ("orthomerge", "peft", "torch", "transformers")}
+
+
+def _head(name: str, adapter: Adapter) -> dict[str, Any] | None:
+    """The name of a head's file and how many labels it tells apart, None where there is none."""
+    shapes = shapes_of(adapter.modules)
+    if not shapes:
+        return None
+    return {"name": slug(name), "labels": label_count(shapes, adapter.config.get("task_type"))}

@@ -1,0 +1,49 @@
+"""The figures of a run's rows in the cards of the merges that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from math import isfinite
+
+from orthomerge.adapters import Figure, add_figures
+from orthomerge.errors import AdapterError
+from orthomerge.experiment.jobs import Evaluation
+from orthomerge.experiment.keys import Keys
+from orthomerge.rows import SINGLE, ResultRow
+
+
+def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow]) -> None:
+    """Write what every kept merge scored on test rows into its card, beside each task alone."""
+    by_key = {row.key: row for row in rows}
+    alone = {
+        (row.arm, row.seed, row.task): row.value
+        for row in rows
+        if row.method == SINGLE and row.split == "test"
+    }
+    for one in asked:
+        if one.merge is None or one.weight is None or one.split != "test":
+            continue
+        merge = keys.recipe.merges[one.merge]
+        folder = keys.merged_path(one.arm, one.seed, one.rate, merge, one.weight)
+        scored = [by_key[key] for _, key in one.keys if key in by_key]
+        figures = [_figure(keys, row, alone) for row in scored if isfinite(row.value)]
+        if folder.is_dir() and figures:
+            with suppress(AdapterError):  # altered since: 'orthomerge verify' tells, a run goes on
+                add_figures(folder, figures)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
+
+
+def _figure(keys: Keys, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> Figure:
+    return Figure(
+        task=row.task,
+        metric=row.metric,
+        value=row.value,
+        n=row.n,
+        alone=_finite(alone.get((row.arm, row.seed, row.task))),
+        majority=_finite(row.majority),
+        by=f"the run {keys.recipe.name} (arm {row.arm}, seed {row.seed})",
+    )
