@@ -259,7 +259,7 @@ def test_the_hub_is_asked_once_for_the_card_and_may_be_away(tmp_path, monkeypatc
         (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n")
         return str(tmp_path / "README.md")
 
-    monkeypatch.setattr(licences, "hf_hub_download", download)
+    monkeypatch.setattr(licences.huggingface_hub, "hf_hub_download", download)
     licences._at_the_hub.cache_clear()
     assert licence_of("org/there").id == licence_of("org/there").id == "gemma"
     assert licence_of("org/there@abc").id == "gemma"

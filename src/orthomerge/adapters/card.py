@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 def cards(record: Mapping[str, Any]) -> dict[str, str]:
     """Every README of a merge's folder by its place in it: its own, and each task's adapter's."""
-    own = record.get("own_adapters") or []
+    own: list[str] = record.get("own_adapters") or []
     tasks = {f"tasks/{name}/README.md": task_card(record, i) for i, name in enumerate(own)}
     return {"README.md": model_card(record), **tasks}
 
@@ -140,7 +140,8 @@ def _went_in(record: Mapping[str, Any]) -> str:
         if record.get(what):
             how.append(f"{called} of each task")
     if record.get("rank"):
-        worst = max((record.get("truncation_error") or {}).values(), default=0.0)
+        errors: dict[str, float] = record.get("truncation_error") or {}
+        worst = max(errors.values(), default=0.0)
         how.append(f"cut to rank {record['rank']}, which took at most {worst:.1%} of a layer")
     return "\n".join([*table, *rows, "", f"With {', '.join(how)}."])
 
@@ -181,7 +182,7 @@ def _base_name(record: Mapping[str, Any]) -> str:
 
 
 def _expected(record: Mapping[str, Any]) -> str:
-    figures = record.get("figures") or []
+    figures: list[dict[str, Any]] = record.get("figures") or []
     if not figures:
         return (
             "Not measured yet. `orthomerge eval FOLDER --task TASK --card` scores a task and "
@@ -210,7 +211,8 @@ def _figure(value: float | None) -> str:
 
 
 def _loading(record: Mapping[str, Any], *, model: bool) -> str:
-    heads, own = _heads(record), record.get("own_adapters") or []
+    heads = _heads(record)
+    own: list[str] = record.get("own_adapters") or []
     kept = [h for h in heads if h] if record.get("heads") == "keep" else []
     said: list[str] = []
     if own:
@@ -303,13 +305,13 @@ def _code(lines: Sequence[str]) -> str:
 
 def _parts(record: Mapping[str, Any]) -> dict[str, Licence]:
     """The licence of every part by what the card calls it."""
-    base = record.get("base_licence") or {}
+    base: Mapping[str, Any] = record.get("base_licence") or {}
     found = {"the base model": _licence({"licence": base})}
     return found | {_name(a): _licence(a) for a in record["adapters"]}
 
 
 def _licence(entry: Mapping[str, Any]) -> Licence:
-    stated = entry.get("licence") or {}
+    stated: Mapping[str, Any] = entry.get("licence") or {}
     return Licence(stated.get("id"), stated.get("where") or "", stated.get("name"))
 
 

@@ -53,7 +53,8 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
         raise AdapterError(f"'{folder / name}' was altered since it was written: merge again.")
     content = {key: value for key, value in record.items() if key != "sha256"}
     try:
-        known = [Figure(**entry) for entry in record.get("figures") or []]
+        before: list[Any] = record.get("figures") or []
+        known = [Figure.model_validate(entry) for entry in before]
         told = {(f.task, f.metric): f for f in (*known, *figures)}
         content["figures"] = [f.model_dump() for f in told.values()]
         card = model_card(content)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+import huggingface_hub
+from huggingface_hub import try_to_load_from_cache
 
-from orthomerge.documents import YAML_BYTES, Unreadable, parse_yaml, read_json, read_text
+from orthomerge.documents import (
+    YAML_BYTES,
+    Unreadable,
+    is_array,
+    is_object,
+    parse_yaml,
+    read_json,
+    read_text,
+)
 from orthomerge.packaged import PACKAGED
 
 CARD = "README.md"
@@ -78,7 +86,7 @@ def _at_the_hub(named: str) -> Licence:
     try:
         found = try_to_load_from_cache(repository, CARD, revision=revision or None)
         if not isinstance(found, str):
-            found = hf_hub_download(
+            found = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
                 repository, CARD, revision=revision or None, etag_timeout=_SECONDS
             )
     # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever it
@@ -113,16 +121,17 @@ def _of_config(file: Path) -> Licence | None:
 
 def _stated(data: Any, where: str) -> Licence | None:
     """The licence among a header's keys; anything that is no plain name is "other"."""
-    if not isinstance(data, Mapping) or not data.get("license"):
+    if not is_object(data) or not data.get("license"):
         return None
-    listed = data["license"] if isinstance(data["license"], list) else [data["license"]]
-    names = [str(item).strip().lower() for item in listed]
-    if len(names) != 1 or not _ID.fullmatch(names[0]):
-        return Licence("other", where, plain(" and ".join(map(str, listed))))
-    if names[0] in ("unknown", "other"):
-        called = data.get("license_name")
+    listed: list[Any] = data["license"] if is_array(data["license"]) else [data["license"]]
+    names = [str(item).strip() for item in listed]
+    name = names[0].lower()
+    if len(names) != 1 or not _ID.fullmatch(name):
+        return Licence("other", where, plain(" and ".join(names)))
+    if name in ("unknown", "other"):
+        called: object = data.get("license_name")
         return Licence("other", where, plain(str(called)) if called else None)
-    return Licence(names[0], where)
+    return Licence(name, where)
 
 
 def plain(text: str) -> str:
