@@ -8,7 +8,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
 DEPENDENCIES ?= pinned
 
-.PHONY: audit axe bench check clean coverage demo dist docs faults fuzz imports lint lock pages sbom setup test \
+.PHONY: audit axe bench check clean coverage demo dist docs faults fuzz imports lint lock notebook pages sbom setup test \
 	test-all test-lowest types
 
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
@@ -19,6 +19,9 @@ test: $(STAMP)            ## the test suite
 
 test-all: $(STAMP)        ## the test suite with the slow tests
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+notebook: $(STAMP)         ## the notebook under examples/, from the top
+	$(BIN)/python -m pytest -m slow tests/test_notebook.py
 
 axe: node_modules/axe-core/axe.min.js  ## axe-core (MPL-2.0), for the test of the page's accessibility
 

@@ -165,7 +165,14 @@ def train_adapter(
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
+        if constraint == "project" and _cuts(trainer):
+            raise OrthomergeError(
+                "FSDP and DeepSpeed cut A into pieces, which the constraint 'project' cannot see "
+                "whole: train with 'freeze' or 'init', or with plain data-parallel processes."
+            )
         mean_loss = trainer.train().training_loss
+        # Where weights are cut, all processes have to give their pieces before one can write.
+        whole: Any = trainer.accelerator.get_state_dict(trainer.model) if _cuts(trainer) else None
     losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
     if not math.isfinite(mean_loss):
         raise OrthomergeError(
@@ -173,13 +180,18 @@ def train_adapter(
             f"({settings.learning_rate:g})."
         )
     peft_model.peft_config["default"].inference_mode = True
-    if rank == 0:  # every process holds the same weights
+    if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
-            peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+            peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
             write_json(folder / "training.json", {**(record or {}), "losses": losses})
     if world > 1:
         distributed.barrier()
     return Path(output)
+
+
+def _cuts(trainer: Trainer) -> bool:
+    """Whether each process holds but a piece of the weights."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def recover_adapter(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,47 @@ def test_two_processes_share_every_batch_and_one_writes(tiny_base, tmp_path, lau
     assert max(shared) < 0.1, (shared, alone)
     assert 2 * sum(shared) < sum(alone), (shared, alone)
     assert not list(tmp_path.glob(".two*"))
+
+
+CUT_ON_CPU = Path(__file__).with_name("cut_on_cpu.py")
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@pytest.mark.slow
+def test_fsdp_cuts_the_model_and_writes_the_same_adapter(tiny_base, tmp_path):
+    model = new_lora(tiny_bert(2), targets=["query", "value"], rank=2, alpha=4, task_type="SEQ_CLS")
+    save_start(model, tmp_path / "start")
+    task = write_task(tmp_path / "task.jsonl", 100)
+    arguments = [
+        "train", tmp_path / "start", "--task", task, "--base", tiny_base, "--rows", 32,
+        "--epochs", 5, "--batch-size", 32, "--learning-rate", 5e-3, "--max-length", 16,
+    ]  # fmt: skip
+
+    def two(output, *more, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", *LAUNCHERS["torchrun"], CUT_ON_CPU,
+             *map(str, [*arguments, *more]), "--output", str(tmp_path / output)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True, text=True, check=False, timeout=400,
+        )  # fmt: skip
+
+    for output, environment in (("whole", {}), ("cut", FSDP)):
+        done = two(output, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole, cut = (read_adapter(tmp_path / name) for name in ("whole", "cut"))
+    assert set(cut.modules) == set(whole.modules) != set()
+    for name, factors in whole.layers.items():
+        assert factors.B.any()
+        assert apart(cut.layers[name], factors) < 1e-3
+    for name, module in whole.modules.items():
+        assert torch.allclose(cut.modules[name], module, atol=1e-5)
+
+    done = two("projected", "--constraint", "project", **FSDP)
+    assert done.returncode != 0 and "Traceback" not in done.stdout
+    assert not (tmp_path / "projected").exists()

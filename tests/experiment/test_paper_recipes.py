@@ -127,9 +127,11 @@ def test_an_architecture_end_to_end_on_three_tasks(name, local_glue, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
 def test_every_recipe_of_the_paper_end_to_end(name, local_glue, tmp_path, monkeypatch):
-    """As it is, but for the base, the number of rows and the epochs: all arms, tasks, methods."""
+    """As it is, but for base, rows, epochs and batch: all arms, tasks, methods."""
     monkeypatch.setenv("COLUMNS", "160")
-    said, rows, output = run_small(name, tmp_path, {"training.epochs": 1})
+    # The one step of a single batch would be the warm-up's, at the rate 0.
+    changes = {"training.epochs": 1, "training.batch_size": 8}
+    said, rows, output = run_small(name, tmp_path, changes)
     check(name, said, rows, output)
     assert {r.task for r in rows} == {f"glue/{d.config}" for d in glue.DEFINITIONS}
     assert {r.arm for r in rows} == set(load_recipe(f"paper/{name}.yaml")[0].arms)
