@@ -172,7 +172,8 @@ def train_adapter(
             )
         mean_loss = trainer.train().training_loss
         # Where weights are cut, all processes have to give their pieces before one can write.
-        whole: Any = trainer.accelerator.get_state_dict(trainer.model) if _cuts(trainer) else None
+        pieces: Any = trainer.accelerator
+        whole = pieces.get_state_dict(trainer.model) if _cuts(trainer) else None
     losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
     if not math.isfinite(mean_loss):
         raise OrthomergeError(
