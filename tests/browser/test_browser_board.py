@@ -63,3 +63,13 @@ def test_a_phone_does_not_scroll_sideways(open_page, board):
     page = open_page(board, width=390)
     page.wait_for_selector("#runs tr")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_run_of_many_arms_is_no_taller_than_the_others(open_page, board, run_folder):
+    from fake_rows import ARMS, TASKS, fake_rows
+
+    append_rows(run_folder.parent / "many" / "results.jsonl", fake_rows(ARMS, TASKS[:1], [0]))
+    page = open_page(board, width=390)
+    cell = page.locator("#runs tr", has_text="many").locator("td.arms")
+    assert cell.text_content() == f"{', '.join(ARMS[:4])} and {len(ARMS) - 4} more"
+    assert cell.get_attribute("title") == ", ".join(ARMS)

@@ -108,3 +108,75 @@ def test_printing_gives_whole_pages_in_light_colours(open_page, address):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 32, 38)"
     assert not page.locator("nav").is_visible()
+
+
+@pytest.fixture
+def large(tmp_path_factory):
+    """A page with more of everything than a sheet or a phone is wide."""
+    from fake_rows import ARMS, MERGES, fake_evidence, fake_rows
+
+    from orthomerge.report import build_report
+    from orthomerge.rows import append_rows
+
+    folder = tmp_path_factory.mktemp("large")
+    tasks = [f"a-rather-long-name-{i}" for i in range(9)]
+    rows = fake_rows(ARMS, tasks, merges=[*MERGES, ("emr", 1.0, {}), ("fisher", 1.0, {})])
+    append_rows(folder / "results.jsonl", rows)
+    fake_evidence(folder, rows)
+    return build_report(folder).as_uri()
+
+
+WIDTHS = """[...document.querySelectorAll("%s")].filter((e) => e.getBoundingClientRect().width)
+    .map((e) => [e.id || e.className || e.dataset.figure, e.getBoundingClientRect().right])"""
+
+
+def test_nothing_is_wider_or_higher_than_the_sheet(open_page, large):
+    page = open_page(large, scheme="dark")
+    heads = page.locator("#headline thead tr:last-child th").all_text_contents()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    sheet = page.evaluate("document.body.getBoundingClientRect().right")
+    assert sheet == 1031  # A4 landscape less its margins, at 96 dots an inch
+    for what in (".box > table", "[data-figure]", "[data-figure] svg.main-svg"):
+        found = page.evaluate(WIDTHS % what)
+        assert found
+        assert [name for name, right in found if right > sheet + 1] == []
+    heights = page.evaluate(
+        "[...document.querySelectorAll('[data-figure]')].map((e) => e.offsetHeight)"
+    )
+    assert max(heights) <= 560
+    parts = page.locator("#headline ~ .part thead tr:last-child th")
+    assert [h for h in parts.all_text_contents() if h in heads] == heads
+    assert not page.locator("#headline").is_visible()
+    assert page.locator("[data-controls=interference] select").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    assert page.locator(".part").count() == 0
+    assert page.locator("#headline").is_visible()
+    assert page.said == []
+
+
+def test_figures_are_printed_in_light_colours_and_are_dark_again_after(open_page, address):
+    page = open_page(address, scheme="dark")
+    paper = "document.querySelector('[data-figure=weight]')._fullLayout.paper_bgcolor"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(paper) == "#ffffff"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(paper) == "#181d23"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_labels_are_whole_and_clear_of_the_legend(open_page, large, width):
+    page = open_page(large, width=width)
+    cut = page.evaluate("""[...document.querySelectorAll("[data-figure]")].flatMap((box) => {
+        const frame = box.getBoundingClientRect(), of = (s) => [...box.querySelectorAll(s)];
+        const titles = of(".g-xtitle text, .g-x2title text").filter((t) => {
+            const r = t.getBoundingClientRect();
+            return r.left < frame.left - 1 || r.right > frame.right + 1;
+        });
+        const legend = of(".legend")[0]?.getBoundingClientRect().top ?? Infinity;
+        const labels = of(".xtick text, .g-xtitle text, .x2tick text, .g-x2title text");
+        const over = labels.filter((t) => t.getBoundingClientRect().bottom > legend + 1);
+        return [...titles, ...over].map((t) => `${box.dataset.figure}: ${t.textContent}`);
+    })""")
+    assert cut == []

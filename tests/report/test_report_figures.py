@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_rows import ARMS, TASKS, fake_rows, row
 
+from orthomerge.evidence import Curve
 from orthomerge.report import summarize, task_figure, weight_figure
+from orthomerge.report.curves import curve_figure
 from orthomerge.report.style import DARK, LIGHT, colour, dash, symbol
 
 CARDS = {"light": "#ffffff", "dark": "#181d23"}
@@ -74,3 +76,31 @@ def test_names_are_not_markup():
     figure = task_figure(summarize([row("<b>t</b>", "<a href='x'>", 0.5)]))
     assert figure.data[0].name == "&lt;a href='x'&gt;"
     assert "<b>t" not in figure.data[0].text[0]
+
+
+def test_an_arm_without_merges_is_named_too():
+    rows = [*fake_rows(ARMS[:2], TASKS[:2]), *fake_rows(["late"], TASKS[:2], merges=[])]
+    for figure in (weight_figure(summarize(rows)), task_figure(summarize(rows))):
+        named = {t.name for t in figure.data if t.showlegend is not False}
+        assert {*ARMS[:2], "late"} <= named
+
+
+def test_a_mean_over_fewer_seeds_is_hollow():
+    rows = fake_rows(["default"], TASKS[:2], merges=[("task_arithmetic", 0.5, {})])
+    rows += fake_rows(["default"], TASKS[:2], seeds=[0], merges=[("task_arithmetic", 1.0, {})])
+    summary = summarize(rows)
+    assert summary.uneven
+    (line,) = [t for t in weight_figure(summary).data if t.mode == "lines+markers"]
+    assert list(line.marker.symbol) == ["circle", "circle-open"]
+    assert not summarize(fake_rows(ARMS[:2], TASKS[:2])).uneven
+
+
+def test_curves_of_many_arms_have_no_bands():
+    for count, bands in ((6, 6), (7, 0)):
+        curves = [
+            Curve(f"{a} {s}", a, s, "t", 0.1, [[1, 2.0], [2, 1.0 + s]])
+            for a in ARMS[:count]
+            for s in (0, 1)
+        ]
+        figure = curve_figure(curves, {a: i for i, a in enumerate(ARMS[:count])})
+        assert sum(bool(t.meta.get("band")) for t in figure.data) == bands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -233,3 +234,55 @@ def test_the_difference_is_the_second_less_the_first(tmp_path):
     cells = [a for a in page.all("td") if a.get("data-value") == "0.125"]
     assert len(cells) == 1
     assert "+12.5" in page.text
+
+
+def test_many_merges_are_a_line_each(tmp_path):
+    merges = [("task_arithmetic", w / 10, {}) for w in range(1, 18)]
+    _, page = build(tmp_path, fake_rows(ARMS[:2], TASKS[:2], merges=merges))
+    heads = [a["data-value"] for a in page.all("th") if a.get("data-value")]
+    assert heads[:3] == ["alone", "sum × 0.1", "sum × 0.2"]
+    assert "the row's best" in page.text
+    assert "default-unit, init" in page.text
+
+
+def text_rows(arm: str = "default"):
+    rows = fake_rows([arm], TASKS[:4], rates=[0.002])
+    return [
+        replace(r, form="text", scoring="generation" if r.task == "stsb" else "likelihood")
+        for r in rows
+    ]
+
+
+def test_how_tasks_are_answered_is_said(tmp_path):
+    (tmp_path / "text").mkdir()
+    _, page = build(tmp_path / "text", text_rows())
+    assert "as text, scored by likelihood (cola, sst2, mrpc)" in page.text
+    assert "as text, scored by generation (stsb)" in page.text
+    (tmp_path / "heads").mkdir()
+    _, page = build(tmp_path / "heads", fake_rows(["default"], TASKS[:4], rates=[0.002]))
+    assert "by heads of labels" in page.text
+    path = build_comparison([tmp_path / "heads", tmp_path / "text"])
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "do not answer their tasks alike (heads: by heads of labels; text: as text" in page.text
+
+
+def test_a_comparison_is_headed_by_the_best_of_each_run(tmp_path):
+    for name, gain in (("before", 0.0), ("after", 0.1)):
+        (tmp_path / name).mkdir()
+        rows = [
+            row("x", arm, value + gain * (method != "single"), method=method, weight=weight)
+            for arm, value in (("default", 0.5), ("other", 0.6))
+            for method, weight in (("single", None), ("task_arithmetic", 1.0))
+        ]
+        append_rows(tmp_path / name / "results.jsonl", rows)
+    path = build_comparison([tmp_path / "before", tmp_path / "after"])
+    text = Page(path.read_text(encoding="utf-8")).text
+    assert "single-task score with after: other, 100.0 % with before: other" in text
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign(tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.4999)):
+        (tmp_path / name).mkdir()
+        append_rows(tmp_path / name / "results.jsonl", [row("x", "d", value)])
+    page = Page(build_comparison([tmp_path / "a", tmp_path / "b"]).read_text(encoding="utf-8"))
+    assert "-0.0" not in page.text and "+0.0" not in page.text

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from orthomerge.evidence import Curve
-from orthomerge.report.style import band, colour, dash, dress, safe
+from orthomerge.report.style import MOST_BANDS, band, colour, dash, dress, safe
 
 
 def curve_figure(curves: Sequence[Curve], slots: Mapping[str, int]) -> go.Figure:
@@ -21,7 +21,7 @@ def curve_figure(curves: Sequence[Curve], slots: Mapping[str, int]) -> go.Figure
         runs = [{int(step): loss for step, loss in c.losses} for c in curves if c.arm == arm]
         steps = sorted(set[int].intersection(*(set(r) for r in runs)))
         values = [[r[s] for r in runs] for s in steps]
-        if len(runs) > 1:
+        if len(runs) > 1 and len(arms) <= MOST_BANDS:
             low, high = [min(v) for v in values], [max(v) for v in values]
             band(figure, steps, low, high, slots[arm])
         figure.add_scatter(

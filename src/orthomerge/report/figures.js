@@ -38,6 +38,21 @@
     }
     for (const shape of layout.shapes || []) shape.line.color = ink;
   };
+  // A title on as many lines as its axis is wide.
+  const folded = (text, most) =>
+    text.split(" ").reduce((lines, word) => {
+      const last = lines.at(-1);
+      if (last !== undefined && last.length + word.length < most) return [...lines.slice(0, -1), `${last} ${word}`];
+      return [...lines, word];
+    }, []).join("<br>");
+  // What names of categories take below the axis once they are too long to lie level.
+  const tilted = (layout, width, sign) => {
+    const names = layout.xaxis.categoryarray ?? [];
+    const longest = Math.max(0, ...names.map((name) => name.length)) * sign;
+    return longest > (width - 70) / Math.max(names.length, 1) ? 0.6 * longest : 0;
+  };
+  // A figure and its heading share a sheet.
+  const most = () => (root.classList.contains("paper") ? 540 : Infinity);
   const fit = (figure, width) => {
     const layout = figure.layout, small = width < 640;
     layout.font.size = small ? 11 : 13;
@@ -45,14 +60,23 @@
     if (figure.data[0].type === "heatmap") {
       const tasks = figure.data[0].x.length;
       layout.width = Math.min(width, 260 + 74 * tasks);
-      layout.height = Math.min(layout.width, 170 + 46 * tasks);
+      layout.height = Math.min(layout.width, 170 + 46 * tasks, most());
       layout.margin = { l: 10, r: 10, t: 34, b: 10 };
       return;
     }
+    const sign = small ? 6.2 : 7.4;
+    const titles = Object.keys(layout).filter((key) => /^xaxis/.test(key) && layout[key].title?.text);
+    for (const key of titles) {
+      const title = layout[key].title, share = layout[key].domain ?? [0, 1];
+      title.whole ??= title.text;
+      title.text = folded(title.whole, ((share[1] - share[0]) * (width - 70)) / (sign + 1.4));
+    }
+    const folds = Math.max(0, ...titles.map((key) => layout[key].title.text.split("<br>").length - 1));
     const names = figure.data.filter((t) => t.showlegend !== false).map((t) => t.name.length);
     const entry = small ? 42 + 6 * Math.max(6, ...names) : 48 + 7 * Math.max(6, ...names);
     const lines = Math.ceil(names.length / Math.max(1, Math.floor((width - 40) / entry)));
-    const plot = (small ? 300 : 380) + (layout.yaxis2 ? 100 : 0), below = layout.xaxis.title ? 62 : layout.xaxis2 ? 58 : 36;
+    const below = (layout.xaxis.title ? 62 : layout.xaxis2 ? 58 : 36) + 18 * folds + tilted(layout, width, sign);
+    const plot = Math.min((small ? 300 : 380) + (layout.yaxis2 ? 100 : 0), most() - 34 - below - 20 * lines);
     layout.margin = { l: small ? 44 : 58, r: 10, t: 34, b: below + 20 * lines };
     layout.height = plot + layout.margin.t + layout.margin.b;
     layout.legend = { ...layout.legend, y: -below / plot, yanchor: "top", font: { size: small ? 11 : 12.5 }, tracegroupgap: 0 };
@@ -77,12 +101,12 @@
     return figure;
   };
   const icons = window.Plotly?.Icons;
-  const drawOne = (box, dark = isDark()) => {
+  const drawOne = (box) => {
     const figure = figureOf(box.dataset.figure);
     const name = `${data.name}-${figure.layout.meta.name}`;
     const save = (format) => (gd) =>
       Plotly.downloadImage(gd, { format, scale: format === "png" ? 2 : 1, filename: name, width: gd.clientWidth, height: gd.clientHeight });
-    paint(figure, dark);
+    paint(figure, isDark());
     fit(figure, box.clientWidth);
     box.style.minHeight = `${figure.layout.height}px`;
     box.setAttribute("aria-label", figure.layout.meta.alt);
@@ -97,8 +121,8 @@
       ]],
     });
   };
-  const draw = (dark) => {
-    if (window.Plotly) for (const box of boxes) drawOne(box, dark);
+  const draw = () => {
+    if (window.Plotly) for (const box of boxes) drawOne(box);
   };
   for (const controls of document.querySelectorAll("[data-controls]")) {
     const place = controls.dataset.controls;
@@ -135,12 +159,7 @@
     draw();
   });
   system.addEventListener("change", () => draw());
-  addEventListener("beforeprint", () => {
-    document.querySelectorAll("details").forEach((d) => { d.dataset.was = d.open ? "1" : ""; d.open = true; });
-    draw(false);
-  });
-  addEventListener("afterprint", () => {
-    document.querySelectorAll("details").forEach((d) => { d.open = d.dataset.was === "1"; });
-    draw();
-  });
+  // print.js has laid the page out for the sheet by then.
+  addEventListener("beforeprint", draw);
+  addEventListener("afterprint", draw);
 })();

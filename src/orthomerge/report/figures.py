@@ -6,12 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orthomerge.report.style import INK, LIGHT, band, colour, dash, dress, safe, symbol
+from orthomerge.report.style import INK, LIGHT, MOST_BANDS, band, colour, dash, dress, safe, symbol
 from orthomerge.report.tables import PLAIN, Arm, Column, Score, Summary, percent
 from orthomerge.rows import SINGLE
-
-# Bands of more arms than this cover each other; error bars take their place.
-MOST_BANDS = 6
 
 
 def _hover(arm: Arm, column: Column, score: Score, retained: float | None = None) -> str:
@@ -45,6 +42,7 @@ def weight_figure(summary: Summary) -> go.Figure:
         slot, name = arm.slot, safe(arm.name)
         marker = {"color": colour(slot), "symbol": symbol(slot), "size": 8}
         own = summary.cell(arm, summary.single).score
+        shown = [(c, cell, cell.score) for c in sums if (cell := summary.cell(arm, c)).score]
         if own is not None:
             figure.add_scatter(
                 x=[(place + 0.5) / count],
@@ -54,12 +52,11 @@ def weight_figure(summary: Summary) -> go.Figure:
                 marker=marker,
                 name=name,
                 legendgroup=str(slot),
-                showlegend=False,
+                showlegend=not shown,
                 text=[_hover(arm, summary.single, own)],
                 hovertemplate="%{text}<extra></extra>",
                 meta={"slot": slot},
             )
-        shown = [(c, cell, cell.score) for c in sums if (cell := summary.cell(arm, c)).score]
         scores = [s for _, _, s in shown]
         if scores:
             places = [c.weight for c, _, _ in shown if c.weight is not None]
@@ -75,7 +72,12 @@ def weight_figure(summary: Summary) -> go.Figure:
                 error_y=bars,
                 mode="lines+markers",
                 line={"color": colour(slot), "width": 2, "dash": dash(slot)},
-                marker=marker,
+                marker={
+                    **marker,
+                    "symbol": [
+                        symbol(slot) + ("-open" if summary.short(arm, s) else "") for s in scores
+                    ],
+                },
                 name=name,
                 legendgroup=str(slot),
                 text=[_hover(arm, c, s, cell.retained) for c, cell, s in shown if s],
@@ -152,6 +154,7 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
     for arm in summary.arms:
         slot, name = arm.slot, safe(arm.name)
         group = str(slot)
+        named = False
         for kind, used in (("bar", column), ("tick", summary.single)):
             if used is None:
                 continue
@@ -180,11 +183,12 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
                     error_y=_bars([s for _, s in scored], slot),
                     textposition="none",
                 )
+                named = True
             else:
                 figure.add_scatter(
                     **common,
                     mode="markers",
-                    showlegend=column is None,
+                    showlegend=not named,
                     marker={
                         "symbol": "line-ew-open",
                         "size": 11,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -55,6 +56,21 @@ def duration(seconds: float) -> str:
 def memory(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def moment(text: str) -> str:
+    """A time of ISO 8601 to the minute, in UTC; anything else as it stands."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return (when.astimezone(UTC) if when.tzinfo else when).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def signed(value: float) -> str:
+    """A difference of scores times 100 with its sign; one that rounds to nothing has none."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text
 
 
 def seeds(numbers: tuple[int, ...]) -> str:

@@ -23,7 +23,7 @@ from orthomerge.report import sections
 from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.sections import Group
 from orthomerge.report.source import Source, labelled, read_source
-from orthomerge.report.style import DARK, LIGHT
+from orthomerge.report.style import DARK, LIGHT, MOST_BANDS
 from orthomerge.report.tables import (
     PLAIN,
     Column,
@@ -37,6 +37,9 @@ from orthomerge.report.tables import (
 from orthomerge.rows import SINGLE
 
 PAGE = "report.html"
+WIDEST = 16
+"""Of more merges the table of scores has a line each, unless there are as many arms."""
+
 _STAGES = {
     "stats": "statistics", "init": "starts", "train": "training", "fisher": "Fisher information",
     "merge": "merging", "eval": "evaluation", "evidence": "interference and spectra",
@@ -107,6 +110,7 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
             for part in ("disturbances", "spectra", "places", "curves")
         )
     )
+    several = len(sources) > 1
     name = " against ".join(s.name for s in sources)
     figures = _figures(summary, evidence)
     shares = [c.retained for c in summary.cells.values() if c.retained is not None]
@@ -127,10 +131,14 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
         .render(
             name=name,
             sources=sources,
-            headline=headline(summary),
+            headline=headline(
+                summary, {r.arm: s.name for s in sources for r in s.rows} if several else None
+            ),
             summary=summary,
             groups=_groups(summary.columns),
             columns=summary.columns,
+            tall=len(summary.columns) > max(WIDEST, len(summary.arms)),
+            uneven=summary.uneven,
             per_task_columns=[*shown_alone, *([plain] if plain else [])],
             plain=plain,
             single=SINGLE,
@@ -146,10 +154,11 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
             about={k: v for s in sources for k, v in s.about.items()},
             seconds=sum(sum(s.numbers("seconds").values()) for s in sources),
             stages=_STAGES,
+            most_bands=MOST_BANDS,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             version=_version(),
             css=Markup(_text("page.css")),
-            js=Markup(_text("tables.js") + _text("figures.js")),
+            js=Markup("".join(map(_text, ("tables.js", "print.js", "figures.js")))),
             plotly=Markup(get_plotlyjs()) if figures else "",
             data=shown.script_json(data),
         )
@@ -166,6 +175,8 @@ def _environment() -> Environment:
         "code": shown.code,
         "duration": shown.duration,
         "memory": shown.memory,
+        "moment": shown.moment,
+        "signed": shown.signed,
         "seeds": shown.seeds,
     }
     names: dict[str, Any] = environment.globals

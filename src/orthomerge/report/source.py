@@ -46,6 +46,19 @@ class Source:
         found = self.part("arm_tasks").items()
         return {str(arm): [str(t) for t in tasks] for arm, tasks in found if is_array(tasks)}
 
+    @property
+    def answered(self) -> list[str]:
+        """How the rows' tasks are answered, and which where not all are alike."""
+        ways: dict[str, list[str]] = {}
+        for task, row in {r.task: r for r in self.rows}.items():
+            way = (
+                f"as text, scored by {row.scoring}" if row.form == "text" else "by heads of labels"
+            )
+            ways.setdefault(way, []).append(task)
+        if len(ways) == 1:
+            return list(ways)
+        return [f"{way} ({', '.join(tasks)})" for way, tasks in ways.items()]
+
     def numbers(self, key: str) -> dict[str, float]:
         """The numbers of a mapping of the record."""
         return {k: v for k, v in self.part(key).items() if isinstance(v, int | float)}
@@ -109,6 +122,11 @@ def labelled(sources: Sequence[Source]) -> list[Source]:
         raise OrthomergeError(f"these runs share no task ({said}): compare runs of the same tasks.")
     left = sorted({t for each in tasks for t in each} - set(shared))
     notices = [f"Left out, since not every run has them: {', '.join(left)}."] if left else []
+    if len({tuple(s.answered) for s in sources}) > 1:
+        said = "; ".join(
+            f"{n}: {', '.join(s.answered)}" for n, s in zip(names, sources, strict=True)
+        )
+        notices.append(f"These runs do not answer their tasks alike ({said}).")
     return [
         _prefixed(source, name, shared, notices if place == 0 else [])
         for place, (source, name) in enumerate(zip(sources, names, strict=True))

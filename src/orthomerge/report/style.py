@@ -21,6 +21,8 @@ SHADES = {
     "light": [[0, "#ffffff"], [0.5, "#e9a26b"], [1, "#8a2f00"]],
     "dark": [[0, "#181d23"], [0.5, "#6e3a1c"], [1, "#c2571a"]],
 }
+MOST_BANDS = 6
+"""Bands of more arms than this cover each other."""
 BAND = 0.14
 """How strongly the band around a line is filled."""
 
@@ -83,8 +85,10 @@ def dress(figure: go.Figure, name: str, alt: str) -> go.Figure:
         legend={"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "top", "y": -0.2},
         meta={"name": name, "alt": alt},
     )
-    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    # Marks that are not seen hold the two axes' numbers apart where they meet.
+    marks = {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True, **marks)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True, **marks)
     return figure
 
 

@@ -149,6 +149,21 @@ class Summary:
         return max((len(c.score.seeds) for c in self.cells.values() if c.score), default=0)
 
     @property
+    def uneven(self) -> bool:
+        """Whether any mean of the plain sum rests on fewer seeds than its arm has."""
+        return any(
+            self.short(a, score)
+            for a in self.arms
+            for c in self.merges
+            if c.method == PLAIN and (score := self.cell(a, c).score) is not None
+        )
+
+    @staticmethod
+    def short(arm: Arm, score: Score) -> bool:
+        """Whether a score rests on fewer seeds than its arm has."""
+        return len(score.seeds) < len(arm.seeds)
+
+    @property
     def floor(self) -> float | None:
         """What constant answers score, mean over tasks; None where a task does not say."""
         if not self.tasks or set(self.majority) != set(self.tasks):
@@ -409,10 +424,11 @@ def markdown_table(rows: Iterable[ResultRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def headline(summary: Summary) -> list[str]:
+def headline(summary: Summary, runs: Mapping[str, str] | None = None) -> list[str]:
     """What the numbers say, in one to three plain sentences; names stand in backquotes.
 
-    It sets the arm with the best merge against PEFT's own start, or else against the next best.
+    It sets the arm with the best merge against PEFT's own start, or else against the next best;
+    where `runs` names the run of each arm, against the best of another run.
     """
     tasks = len(summary.tasks)
     column = summary.plain
@@ -428,8 +444,7 @@ def headline(summary: Summary) -> list[str]:
     if not found:
         return [f"No arm has been scored on all {tasks} tasks after merging yet."]
     found.sort(key=lambda item: -item[1].mean)
-    shown = found[:1]
-    shown += [item for item in found[1:] if item[0].start == "default"][:1] or found[1:2]
+    shown = found[:1] + _other(found, runs or {})
 
     plain = column.method == PLAIN and not column.options
     what = "The plain sum of" if plain else f"{_quoted(column.group)} over"
@@ -457,6 +472,15 @@ def headline(summary: Summary) -> list[str]:
         elif top.mean - other.mean <= top.spread + other.spread:
             sentences.append("The difference lies within the spread over seeds.")
     return sentences
+
+
+def _other(found: list[tuple[Arm, Score]], runs: Mapping[str, str]) -> list[tuple[Arm, Score]]:
+    """What the best, the first of `found`, is set against: none where it is the only one."""
+    first, rest = found[0][0], found[1:]
+    elsewhere = [item for item in rest if runs.get(item[0].name) != runs.get(first.name)]
+    named = [item for item in rest if item[0].name == "default"]
+    plain = [item for item in rest if item[0].start == "default"]
+    return (elsewhere or named or plain or rest)[:1]
 
 
 def _quoted(name: str) -> str:
