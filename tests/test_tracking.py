@@ -23,26 +23,87 @@ RECIPE = {
 }
 
 
-def test_tensorboard_files_lie_beside_the_adapter(tmp_path, tiny_tokenizer, monkeypatch):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+@pytest.fixture
+def train(tmp_path, tiny_tokenizer):
+    """Trains one small adapter twenty steps; the start is the same for all of a test."""
     model = new_lora(tiny_bert(), targets=["query"], rank=2, alpha=4, task_type="SEQ_CLS", seed=0)
     save_start(model, tmp_path / "start")
     rows = get_task(str(write_task(tmp_path / "t.jsonl"))).data(train=64).train
     settings = TrainingSettings(epochs=6, batch_size=16, max_length=16)
-    for name, report_to in (("followed", ["tensorboard"]), ("alone", [])):
+
+    def trained(name: str, *report_to: str) -> bytes:
         train_adapter(
             tiny_bert(), tmp_path / "start", rows, tiny_tokenizer, regression=False,
             settings=settings, output=tmp_path / name, report_to=report_to,
         )  # fmt: skip
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    return trained
+
+
+def test_tensorboard_files_lie_beside_the_adapter(tmp_path, train, monkeypatch):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    assert train("followed", "tensorboard") == train("alone")
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     events = reader.EventAccumulator(str(tmp_path / "logs" / "followed"))
     events.Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [10, 20]
     assert not (tmp_path / "logs" / "alone").exists()
-    file = "adapter_model.safetensors"
-    weights = {(tmp_path / name / file).read_bytes() for name in ("followed", "alone")}
-    assert len(weights) == 1
+
+
+def written_records(data: bytes) -> list[bytes]:
+    """The records of a file of LevelDB's log format, in blocks of 32 KiB, after W&B's header."""
+    found, part, at = [], b"", 7
+    while at + 7 <= len(data):
+        room = 32768 - at % 32768
+        if room < 7:  # too little for a header: nought to the block's end
+            at += room
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        part += data[at + 7 : at + 7 + length]
+        if kind in (1, 4):  # whole, or the last part
+            found.append(part)
+            part = b""
+        at += 7 + length
+    return found
+
+
+def test_every_training_is_a_run_of_weights_and_biases(tmp_path, train, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert train("first", "wandb") == train("second", "wandb") == train("alone")
+    assert wandb.run is None and "WANDB_DIR" not in os.environ
+    found = {}
+    for file in (tmp_path / "logs" / "wandb").glob("offline-run-*/run-*.wandb"):
+        records = [Record.FromString(data) for data in written_records(file.read_bytes())]
+        (name,) = {r.run.display_name for r in records if r.HasField("run")}
+        lines = [
+            {"/".join(i.nested_key) or i.key: i.value_json for i in r.history.item}
+            for r in records
+            if r.HasField("history")
+        ]
+        found[name] = [int(x["train/global_step"]) for x in lines if "train/loss" in x]
+    assert found == {"first": [10, 20], "second": [10, 20]}
+
+
+def test_every_training_is_a_run_of_mlflow(tmp_path, train, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert train("first", "mlflow") == train("second", "mlflow") == train("alone")
+    assert mlflow.active_run() is None and "MLFLOW_TRACKING_URI" not in os.environ
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/logs/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {r.info.run_name for r in runs} == {"first", "second"}
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [10, 20]
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith("ml")]
 
 
 def test_unknown_trackers_are_named():

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from orthomerge.errors import RecipeError, unknown_name
 
 TRACKERS = {
     "tensorboard": ("tensorboard", "TENSORBOARD_LOGGING_DIR"),
     "wandb": ("wandb", "WANDB_DIR"),
-    "mlflow": ("mlflow", None),
+    "mlflow": ("mlflow", "MLFLOW_TRACKING_URI"),
 }
 """Each tracker with the package it needs and the variable that says where its files go."""
 
@@ -37,7 +41,8 @@ def check_trackers(names: Sequence[str]) -> list[str]:
 def following(names: Sequence[str], folder: Path, run: str) -> Generator[list[str], None, None]:
     """The trackers' names for the Trainer, their files sent below `folder` while the block runs.
 
-    A variable that the user has set is left as it is. MLflow writes to its own tracking URI.
+    A variable that the user has set is left as it is. The block is a run of its own in every
+    tracker, unless the caller has one open already.
 
     Raises:
         RecipeError: what `check_trackers` refuses.
@@ -46,13 +51,34 @@ def following(names: Sequence[str], folder: Path, run: str) -> Generator[list[st
     set_here: list[str] = []
     for name in found:
         variable = TRACKERS[name][1]
-        if variable and variable not in os.environ:
-            place = folder / run if name == "tensorboard" else folder
-            place.mkdir(parents=True, exist_ok=True)
-            os.environ[variable] = str(place)
+        if variable not in os.environ:
+            os.environ[variable] = _place(name, folder, run)
             set_here.append(variable)
+    opened = "wandb" in found and _wandb().run is None
     try:
         yield found
     finally:
+        if opened:  # the Trainer leaves it open, and the next training would go on in it
+            _wandb().finish()
         for variable in set_here:
             del os.environ[variable]
+
+
+def _place(name: str, folder: Path, run: str) -> str:
+    """Where a tracker's files go, made if need be, as its variable says it."""
+    place = folder / run if name == "tensorboard" else folder
+    place.mkdir(parents=True, exist_ok=True)
+    return _database(place) if name == "mlflow" else str(place)
+
+
+def _database(place: Path) -> str:
+    """MLflow's database, made by one process alone; plain folders it refuses by now."""
+    address = f"sqlite:///{place.resolve() / 'mlflow.db'}"
+    with FileLock(place / "mlflow.lock"):
+        import_module("mlflow").MlflowClient(address).search_experiments()
+    return address
+
+
+def _wandb() -> Any:
+    """Weights & Biases, imported only where it is asked for."""
+    return import_module("wandb")

@@ -86,6 +86,7 @@ def train_adapter(
     progress: Callable[[int, int], None] | None = None,
     report_to: Sequence[str] = (),
     logs: str | Path | None = None,
+    label: str | None = None,
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
@@ -97,7 +98,8 @@ def train_adapter(
     every batch, and the first one writes. The order of the rows is drawn under `seed`; batches are
     grouped by length. `record` is kept beside the weights as `training.json`, together with the
     losses. `report_to` names what else follows the losses, "tensorboard", "wandb" or "mlflow", as
-    the Trainer's option does; their files go into the folder `logs`, by default beside `output`.
+    the Trainer's option does; their files go into the folder `logs`, by default beside `output`,
+    and call the training `label`, by default the output's name.
 
     Raises:
         UnknownNameError: no such constraint.
@@ -109,7 +111,8 @@ def train_adapter(
     if constraint not in (*CONSTRAINTS, FROZEN_B):
         raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
     place = Path(logs or Path(output).parent / "logs")
-    followed = following(report_to, place, Path(output).name)
+    label = label or Path(output).name
+    followed = following(report_to, place, label)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
     callbacks: list[TrainerCallback] = [_Progress(progress)] if progress else []
     if constraint == "freeze":
@@ -150,7 +153,7 @@ def train_adapter(
             logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=trackers or "none",
-            run_name=Path(output).name,
+            run_name=label,
             disable_tqdm=True,
             seed=seed,
             dataloader_pin_memory=False,

@@ -222,7 +222,8 @@ class Pieces:
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
                 progress=self.reporter.step,
                 report_to=self._recipe.training.report_to,
-                logs=self.keys.output / "logs" / name / f"seed{seed}",
+                logs=self.keys.output / "logs",
+                label=f"{name}/seed{seed}/{path.name}",
             )
         return path
 
