@@ -86,7 +86,7 @@ def dress(figure: go.Figure, name: str, alt: str) -> go.Figure:
         meta={"name": name, "alt": alt},
     )
     # Marks that are not seen hold the two axes' numbers apart where they meet.
-    marks = {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
+    marks: dict[str, Any] = {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
     figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True, **marks)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True, **marks)
     return figure
