@@ -18,7 +18,9 @@ from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.plan import Plan
 from orthomerge.features import Statistics
 from orthomerge.fisher import load_fisher
+from orthomerge.models import load_language_model
 from orthomerge.rows import SINGLE, read_rows
+from orthomerge.text_evaluation import TextEvaluator
 
 KINDS = {"CAUSAL_LM": ["q_proj", "v_proj"], "SEQ_2_SEQ_LM": ["q", "v"]}
 METHODS = ("regmean", "osrm_aware", "fisher", "emr")
@@ -231,3 +233,27 @@ def test_a_prompts_length_is_the_default_of_words_alone(tmp_path):
     assert parse_recipe(plain).data.max_length == 48
     with pytest.raises(OrthomergeError):
         parse_recipe(values | {"data": 3})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_counts_the_passes_that_scoring_takes(tmp_path, kind):
+    values = make(tmp_path, kind)
+    template = {"prompt": TEMPLATE, "answers": ["not at all so", "yes indeed"]}
+    values |= {"tasks": values["tasks"][1:], "arms": {"default": {"start": "default"}}}
+    values["text"] = {"templates": {values["tasks"][0]: template}}
+    recipe = parse_recipe(values)
+    written = parse_recipe(values | {"text": values["text"] | {"scoring": "generation"}})
+    ours, theirs = (Plan(r).by_stage()["eval"] for r in (recipe, written))
+    keys = Keys(recipe, tmp_path / "run")
+    task, seen = next(iter(keys.prompts)), []
+    model = load_language_model(values["base"])
+    model.register_forward_pre_hook(
+        lambda _, arguments, named: seen.append(named.get("input_ids")), with_kwargs=True
+    )
+    rows = keys.data[task].test
+    TextEvaluator(model, keys.tokenizer).likelihoods(rows, keys.prompts[task])
+    # The encoder's passes are not this model's own: it is given what was encoded once.
+    passes = 1 if seen[0] is None else sum(map(len, seen)) / len(rows)
+    assert passes == {"CAUSAL_LM": 2, "SEQ_2_SEQ_LM": 1}[kind]
+    # As many scores of each of the two tasks; numbers are written, at a pass a row.
+    assert ours / theirs == pytest.approx((passes + 1) / 2)

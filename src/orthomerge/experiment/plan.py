@@ -2,7 +2,8 @@
 
 Time is counted in operations, from the model's shapes: a pass of `n` tokens through `P` parameters
 (embeddings left out) takes `2 P n`, a LoRA training step twice that (no gradient of the base).
-Texts count at their longest (`max_length`), so hours are rather too many than too few.
+Texts count at their longest (`max_length`), and every answer that a decoder is to weigh
+at a pass of its own, so hours are rather too many than too few.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Plan:
         self.size: BaseSize = base_size(
             skeleton, widest_targets(recipe), in_words=recipe.form == "text"
         )
+        self._encodes = bool(getattr(skeleton.config, "is_encoder_decoder", False))
         self._keys = _Unseen(recipe, Path("plan"))
         graph = Graph(self._keys)
         evaluations = graph.evaluations({}, assume=True)
@@ -82,10 +84,21 @@ class Plan:
             return {"fisher": 2 * token * length * samples}
         asked = job.arguments[0]
         rows = data.selection if asked.split == "selection" else _count(data.test)
-        work = {"eval": token * length * rows * len(asked.keys)}
+        passes = sum(self._passes(task) for task, _ in asked.keys)
+        work = {"eval": token * length * rows * passes}
         if job.kind == "merge":
             work["merge"] = MERGING * self.size.updates() * len(asked.keys)
         return work
+
+    def _passes(self, task: str) -> int:
+        """Passes that a row of a task takes to be scored: a decoder reads each answer by itself.
+
+        Answers that begin alike, as those of one token do, share a pass then; how many do is the
+        tokenizer's to say, so all are counted. An encoder-decoder reads the text once.
+        """
+        if self._keys.scoring_of(task) != "likelihood" or self._encodes:
+            return 1
+        return len(self._keys.prompts[task].answers)
 
     def _adapter_work(self, arm: str, task: str) -> dict[str, float]:
         """Operations of a training, or of a conversion and the steps that follow it."""
