@@ -167,6 +167,8 @@ def train_adapter(
             data_collator=collate,
             callbacks=callbacks,
         )
+        # What takes a mean loss by itself, the Trainer would not divide by passes and processes.
+        trainer.model_accepts_loss_kwargs = _sums_its_loss(model, prompt)
         trainer.remove_callback(PrinterCallback)
         if constraint == "project" and _cuts(trainer):
             raise OrthomergeError(
@@ -196,6 +198,11 @@ def train_adapter(
 def _cuts(trainer: Trainer) -> bool:
     """Whether each process holds but a piece of the weights."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def _sums_its_loss(model: Any, prompt: Prompt | None) -> bool:
+    """Whether the model divides its loss by the items of the whole batch: decoders alone do."""
+    return prompt is not None and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def recover_adapter(
