@@ -27,7 +27,7 @@ from orthomerge.evaluation import score
 from orthomerge.experiment import Run, load_recipe
 from orthomerge.experiment.keys import MERGE_GRANULARITY
 from orthomerge.factors import LoraFactors, inner, weighted_sum
-from orthomerge.merging import MergedLayer, MergedUpdate, get_method, merge_layers
+from orthomerge.merging import MergedLayer, MergedUpdate
 from orthomerge.rows import SINGLE, ResultRow, read_rows
 
 RESULTS = Path(__file__).parents[1] / "results" / "prediction"
@@ -65,18 +65,13 @@ class Study:
         for task in tasks:
             data, about = self.run.keys.data[task], self.run.keys.tasks[task]
             labels, regression = self.run.keys.head(task)
-            predictions = self.evaluator.predict(
+            predictions = self.run.scores.evaluator.predict(
                 data.test, update, adapters[self.tasks.index(task)].modules,
                 num_labels=labels, regression=regression,
             )  # fmt: skip
             truth = [r.label for r in data.test]
             found.append(score(about.kind, predictions, truth, labels)[about.metric])
         return found
-
-    @property
-    def evaluator(self) -> Any:
-        """The run's own."""
-        return self.run._workshop._scores.evaluator
 
 
 def merges(study: Study, done: set[str]) -> Iterator[dict[str, Any]]:
@@ -92,7 +87,8 @@ def merges(study: Study, done: set[str]) -> Iterator[dict[str, Any]]:
         if not whole or name in done or method not in specs:
             continue
         adapters = study.adapters(arm, seed, rate)
-        merged = _merge(study, specs[method], arm, seed, rate, weight, adapters)
+        named = dict(zip(study.tasks, adapters, strict=True))
+        merged = study.run.scores.update(arm, seed, rate, specs[method], weight, named)
         shift = predict_shift(_layers(merged), adapters, study.statistics)
         yield {
             "name": name, "arm": arm, "seed": seed, "method": method, "weight": weight,
@@ -139,21 +135,6 @@ def layers(study: Study, done: set[str]) -> Iterator[dict[str, Any]]:
                 ),
                 "test": study.scores(update, adapters, study.tasks),
             }  # fmt: skip
-
-
-def _merge(
-    study: Study, spec: Any, arm: str, seed: int, rate: float, weight: float,
-    adapters: Sequence[Adapter],
-) -> MergedUpdate:  # fmt: skip
-    needs, given = get_method(spec.method).needs, {}
-    if "moments" in needs:
-        given["statistics"] = study.statistics
-    if "fisher" in needs:
-        given["fisher"] = [study.pieces.fisher(arm, t, seed, rate) for t in study.tasks]
-    return merge_layers(
-        [a.layers for a in adapters], method=spec.method, weights=weight, seed=seed, **given,
-        **spec.arguments,
-    )  # fmt: skip
 
 
 def _layers(merged: MergedUpdate) -> Iterator[MergedLayer]:

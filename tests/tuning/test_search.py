@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import call, tiny_bert, write_task
 from small_adapters import make_adapter
 
 from orthomerge.adapters import read_adapter
-from orthomerge.errors import OrthomergeError
+from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.evaluation import Evaluator, score
 from orthomerge.features import collect_statistics
 from orthomerge.merging import merge_layers
@@ -265,3 +266,16 @@ def test_merge_finds_its_weights_first_when_asked(files, tmp_path):
     ours, theirs = read_adapter(out).layers, read_adapter(study / "merged").layers
     for layer in theirs:
         assert (ours[layer].delta() == theirs[layer].delta()).all()
+
+
+@pytest.mark.parametrize("verb", [["tune", "-o"], ["merge", "--tune", "validation", "-o"]])
+def test_adapters_that_answer_in_words_are_refused_in_a_sentence(files, tmp_path, verb):
+    words = shutil.copytree(files / "a", tmp_path / "words")
+    config = json.loads((words / "adapter_config.json").read_text())
+    (words / "adapter_config.json").write_text(json.dumps(config | {"task_type": "CAUSAL_LM"}))
+    command, *more = verb
+    task = ["--task", files / "a.jsonl"]
+    with pytest.raises(AdapterError, match=r"\(CAUSAL_LM\), and weights .* choose_from") as caught:
+        call(command, words, words, *task, *task, *more, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -27,6 +27,7 @@ from orthomerge.experiment.pieces import Pieces
 from orthomerge.experiment.progress import Reporter, Silent
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.record import write_record
+from orthomerge.experiment.scores import Scores
 from orthomerge.experiment.workshop import Workshop
 from orthomerge.files import write_text
 from orthomerge.rows import ResultRow, read_rows
@@ -56,6 +57,11 @@ class Run:
         self._workshop = Workshop(self.keys, self._reporter)
         self._executor = executor or Here()
         self._text, self._command, self._retries = text, command, retries
+
+    @property
+    def scores(self) -> Scores:
+        """What merges and scores the run's adapters."""
+        return self._workshop.scores
 
     @property
     def pieces(self) -> Pieces:

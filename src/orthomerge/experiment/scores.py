@@ -65,35 +65,48 @@ class Scores:
             for t in tasks
         }
         self._pieces.reporter.stage(f"merge {asked.arm} · {merge.method} · weight {asked.weight:g}")
-        needed = self._needed(asked, merge, list(adapters))
-        with self._pieces.costs.stage("merge"):
-            update = merge_layers(
-                [a.layers for a in adapters.values()],
-                method=merge.method,
-                weights=asked.weight,
-                seed=merge.seed_of(asked.seed),
-                **needed,
-                **merge.arguments,
-            )
-            if self._recipe.save_merged and asked.split == "test":
+        update = self.update(asked.arm, asked.seed, asked.rate, merge, asked.weight, adapters)
+        if self._recipe.save_merged and asked.split == "test":
+            with self._pieces.costs.stage("merge"):
                 self._save(asked, merge, update, adapters)
         for place, task in enumerate(tasks):
             if task in missing:
                 emit(self._row(asked, task, update.of(place), adapters[task].modules))
 
-    def _needed(self, asked: Evaluation, merge: Merge, tasks: Sequence[str]) -> dict[str, Any]:
+    def update(
+        self,
+        arm: str,
+        seed: int,
+        rate: float,
+        merge: Merge,
+        weight: float,
+        adapters: Mapping[str, Adapter],
+    ) -> MergedUpdate:
+        """An arm's adapters, by task, merged as `merge` says, with what its method needs beside."""
+        needed = self._needed(arm, seed, rate, merge, list(adapters))
+        with self._pieces.costs.stage("merge"):
+            return merge_layers(
+                [a.layers for a in adapters.values()],
+                method=merge.method,
+                weights=weight,
+                seed=merge.seed_of(seed),
+                **needed,
+                **merge.arguments,
+            )
+
+    def _needed(
+        self, arm: str, seed: int, rate: float, merge: Merge, tasks: Sequence[str]
+    ) -> dict[str, Any]:
         """The statistics or the Fisher information of every task, where the method needs them."""
         needs = get_method(merge.method).needs
         given: dict[str, Any] = {}
         if "moments" in needs:
-            targets = self._recipe.arms[asked.arm].targets
+            targets = self._recipe.arms[arm].targets
             given["statistics"] = [
                 self._pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in tasks
             ]
         if "fisher" in needs:
-            given["fisher"] = [
-                self._pieces.fisher(asked.arm, t, asked.seed, asked.rate) for t in tasks
-            ]
+            given["fisher"] = [self._pieces.fisher(arm, t, seed, rate) for t in tasks]
         return given
 
     def _save(

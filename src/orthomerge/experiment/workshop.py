@@ -26,7 +26,7 @@ class Workshop:
     def release(self) -> None:
         """Let go of the models and statistics that are kept loaded."""
         self.pieces = Pieces(self.keys, reporter=self._reporter, costs=Costs())
-        self._scores = Scores(self.pieces)
+        self.scores = Scores(self.pieces)
 
     @classmethod
     def at(cls, recipe: Recipe, output: str | Path, reporter: Reporter | None = None) -> Workshop:
@@ -48,10 +48,10 @@ class Workshop:
         elif job.kind == "fisher":
             self.pieces.fisher(*job.arguments)
         elif job.kind == "eval":
-            self._scores.single(job.arguments[0], emit)
+            self.scores.single(job.arguments[0], emit)
         else:
             asked, missing = job.arguments
-            self._scores.merged(asked, emit, missing)
+            self.scores.merged(asked, emit, missing)
         return costs
 
     def keep_evidence(self, rows: Sequence[ResultRow]) -> Costs:

@@ -92,14 +92,25 @@ def read_inputs(
             f"{len(tasks)} tasks for {len(read)} adapters: give one --task for each adapter, in "
             "their order."
         )
-    found = [_tune_task(get_task(name), rows, data_seed) for name in tasks]
     for adapter in read:
-        if not adapter.modules:
-            raise AdapterError(
-                f"adapter '{adapter.path or adapter.name}' carries no head, so its task cannot be "
-                "scored: train it with modules_to_save naming the classification head."
-            )
+        _require_head(adapter)
+    found = [_tune_task(get_task(name), rows, data_seed) for name in tasks]
     return Inputs(read, _distinct([a.name for a in read]), found, base_of(read[0], base))
+
+
+def _require_head(adapter: Adapter) -> None:
+    kind = adapter.config.get("task_type")
+    if kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        raise AdapterError(
+            f"'{adapter.called}' is a language model's adapter ({kind}), and weights are searched "
+            "by heads alone: choose them in a recipe of 'form: text' by choose_from, or without "
+            "labels by 'orthomerge merge --tune statistics'."
+        )
+    if not adapter.modules:
+        raise AdapterError(
+            f"adapter '{adapter.path or adapter.name}' carries no head, so its task cannot be "
+            "scored: train it with modules_to_save naming the classification head."
+        )
 
 
 def base_of(adapter: Adapter, base: str | None = None) -> ResolvedModel:
