@@ -27,7 +27,8 @@ from orthomerge.merging import (
     merge_layers,
     plan_merge,
 )
-from orthomerge.merging.merge import LayerWeights, MergedLayer
+from orthomerge.merging.merged import MergedLayer
+from orthomerge.merging.plan import LayerWeights
 
 
 def merge_adapters(

@@ -22,7 +22,8 @@ from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.files import atomic_path, slug
 from orthomerge.merging import merge_layers
-from orthomerge.merging.merge import LayerWeights, MergedLayer
+from orthomerge.merging.merged import MergedLayer
+from orthomerge.merging.plan import LayerWeights
 
 TASKS = "tasks"
 # With these PEFT adds the head to what it loads, which the shared adapter has only if averaged.

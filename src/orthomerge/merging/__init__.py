@@ -1,14 +1,8 @@
 """Merge LoRA adapters from their factors: a registry of pure functions, one idea a file."""
 
-from orthomerge.merging.merge import (
-    MergedLayer,
-    MergedUpdate,
-    MergePlan,
-    iter_merge,
-    layer_seed,
-    merge_layers,
-    plan_merge,
-)
+from orthomerge.merging.merge import iter_merge, merge_layers
+from orthomerge.merging.merged import MergedLayer, MergedUpdate
+from orthomerge.merging.plan import MergePlan, layer_seed, plan_merge
 from orthomerge.merging.registry import (
     MergeMethod,
     PerTask,

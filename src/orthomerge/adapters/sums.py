@@ -1,0 +1,140 @@
+"""`W + ΔW` of a checkpoint's tensors, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthomerge.adapters.architecture import find_key
+from orthomerge.adapters.checkpoint import (
+    DTYPES,
+    FLOATS,
+    Planned,
+    Stored,
+    as_bytes,
+)
+from orthomerge.adapters.tensors import read_tensor
+from orthomerge.errors import AdapterError
+from orthomerge.factors import LoraFactors
+
+Update = LoraFactors | Tensor
+UpdateOf = Callable[[str], Update | None]
+
+
+@dataclass
+class Count:
+    """How many layers are done."""
+
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def one_more(self) -> None:
+        """Count a layer, and tell."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def summed(stored: Stored, layer: str, update_of: UpdateOf, turned: bool, count: Count) -> Planned:
+    """`W + ΔW` of one layer, of the stored shape and dtype, worked out when it is written."""
+
+    def pieces() -> Iterator[Any]:
+        update = update_of(layer)
+        yield from stored.pieces() if update is None else _sum_blocks(stored, layer, update, turned)
+        count.one_more()
+
+    return Planned(stored.dtype, stored.shape, stored.end - stored.begin, pieces)
+
+
+def _sum_blocks(stored: Stored, layer: str, update: Update, turned: bool) -> Iterator[Any]:
+    """Blocks of rows of `W + ΔW`, as bytes. O(rows · rank · columns) for factors."""
+    dtype = DTYPES[stored.dtype]
+    own = update.A.dtype if isinstance(update, LoraFactors) else update.dtype
+    working = torch.promote_types(torch.promote_types(own, dtype), torch.float32)
+    add = _adding(_as_stored(update, stored.shape, layer, turned), working)
+    most = torch.finfo(dtype).max
+    for rows, block in stored.row_blocks():
+        result = add(block.to(working), rows)
+        least, greatest = torch.aminmax(result)
+        if not (least >= -most and greatest <= most):  # nor where it is not a number
+            raise AdapterError(
+                f"layer '{layer}' is not finite in {stored.dtype} after the merge: lower the "
+                "weights, or save the base model in a dtype of more range."
+            )
+        yield as_bytes(result.to(dtype))
+
+
+def add_biases(
+    planned: dict[str, Planned],
+    stored: Mapping[str, Stored],
+    biases: Mapping[str, Tensor],
+    prefix: str,
+    base: Path,
+) -> None:
+    """`b + Δb` in the place of every named layer's bias, in its dtype."""
+    for layer, bias in biases.items():
+        key = find_key(f"{layer}.bias", stored, prefix)
+        if key is None:
+            raise AdapterError(
+                f"layer '{layer}' has no bias in '{base}' for the adapters' lora_bias "
+                "to join: write the merge as an adapter."
+            )
+        _check_float(key, stored[key], base)
+        before = read_tensor(stored[key])
+        if before.shape != bias.shape:
+            raise AdapterError(
+                f"the bias of layer '{layer}' is {list(before.shape)} in '{base}' and its update "
+                f"{list(bias.shape)}: the adapters belong to another base model."
+            )
+        working = torch.promote_types(torch.promote_types(bias.dtype, before.dtype), torch.float32)
+        summed = before.to(working) + bias.to("cpu", working)
+        planned[key] = Planned.tensor(summed, stored[key].dtype)
+
+
+def _as_stored(update: Update, shape: tuple[int, ...], layer: str, turned: bool) -> Update:
+    """The update in the orientation of the stored weight; only a square one needs `turned`."""
+    found = tuple(update.shape)
+    if found == shape and not (turned and found[0] == found[1]):
+        return update
+    if found == shape[::-1]:
+        if isinstance(update, LoraFactors):
+            return LoraFactors(update.B.T, update.A.T, update.scaling)
+        return update.T
+    raise AdapterError(
+        f"layer '{layer}' is {list(shape)} in the checkpoint and its update {list(found)}: the "
+        "adapters belong to another base model."
+    )
+
+
+def _adding(update: Update, working: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """What adds the update's rows to a block of the weight's, in the block's own memory."""
+    if isinstance(update, Tensor):
+        return lambda block, rows: block.add_(update[rows].to("cpu", working))
+    left = update.B.to("cpu", working) * update.scaling
+    right = update.A.to("cpu", working)
+    return lambda block, rows: block.addmm_(left[rows], right)
+
+
+def check_floats(stored: Mapping[str, Stored], layers: Mapping[str, str], base: Path) -> None:
+    """Only a matrix of plain floats can take an update."""
+    for key, layer in layers.items():
+        _check_float(key, stored[key], base)
+        if len(stored[key].shape) != 2:
+            raise AdapterError(
+                f"layer '{layer}' is {list(stored[key].shape)} in '{base}': only matrices take an "
+                "update."
+            )
+
+
+def _check_float(key: str, item: Stored, base: Path) -> None:
+    if item.dtype not in FLOATS:
+        raise AdapterError(
+            f"'{key}' of '{base}' is stored as {item.dtype}: an update cannot be added to "
+            "quantized weights; name the base model in 16 or 32 bits."
+        )
