@@ -10,7 +10,9 @@ import pytest
 from fake_rows import fake_rows, row
 
 from orthomerge.report import Column, markdown_table, summarize
-from orthomerge.report.tables import csv_table, csv_tasks, headline, percent
+from orthomerge.report.headline import headline
+from orthomerge.report.tables import percent
+from orthomerge.report.written import csv_table, csv_tasks
 from orthomerge.rows import SINGLE
 
 SUM = Column("task_arithmetic", 1.0)

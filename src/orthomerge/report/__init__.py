@@ -17,11 +17,10 @@ from orthomerge.report.tables import (
     Score,
     Selection,
     Summary,
-    csv_table,
-    markdown_table,
     summarize,
 )
 from orthomerge.report.text import methods_text, summary_table
+from orthomerge.report.written import csv_table, markdown_table
 
 __all__ = [
     "Arm",

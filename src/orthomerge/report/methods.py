@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orthomerge.report.tables import PLAIN, Score, column_of, markdown_text
+from orthomerge.report.tables import PLAIN, Score, column_of
+from orthomerge.report.written import markdown_text
 from orthomerge.rows import SINGLE, ResultRow
 
 DEFAULT_ARM = "default"

@@ -21,6 +21,7 @@ from orthomerge.files import slug, write_text
 from orthomerge.report import format as shown
 from orthomerge.report import sections
 from orthomerge.report.figures import task_figure, weight_figure
+from orthomerge.report.headline import headline
 from orthomerge.report.sections import Group
 from orthomerge.report.source import Source, labelled, read_source
 from orthomerge.report.style import DARK, LIGHT, MOST_BANDS
@@ -28,12 +29,10 @@ from orthomerge.report.tables import (
     PLAIN,
     Column,
     Summary,
-    csv_table,
-    csv_tasks,
-    headline,
     percent,
     summarize,
 )
+from orthomerge.report.written import csv_table, csv_tasks
 from orthomerge.rows import SINGLE
 
 PAGE = "report.html"
