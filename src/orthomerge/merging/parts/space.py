@@ -98,11 +98,11 @@ def knots_coordinates(
     Q, R = linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
     parts = cast(Sequence[Tensor], R.split([f.rank for f in factors], dim=1))
     A = [f.A.double() for f in factors]
-    small = torch.cat(
-        [r @ linalg.qr(a.T, mode="r").R.T for r, a in zip(parts, A, strict=True)], dim=1
-    )
+    L = [linalg.qr(a.T, mode="r").R for a in A]
+    small = torch.cat([r @ one.T for r, one in zip(parts, L, strict=True)], dim=1)
     P, s, _ = linalg.svd(small, full_matrices=False)
-    P = P[:, : numerical_rank(s, max(factors[0].shape), factors[0].A.dtype)]
+    size, dtype = max(factors[0].shape), factors[0].A.dtype
+    P = P[:, : numerical_rank(s, size, dtype, lambda: (R, cast(Tensor, torch.block_diag(*L))))]
     rows = torch.stack([(P.T @ r) @ a for r, a in zip(parts, A, strict=True)])
     return Q @ P, rows
 
