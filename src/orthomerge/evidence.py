@@ -8,6 +8,7 @@ line carries the hash of all that it was computed from as its `key`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,11 @@ class Disturbance:
     matrix: Matrix
     layers: dict[str, Matrix] = field(default_factory=dict[str, Matrix])
 
+    def __post_init__(self) -> None:
+        size = len(self.tasks)
+        for matrix in (self.matrix, *self.layers.values()):
+            _require(len(matrix) == size and all(len(row) == size for row in matrix))
+
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
@@ -58,6 +64,9 @@ class Spectrum:
     places: list[int]
     own: list[float]
     others: list[float]
+
+    def __post_init__(self) -> None:
+        _require(len(self.places) == len(self.own) == len(self.others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,9 @@ class Place:
     others: list[float]
     seen: list[float]
 
+    def __post_init__(self) -> None:
+        _require(len(self.seen) == 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -93,6 +105,9 @@ class Curve:
     task: str
     learning_rate: float
     losses: list[list[float]]
+
+    def __post_init__(self) -> None:
+        _require(all(len(pair) == 2 and math.isfinite(pair[0]) for pair in self.losses))
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,12 @@ def read_evidence(folder: str | Path) -> Evidence:
         read(Place, Place.FILE),
         read(Curve, Curve.FILE),
     )
+
+
+def _require(fits: bool) -> None:
+    """Refuse a record whose parts are not of one size; what reads lines says which line it was."""
+    if not fits:
+        raise ValueError("its parts are not of one size")
 
 
 def to_lines(records: Iterable[Disturbance | Spectrum | Place | Curve]) -> str:

@@ -161,9 +161,18 @@ def copy_inside(source: Path, target: Path, root: Path) -> None:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a file is there and holds this text; no more than the text's length is read."""
+    data = text.encode("utf-8")
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(data) + 1) == data
 
 
 def write_text(target: str | Path, text: str) -> None:

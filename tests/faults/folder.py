@@ -21,6 +21,7 @@ class Stands:
         self._pieces: dict[str, tuple[int, int]] = {}
         self._journal = 0
         self.excused: set[str] = set()
+        self._broken: set[str] = set()
 
     def moved(self, folder: Path) -> None:
         """The folder was copied: its files are others, and stand as before."""
@@ -35,8 +36,14 @@ class Stands:
                 found["wrong rows"].append(line)
         if not damaged:
             found["lost rows"] = sorted(self._lines - set(lines))
-            found["lost jobs"] = [p for p, was in self._pieces.items() if pieces.get(p) != was]
+            found["lost jobs"] = [
+                p for p, was in self._pieces.items()
+                if pieces.get(p) != was and not any(p.startswith(b) for b in self._broken)
+            ]  # fmt: skip
             found["jobs done again"] = self._again(folder)
+        # A broken piece stays until a whole one is in its place, which is then like the others.
+        made = {p for p, (inode, _) in pieces.items() if self._pieces.get(p, (0, 0))[0] != inode}
+        self._broken = {b for b in self._broken if not any(p.startswith(b) for p in made)}
         self._lines, self._pieces = set(lines), pieces
         self._journal = len(_lines(folder / JOURNAL))
         return {what: items for what, items in found.items() if items}
@@ -49,8 +56,11 @@ class Stands:
         again = [e["job"] for e in events[self._journal :] if e["event"] == "began"]
         return [job for job in again if job in done]
 
-    def excuse(self, folder: Path) -> None:
-        """What is done so far may have to be done again: the folder is about to be damaged."""
+    def excuse(self, folder: Path, file: Path) -> None:
+        """What is done so far may have to be done again: a file of the folder is to be damaged."""
+        name = file.relative_to(folder)
+        whole = name.parts[0] in ("starts", "adapters")  # pieces of several files
+        self._broken.add(f"{name.parent.as_posix()}/" if whole else name.as_posix())
         events = [json.loads(line) for line in _lines(folder / JOURNAL)]
         self.excused = {e["job"] for e in events if e["event"] == "done"}
 

@@ -161,8 +161,9 @@ def damage(how: Callable[[Path, object], None]):
             if not files:
                 disk_kill = at_an_operation(kill)(campaign)
                 return disk_kill.happen()._replace(fired=False)
-            campaign.state.excuse(campaign.folder)
-            how(campaign.draw.choice(files), campaign.draw)
+            file = campaign.draw.choice(files)
+            campaign.state.excuse(campaign.folder, file)
+            how(file, campaign.draw)
             at = campaign.draw.randint(campaign.operations // 8, campaign.operations // 2)
             found = forked(
                 campaign.recipe, campaign.folder,

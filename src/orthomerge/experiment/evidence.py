@@ -32,7 +32,7 @@ from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
 from orthomerge.experiment.pieces import Pieces
 from orthomerge.experiment.sound import TRAINING, read_losses
 from orthomerge.features import Statistics
-from orthomerge.files import fingerprint, write_text
+from orthomerge.files import fingerprint, holds, write_text
 from orthomerge.moments import Moment, combine
 from orthomerge.rows import SINGLE, ResultRow
 
@@ -81,7 +81,7 @@ def keep_evidence(pieces: Pieces, rows: Sequence[ResultRow]) -> None:
     ):  # fmt: skip
         path = pieces.keys.output / kind.FILE
         text = to_lines(found)
-        if text and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+        if text and not holds(path, text):
             write_text(path, text)
 
 

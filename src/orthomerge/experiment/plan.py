@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.assets import ResolvedModel
-from orthomerge.documents import parse_yaml
+from orthomerge.documents import Unreadable, parse_yaml
+from orthomerge.errors import RecipeError
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import KINDS, Job
 from orthomerge.experiment.keys import Keys
@@ -166,10 +167,19 @@ class Plan:
 
 
 def throughput_of_run(record: Mapping[str, Any], source: str) -> Throughput:
-    """What a finished run achieved: the operations of its recipe over its seconds, by stage."""
-    done = Plan(parse_recipe(parse_yaml(record["recipe"]))).by_stage()
+    """What a finished run achieved: the operations of its recipe over its seconds, by stage.
+
+    Raises:
+        RecipeError: its recipe cannot be read, or it trained nothing.
+    """
+    try:
+        done = Plan(parse_recipe(parse_yaml(record["recipe"]))).by_stage()
+    except Unreadable as problem:
+        raise RecipeError(f"the recipe in {source} cannot be read: {problem}.") from problem
     seconds = {stage: s for stage, s in record["seconds"].items() if s > 0}
     rates = {stage: n / seconds[stage] for stage, n in done.items() if n and stage in seconds}
+    if "train" not in rates:
+        raise RecipeError(f"{source} tells no time of training: name the run.json of another run.")
     return Throughput(rates, f"measured by the run of {source} ({record.get('machine', '?')})")
 
 

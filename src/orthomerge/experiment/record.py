@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import platform
 import sys
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from orthomerge.assets import ResolvedModel
-from orthomerge.documents import is_object
+from orthomerge.documents import is_object, read_json
 from orthomerge.experiment.costs import Costs
 from orthomerge.files import write_json
 from orthomerge.tasks import Task
@@ -29,11 +29,7 @@ def write_record(
 ) -> None:
     """Write `run.json`; what each stage took adds up over the sittings of a run."""
     before = _before(path)
-    total = Costs(
-        dict(before.get("seconds", {})),
-        dict(before.get("peak_memory", {})),
-        dict(before.get("peak_gpu_memory", {})),
-    )
+    total = Costs(*(_numbers(before, k) for k in ("seconds", "peak_memory", "peak_gpu_memory")))
     total.add(costs)
     record = {
         **about,
@@ -53,10 +49,19 @@ def write_record(
 def _before(path: Path) -> dict[str, Any]:
     """The record of the sittings before; one that cannot be read is begun anew."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = read_json(path)
+    except (OSError, ValueError):
         return {}
     return found if is_object(found) else {}
+
+
+def _numbers(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """The finite numbers of a mapping of the record; others are begun anew."""
+    found = record.get(key)
+    return {
+        k: v for k, v in (found if is_object(found) else {}).items()
+        if isinstance(v, int | float) and math.isfinite(v)
+    }  # fmt: skip
 
 
 def _about(task: Task) -> dict[str, Any]:

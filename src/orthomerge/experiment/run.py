@@ -29,7 +29,7 @@ from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.scores import Scores
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import write_text
+from orthomerge.files import holds, write_text
 from orthomerge.rows import ResultRow, read_rows
 
 ROWS, RUN, RECIPE, JOURNAL = "results.jsonl", "run.json", "recipe.yaml", "jobs.jsonl"
@@ -159,7 +159,7 @@ class Run:
         for name, rows in ((OTHER_ROWS, others), (ROWS, mine)):
             path = self.output / name
             text = "".join(row.to_json() + "\n" for row in rows)
-            if text != (path.read_text(encoding="utf-8") if path.is_file() else ""):
+            if not holds(path, text) and (text or path.exists()):
                 write_text(path, text)
         return mine
 

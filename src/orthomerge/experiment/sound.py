@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from orthomerge.adapters import read_adapter, read_kept_out
+from orthomerge.documents import read_json
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.experiment.progress import Reporter
 
@@ -54,7 +54,7 @@ def read_losses(folder: Path) -> list[list[float]]:
         AdapterError: they cannot be read.
     """
     try:
-        found = json.loads((folder / TRAINING).read_text(encoding="utf-8"))["losses"]
+        found = read_json(folder / TRAINING)["losses"]
         # Floats, as they are when they come back from the run's own file.
         return [[float(step), float(loss)] for step, loss in found]
     except (OSError, ValueError, TypeError, KeyError) as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +63,22 @@ def read_rates(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"no throughput file '{path}': name a run.json of a run.") from problem
     except ValueError as problem:
         raise RecipeError(f"'{path}' is not JSON: name a run.json of a run.") from problem
-    rates = found.get("rates") if is_object(found) else None
-    usable = is_object(rates) and rates.get("train", 0) > 0
-    if not is_object(found) or not (usable or {"seconds", "recipe"} <= set(found)):
+    found = found if is_object(found) else {}
+    of_run = isinstance(found.get("recipe"), str) and _numbers(found.get("seconds"))
+    if not (_numbers(found.get("rates"), "train") or (of_run and "rates" not in found)):
         raise RecipeError(
             f"'{path}' holds no throughput: name a run.json, or a JSON file with "
             '{"rates": {"train": operations a second, ...}}.'
         )
     return found
+
+
+def _numbers(value: Any, needed: str | None = None) -> bool:
+    """Whether it is a mapping to numbers; where one is `needed`, each must be above zero."""
+    if not is_object(value) or (needed is not None and needed not in value):
+        return False
+    least = 0.0 if needed is not None else -math.inf
+    return all(isinstance(v, int | float) and least < v < math.inf for v in value.values())
 
 
 def measured(size: int = 1024, seconds: float = 1.0) -> Throughput:

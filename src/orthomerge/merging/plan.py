@@ -116,6 +116,7 @@ class MergePlan:
         weights = self._by_layer.get(name, self._weights)
         try:
             result = self._method.function(factors, list(weights), **self._options, **given)
+            update, tasks, error = self._parted(result)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
         except linalg.LinAlgError as problem:
@@ -123,7 +124,18 @@ class MergePlan:
                 f"layer '{name}' cannot be decomposed: its values are too large for the weights "
                 "and options given; lower them."
             ) from problem
+        update, *rest = [u.to(home, dtype) for u in (update, *tasks)]
+        if not all(_finite(u) for u in (update, *rest)):
+            raise MergeError(
+                f"layer '{name}' merges to values larger than {str(dtype)[6:]} holds: lower the "
+                "weights, or check where the adapters are from."
+            )
+        return MergedLayer(name, update, tuple(rest), error)
 
+    def _parted(
+        self, result: Update | PerTask | Truncated
+    ) -> tuple[Update, tuple[Update, ...], float | None]:
+        """What a method gave, at most of the rank that was asked for, and what that cost."""
         tasks: tuple[Update, ...] = ()
         error: float | None = None
         if isinstance(result, PerTask):
@@ -135,9 +147,7 @@ class MergePlan:
         if self._rank is not None and not self._cuts:
             update, error = _cut(update, self._rank)
             tasks = tuple(_cut(own, self._rank)[0] for own in tasks)
-        return MergedLayer(
-            name, update.to(home, dtype), tuple(own.to(home, dtype) for own in tasks), error
-        )
+        return update, tasks, error
 
 
 def _options(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,13 +272,15 @@ def _gather(
     return wide, dtype, first.A.device
 
 
-def _finite(factors: LoraFactors) -> bool:
+def _finite(update: Update) -> bool:
     """Whether all values are; one sum tells, unless it overflows."""
-    if not math.isfinite(factors.scaling):
-        return False
-    if bool((factors.A.sum() + factors.B.sum()).isfinite()):
-        return True
-    return bool(factors.A.isfinite().all()) and bool(factors.B.isfinite().all())
+    if isinstance(update, LoraFactors):
+        parts = (update.A, update.B)
+        if not math.isfinite(update.scaling):
+            return False
+    else:
+        parts = (update,)
+    return all(bool(p.sum().isfinite()) or bool(p.isfinite().all()) for p in parts)
 
 
 def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:

@@ -67,7 +67,11 @@ def heatmap_figure(
 
 
 def mean_disturbance(records: Sequence[Disturbance]) -> dict[str, Any]:
-    """One arm's matrices over its seeds: means entry by entry, None where a seed has none."""
+    """One arm's matrices over its seeds: means entry by entry, None where a seed has none.
+
+    Seeds with other tasks than the first one's are left out.
+    """
+    records = [r for r in records if r.tasks == records[0].tasks]
 
     def mean(matrices: list[Matrix]) -> Matrix:
         return [

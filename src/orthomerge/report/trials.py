@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots  # pyright: ignore[reportUnknownVariableType]
@@ -23,6 +23,11 @@ from orthomerge.report.format import script_json
 from orthomerge.report.style import DARK, INK, LIGHT, SYMBOLS, safe
 
 RECORD, PAGE = "weights.json", "trials.html"
+# What a record of other values than ours lets go wrong, in the figures and in the page's template.
+_BROKEN = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration, ArithmeticError,
+    UndefinedError,
+)  # fmt: skip
 _ABREAST = 4
 
 
@@ -36,7 +41,7 @@ def build_trials_page(folder: str | Path) -> Path:
     try:
         record = read_json(file)
         page = _render(Path(folder).resolve().name, record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as problem:
+    except _BROKEN as problem:
         raise OrthomergeError(
             f"'{file}' cannot be read as the record of a search: make one with 'orthomerge tune'."
         ) from problem

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, cast
 
-from orthomerge.documents import parse_yaml
+from orthomerge.documents import YAML_BYTES, parse_yaml, read_text
 from orthomerge.errors import TaskError, unknown_name
 from orthomerge.files import fingerprint
 from orthomerge.tasks.part import split_name
@@ -139,7 +139,7 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
     if isinstance(template, str) and template.endswith(FILES):
         where = f"template '{template}'"
         try:
-            text = Path(template).expanduser().read_text(encoding="utf-8")
+            text = read_text(Path(template).expanduser(), YAML_BYTES)
             values = text.rstrip("\n") if template.endswith(".txt") else parse_yaml(text)
         except (OSError, ValueError) as problem:
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
