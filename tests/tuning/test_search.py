@@ -25,7 +25,7 @@ from orthomerge.merging import merge_layers
 from orthomerge.models import load_tokenizer
 from orthomerge.tasks import get_task
 from orthomerge.tuning import Method, SearchSettings, read_inputs, search_weights
-from orthomerge.tuning.search import STUDY
+from orthomerge.tuning.search import LOCK, STUDY
 
 NAMES = {"a": 1, "b": 2}
 
@@ -199,6 +199,13 @@ def test_folders_that_are_not_ours_are_left_alone(files, tmp_path):
     (tmp_path / "broken" / STUDY).write_text("no database at all")
     with pytest.raises(OrthomergeError, match="cannot be used as a study"):
         call("tune", *arguments(files, "-o", tmp_path / "broken"))
+
+
+def test_a_study_that_another_run_is_about_to_make_is_waited_for(files, tmp_path):
+    """A run that starts first leaves its lock before there is a study."""
+    (tmp_path / LOCK).touch()
+    call("tune", *arguments(files, "--trials", 1, "-o", tmp_path))
+    assert _count(tmp_path) == 1
 
 
 def test_without_optuna_the_way_out_is_named(files, tmp_path, monkeypatch):

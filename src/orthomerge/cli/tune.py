@@ -198,11 +198,11 @@ def _only_sums(
 def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
     """Refuse a folder that holds something else, before any work."""
     from orthomerge.tuning import WEIGHTS
-    from orthomerge.tuning.search import STUDY
+    from orthomerge.tuning.search import LOCK, STUDY
 
     if output.exists() and not output.is_dir():
         raise MergeError(f"'{output}' is a file: choose another --output.")
-    if not output.is_dir() or not any(output.iterdir()):
+    if not output.is_dir() or all(path.name == LOCK for path in output.iterdir()):
         return
     study = (output / STUDY).is_file()
     if not entropy and not study:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "study.sqlite3"
+LOCK = f".{STUDY}.lock"
+"""Held while a study is made; another run may see it before there is one."""
 _UNIFORM = (0.2, 0.4, 0.6, 0.8)
 _MADE_FOR = "made for"
 _TASKS = "tasks"
@@ -251,7 +253,7 @@ def _open(folder: Path, made_for: dict[str, Any]) -> optuna.Study:
             f"cannot write '{folder}': {problem.strerror or problem}; choose another output path."
         ) from problem
     file = folder / STUDY
-    with _quiet_optuna(), FileLock(folder / f".{STUDY}.lock"):
+    with _quiet_optuna(), FileLock(folder / LOCK):
         try:
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{file.resolve()}",
@@ -281,7 +283,7 @@ def _open(folder: Path, made_for: dict[str, Any]) -> optuna.Study:
 
 def _enqueue(study: optuna.Study, starts: list[list[float]], folder: Path) -> None:
     """Queue the starts that were not tried; one whose run was killed meanwhile is tried again."""
-    with FileLock(folder / f".{STUDY}.lock"):
+    with FileLock(folder / LOCK):
         seen = [
             trial.params or trial.system_attrs.get("fixed_params")
             for trial in study.get_trials(deepcopy=False)
