@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ CARD = "README.md"
 _CONFIGS = ("config.json", "adapter_config.json")
 _FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _SECONDS = 3.0
-"""How long the hub may take to say which card it has: a licence is worth no longer wait."""
+"""How long the hub may take to give a card: a licence is worth no longer wait."""
 _ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
@@ -83,17 +85,24 @@ def _at_the_hub(named: str) -> Licence:
     if not _HUB_ID.fullmatch(named):
         return NOT_STATED
     repository, _, revision = named.partition("@")
-    try:
-        found = try_to_load_from_cache(repository, CARD, revision=revision or None)
-        if not isinstance(found, str):
-            found = huggingface_hub.hf_hub_download(  # pyright: ignore[reportUnknownMemberType]
-                repository, CARD, revision=revision or None, etag_timeout=_SECONDS
-            )
-    # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever it
-    # is, a licence that cannot be read is not stated, and no reason to stop a merge.
-    except Exception:
+    cards: list[Path] = []
+
+    def ask() -> None:
+        # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever
+        # it is, a licence that cannot be read is not stated, and no reason to stop a merge.
+        with contextlib.suppress(Exception):
+            found = try_to_load_from_cache(repository, CARD, revision=revision or None)
+            if not isinstance(found, str):
+                found = huggingface_hub.hf_hub_download(repository, CARD, revision=revision or None)
+            cards.append(Path(found))
+
+    # The client tries again and again, which no timeout of its own bounds.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_SECONDS)
+    if not cards:
         return Licence(None, "its card at the hub could not be read")
-    return _of_card(Path(found)) or Licence(None, "its card at the hub says none")
+    return _of_card(cards[0]) or Licence(None, "its card at the hub says none")
 
 
 def _of_card(file: Path) -> Licence | None:
