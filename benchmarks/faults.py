@@ -44,7 +44,7 @@ def page(found: dict[str, Any]) -> str:
     }
     for place, value in places.items():
         text = text.replace(place, value)
-    return text
+    return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
 def _run_table(run: dict[str, Any]) -> str:
