@@ -74,7 +74,7 @@ sbom: $(STAMP) $(TOOLS)/.installed  ## what is installed for the demo, as Cyclon
 	  --output-reproducible --of JSON -o build/sbom.json
 
 audit: $(TOOLS)/.installed  ## known holes in the pinned packages; asks a public database
-	$(TOOLS)/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip
+	$(TOOLS)/bin/pip-audit --strict --requirement requirements.txt --no-deps --disable-pip
 
 dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
 	rm -rf dist

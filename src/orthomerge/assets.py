@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from orthomerge.documents import Unreadable, read_index
 from orthomerge.errors import AssetError, OrthomergeError
-from orthomerge.files import atomic_path, file_sha256, fingerprint
+from orthomerge.files import atomic_path, file_sha256, fingerprint, local
 from orthomerge.hub import hub_reason
 from orthomerge.packaged import PACKAGED, Packaged
 
@@ -53,7 +53,7 @@ class ResolvedModel(NamedTuple):
 def cache_folder() -> Path:
     """Where wheels and unpacked models are kept: `$ORTHOMERGE_CACHE` or the user's cache."""
     if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
+        return local(named)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "orthomerge" / "assets"
 
@@ -67,7 +67,7 @@ def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
         AssetError: no place has the model, or what it has is not the pinned weights; the message
             says what each place answered.
     """
-    folder = Path(model_id).expanduser()
+    folder = local(model_id)
     if folder.is_dir():
         return ResolvedModel(str(folder), "path", None, _model_sha256(folder), str(folder))
     if folder.is_absolute() or model_id.startswith((".", "~")):

@@ -51,6 +51,36 @@ def atomic_path(target: str | Path) -> Generator[Path, None, None]:
         holder.close()
 
 
+def local(named: str | Path) -> Path:
+    """The path that somebody wrote, `~` being the user's home.
+
+    Raises:
+        OrthomergeError: the home of nobody here, a name longer than a file's may be, or a folder
+            on the way that may not be entered.
+    """
+    said = str(named) if len(str(named)) <= 80 else f"{str(named)[:77]}..."
+    try:
+        path = Path(named).expanduser()
+        path.exists()
+    except RuntimeError as problem:
+        raise OrthomergeError(
+            f"'{said}' names the home of nobody on this machine: write the path in full."
+        ) from problem
+    except OSError as problem:
+        raise OrthomergeError(
+            f"'{said}' cannot be looked for: {problem.strerror or problem}; name another path."
+        ) from problem
+    return path
+
+
+def is_folder(named: str | Path) -> bool:
+    """Whether what somebody wrote is a folder here; what can be no path is none."""
+    try:
+        return local(named).is_dir()
+    except OrthomergeError:
+        return False
+
+
 def _unwritable(target: Path, problem: OSError) -> OrthomergeError:
     return OrthomergeError(
         f"cannot write '{target}': {problem.strerror or problem}; choose another output path."

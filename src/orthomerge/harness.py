@@ -23,7 +23,7 @@ import yaml
 
 from orthomerge.errors import AssetError, RecipeError, TaskError, nearest
 from orthomerge.evaluation import Update, applied
-from orthomerge.files import slug, write_json, write_text
+from orthomerge.files import local, slug, write_json, write_text
 from orthomerge.hub import hub_reason
 from orthomerge.models import preferred_device
 from orthomerge.tasks import Prompt, Row, Task
@@ -57,7 +57,7 @@ def export_task(
     data = task.data(test=rows, seed=seed)
     lines, delimiter = _asked(data.test, prompt)
     name = PREFIX + slug(task.name).replace("-", "_")
-    place = Path(folder).expanduser().resolve()
+    place = local(folder).resolve()
     write_text(
         place / f"{name}.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
     )
@@ -210,7 +210,7 @@ def _loaded(tasks: Sequence[str]) -> tuple[Any, list[Any]]:
 
 def _files(name: str) -> list[str]:
     """A folder's YAML files; anything else as it is."""
-    path = Path(name).expanduser()
+    path = local(name)
     if path.is_dir():
         files = sorted(str(p) for p in path.iterdir() if p.suffix in _SUFFIXES)
         if not files:

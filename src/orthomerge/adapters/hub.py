@@ -9,6 +9,7 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
 from orthomerge.errors import AdapterError
+from orthomerge.files import local
 from orthomerge.hub import hub_reason
 
 FILES = ["README.md", "adapter_config.json", "*.safetensors"]
@@ -29,7 +30,7 @@ def locate_adapter(named: str | Path) -> Located:
     Raises:
         AdapterError: neither of the two; the message says what the hub answered.
     """
-    folder = Path(named).expanduser()
+    folder = local(named)
     match = _HUB_ID.match(str(named))
     if folder.exists() or match is None or str(named).startswith((".", "~", "/")):
         return Located(folder, folder.resolve().name, str(named))

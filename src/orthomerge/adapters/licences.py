@@ -21,6 +21,7 @@ from orthomerge.documents import (
     read_json,
     read_text,
 )
+from orthomerge.files import is_folder, local
 from orthomerge.packaged import PACKAGED
 
 CARD = "README.md"
@@ -68,9 +69,8 @@ def licence_of(named: str | None) -> Licence:
     """
     if not named:
         return NOT_STATED
-    folder = Path(named).expanduser()
-    if folder.is_dir():
-        return licence_in(folder)
+    if is_folder(named):
+        return licence_in(local(named))
     for record in PACKAGED:
         if named in record.ids:
             return Licence(

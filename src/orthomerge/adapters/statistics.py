@@ -11,6 +11,7 @@ from orthomerge.adapters.files import Adapter
 from orthomerge.assets import resolve_model
 from orthomerge.errors import MergeError, StatisticsError
 from orthomerge.features import Statistics
+from orthomerge.files import is_folder
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import MergeMethod
 
@@ -72,7 +73,7 @@ def require_base(
     """
     named = base or adapter.base_model
     known, model = first.meta.model_sha256, first.meta.model_id
-    if named and (base or Path(named).expanduser().is_dir()):
+    if named and (base or is_folder(named)):
         known, model = resolve_model(named).sha256, named
     if known:
         item.require_model(known, model, name=name)

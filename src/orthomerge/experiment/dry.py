@@ -14,7 +14,7 @@ from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.run import ROWS
-from orthomerge.files import fingerprint
+from orthomerge.files import fingerprint, is_folder
 from orthomerge.rows import ResultRow, read_rows
 from orthomerge.tasks import SUFFIXES, Task, TaskData, corpora, glue
 
@@ -84,7 +84,7 @@ def _base(name: str) -> tuple[ResolvedModel | None, str]:
     try:
         found = resolve_model(name, fetch=False)
     except AssetError:
-        if name.startswith((".", "~", "/")) or Path(name).expanduser().is_dir():
+        if name.startswith((".", "~", "/")) or is_folder(name):
             raise
         return None, (
             "would be downloaded from the hub" if "/" in name else "would be fetched with pip"

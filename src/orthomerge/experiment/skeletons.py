@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from orthomerge.assets import resolve_model
 from orthomerge.errors import AssetError, RecipeError
+from orthomerge.files import is_folder
 from orthomerge.models import load_skeleton, quiet
 from orthomerge.packaged import PACKAGED
 
@@ -46,7 +46,7 @@ def find_skeleton(base: str) -> tuple[Any, str]:
         RecipeError: no place knows the model.
     """
     packaged = any(base in record.ids for record in PACKAGED)
-    if Path(base).expanduser().is_dir() or packaged:
+    if is_folder(base) or packaged:
         return load_skeleton(resolve_model(base).path_or_id), "its config"
     known = KNOWN.get(base.rsplit("/", 1)[-1].lower())
     if known is not None:

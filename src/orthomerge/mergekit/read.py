@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from orthomerge.documents import YAML_BYTES, Unreadable, is_array, is_object, parse_yaml, read_text
 from orthomerge.errors import MergeError, unknown_name
+from orthomerge.files import local
 from orthomerge.mergekit.methods import METHODS, Method, Parameters, listed
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype",
@@ -85,7 +86,7 @@ class _Model(NamedTuple):
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(read_text(Path(path).expanduser(), YAML_BYTES))
+        values = parse_yaml(read_text(local(path), YAML_BYTES))
     except (OSError, Unreadable) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise MergeError(f"'{path}' cannot be read: {reason}.") from problem

@@ -9,7 +9,7 @@ from typing import Any
 
 from orthomerge.documents import parse_json
 from orthomerge.errors import TaskError
-from orthomerge.files import file_sha256
+from orthomerge.files import file_sha256, local
 from orthomerge.tasks.corpora import Pools, draw
 from orthomerge.tasks.task import Row, Task
 
@@ -35,7 +35,7 @@ def from_file(
     Raises:
         TaskError: the file cannot be read as its suffix says, lacks a column, or has empty cells.
     """
-    path = Path(path).expanduser()
+    path = local(path)
     table = _read(path)
     if pair_column is None and "pair" in table.columns:
         pair_column = "pair"

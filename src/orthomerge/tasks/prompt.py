@@ -6,13 +6,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import Formatter
 from typing import Any, cast
 
 from orthomerge.documents import YAML_BYTES, parse_yaml, read_text
 from orthomerge.errors import TaskError, unknown_name
-from orthomerge.files import fingerprint
+from orthomerge.files import fingerprint, local
 from orthomerge.tasks.part import split_name
 from orthomerge.tasks.task import Task
 from orthomerge.tasks.templates import TEMPLATES, Template
@@ -139,7 +138,7 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
     if isinstance(template, str) and template.endswith(FILES):
         where = f"template '{template}'"
         try:
-            text = read_text(Path(template).expanduser(), YAML_BYTES)
+            text = read_text(local(template), YAML_BYTES)
             values = text.rstrip("\n") if template.endswith(".txt") else parse_yaml(text)
         except (OSError, ValueError) as problem:
             reason = (str(problem).splitlines() or [type(problem).__name__])[0]
