@@ -3,7 +3,7 @@
 python -m benchmarks.evidence
 
 From the lines of results/prediction/ (`benchmarks.prediction` measures them) come the figures that
-`orthomerge diagnose` quotes, `src/orthomerge/diagnostics/evidence.json`, and the tables of
+`orthomerge diagnose` quotes, `src/orthomerge/diagnostics/study.json`, and the tables of
 docs/diagnose.md. The weight of what lies beside was chosen on the arms of CHOSEN_ON; the others
 were looked at afterwards.
 """
@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ROOT / "results" / "prediction"
-FILE = ROOT / "src" / "orthomerge" / "diagnostics" / "evidence.json"
+FILE = ROOT / "src" / "orthomerge" / "diagnostics" / "study.json"
 PAGE = ROOT / "docs" / "diagnose.md"
 BEGIN, END = "<!-- written by python -m benchmarks.evidence -->", "<!-- end -->"
 CHOSEN_ON = ("default", "contrastive-project")

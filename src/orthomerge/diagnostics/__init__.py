@@ -3,10 +3,10 @@
 from orthomerge.diagnostics.advice import Advice
 from orthomerge.diagnostics.couplings import Couplings, couplings
 from orthomerge.diagnostics.diagnosis import METHODS, Diagnosis, diagnose
-from orthomerge.diagnostics.evidence import Evidence, evidence
 from orthomerge.diagnostics.interference import Interference, interference, interference_of
 from orthomerge.diagnostics.overlap import LayerOverlap, Overlap, overlap
 from orthomerge.diagnostics.shift import BESIDE, Shift, predict_shift, shift_of_sum
+from orthomerge.diagnostics.study import Evidence, evidence
 from orthomerge.diagnostics.weights import BestWeight, best_weight, best_weight_of_sum
 
 __all__ = [

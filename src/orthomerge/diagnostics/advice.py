@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from orthomerge.diagnostics.couplings import Couplings
-from orthomerge.diagnostics.evidence import borne_out
 from orthomerge.diagnostics.overlap import Overlap
 from orthomerge.diagnostics.shift import shift_of_sum
+from orthomerge.diagnostics.study import borne_out
 from orthomerge.diagnostics.weights import BestWeight
 
 WORTH = 0.02

@@ -44,7 +44,7 @@ def evidence(kind: str) -> Evidence | None:
 
     None for a kind that the study did not measure.
     """
-    source = files("orthomerge.diagnostics").joinpath("evidence.json")
+    source = files("orthomerge.diagnostics").joinpath("study.json")
     found = json.loads(source.read_text(encoding="utf-8")).get(kind)
     if found is None:
         return None
