@@ -97,8 +97,8 @@ def kept_out(root: Path) -> Callable[[random.Random], None]:
     def change(header: Any, rng: random.Random) -> Any:
         if rng.random() < 0.5:
             return mutated(header, rng)
-        entry = rng.choice(["layers", "within"])
         held = header["__metadata__"]
+        (entry,) = held
         held[entry] = json.dumps(mutated(json.loads(held[entry]), rng))
         return header
 

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_bert
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from orthomerge.adapters import (
@@ -159,6 +160,20 @@ def test_a_start_carries_its_directions_each_tensor_once(tmp_path, within):
     assert wrong_side(model, kept) <= 1e-6
 
 
+def test_equal_directions_give_equal_bytes_and_older_files_are_read(tmp_path):
+    model = lora()
+    kept = directions(model, within=True)
+    files = [save_start(model, tmp_path / n, kept) / "kept_out.safetensors" for n in "abcdefgh"]
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], framework="pt") as stream:
+        about = json.loads(stream.metadata()["directions"])
+    tensors = {n: t.clone() for n, t in load_file(files[0]).items()}
+    save_file(tensors, files[0], metadata={k: json.dumps(v) for k, v in about.items()})
+    older = read_kept_out(tmp_path / "a")
+    assert older.within
+    assert all(torch.equal(older.rows[n], rows) for n, rows in kept.rows.items())
+
+
 def test_directions_that_do_not_belong_are_refused():
     model = lora()
     kept = directions(model)
@@ -196,6 +211,7 @@ def test_a_start_without_directions_or_with_broken_ones_is_refused_in_one_senten
             tensors, path, metadata={"layers": layers, "within": "false"}
         ),
         "not JSON": lambda: save_file(tensors, path, metadata={"layers": "{", "within": "false"}),
+        "a list of all": lambda: save_file(tensors, path, metadata={"directions": "[1]"}),
         "a list": lambda: save_file(tensors, path, metadata={"layers": "[1]", "within": "false"}),
     }
     for damage in breaks.values():

@@ -25,6 +25,7 @@ from orthomerge.subspace import project_rows_out
 
 ADAPTER = "default"
 KEPT_OUT = "kept_out.safetensors"
+_ENTRY = "directions"
 
 
 def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
@@ -165,12 +166,15 @@ def _require_orthonormal(rows: Tensor, layer: str) -> None:
 
 
 def write_kept_out(folder: Path, directions: Directions) -> None:
-    """Directions by layer beside a start's weights, each distinct tensor once."""
+    """Directions by layer beside a start's weights, each distinct tensor once.
+
+    Equal directions give equal bytes: safetensors keeps no order among several entries of metadata.
+    """
     leads: dict[int, str] = {}
     layers = {name: leads.setdefault(id(rows), name) for name, rows in directions.rows.items()}
     tensors = {lead: directions.rows[lead].contiguous() for lead in set(layers.values())}
-    about = {"layers": json.dumps(layers), "within": json.dumps(directions.within)}
-    save_file(tensors, folder / KEPT_OUT, metadata=about)
+    about = json.dumps({"layers": layers, "within": directions.within})
+    save_file(tensors, folder / KEPT_OUT, metadata={_ENTRY: about})
 
 
 def read_kept_out(folder: str | Path) -> Directions:
@@ -187,14 +191,21 @@ def read_kept_out(folder: str | Path) -> Directions:
         )
     try:
         with cast(Any, safe_open(path, framework="pt")) as stream:
-            about: dict[str, str] = stream.metadata() or {}
-            layers: dict[str, str] = parse_json(about["layers"])
+            about = _about(stream.metadata() or {})
+            layers: dict[str, str] = about["layers"]
             held: dict[str, Tensor] = {
                 lead: stream.get_tensor(lead) for lead in set(layers.values())
             }
             rows = {name: held[lead] for name, lead in layers.items()}
-            return Directions(rows, within=bool(parse_json(about["within"])))
+            return Directions(rows, within=bool(about["within"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise AdapterError(
             f"'{path}' cannot be read ({problem}): make the start again."
         ) from problem
+
+
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
+    """Which tensor is whose; older files have an entry for each of the two things said."""
+    if _ENTRY in metadata:
+        return parse_json(metadata[_ENTRY])
+    return {key: parse_json(metadata[key]) for key in ("layers", "within")}
