@@ -29,6 +29,7 @@ from orthomerge.adapters import (
     freeze_B,
     load_trainable,
     read_kept_out,
+    seal_again,
 )
 from orthomerge.callbacks import ProjectionCallback
 from orthomerge.errors import OrthomergeError, unknown_name
@@ -222,7 +223,7 @@ def recover_adapter(
     """Train a converted adapter a few steps more, where its conversion put it; see `train_adapter`.
 
     `A` stays out of the directions that the conversion "project" left behind, and is held after any
-    other. The conversion's own record goes along.
+    other. The conversion's own record goes along, with the hashes of what came out.
 
     Raises:
         OrthomergeError: what `train_adapter` raises.
@@ -235,9 +236,12 @@ def recover_adapter(
             constraint="project" if projected else "freeze", fresh_head=False, seed=seed,
             output=folder, prompt=prompt, record=record, progress=progress,
         )  # fmt: skip
-        for name in (RECORD, "README.md", KEPT_OUT):
+        for name in ("README.md", KEPT_OUT):
             if (converted / name).is_file():
                 shutil.copyfile(converted / name, folder / name)
+        if (converted / RECORD).is_file():
+            about = {"steps": settings.max_steps, **(record or {})}
+            seal_again(converted, folder, RECORD, recovered=about)
     return Path(output)
 
 

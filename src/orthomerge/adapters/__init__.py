@@ -50,6 +50,8 @@ from orthomerge.adapters.initialise import (
     unit_rows,
 )
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
+from orthomerge.adapters.provenance import seal_again
+from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics, of_one_model
 from orthomerge.adapters.verify import Check, verify
@@ -106,6 +108,8 @@ __all__ = [
     "save_full_model",
     "save_merged",
     "save_start",
+    "seal_again",
+    "start_record",
     "total_loss",
     "unit_rows",
     "verify",

@@ -99,7 +99,7 @@ def convert_adapters(
         item.require_match(first, mine=name, theirs="the first statistics")
     names = distinct_names(read)
     size, done = sum(len(a.layers) for a in read), 0
-    sources = {"own": sources_of(statistics), "others": sources_of(others)}
+    mine, rest = sources_of(statistics), sources_of(others)
     found: list[Converted] = []
     with atomic_path(output) as folder:
         for place, (adapter, name) in enumerate(zip(read, names, strict=True)):
@@ -110,6 +110,10 @@ def convert_adapters(
             target, at = (folder, Path(output)) if len(read) == 1 else (
                 folder / name, Path(output) / name,
             )  # fmt: skip
+            sources = {
+                "own": mine[place : place + 1],
+                "others": [s for u, s in enumerate(mine) if u != place] + rest,
+            }
             for _ in work.write(target, sources):
                 done += 1
                 if progress is not None:

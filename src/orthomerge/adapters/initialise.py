@@ -14,6 +14,7 @@ from orthomerge import linalg
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
 from orthomerge.adapters.files import Adapter, check_start
+from orthomerge.adapters.provenance import START, seal
 from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.features import Statistics, describe_model, target_layers
@@ -216,19 +217,24 @@ def save_start(
     peft_model: PeftModel,
     folder: str | Path,
     kept_out: Directions | None = None,
+    *,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a start as an ordinary PEFT folder, the fresh head of a classifier with it.
 
     PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
     many labels. `kept_out` are the directions a projected `A` stays out of
-    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them.
+    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them. A
+    `record` (`start_record`) becomes `start.json`, with hashes of all files, for `verify`.
     """
     with atomic_path(folder) as path:
         # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
         if kept_out is not None:
             write_kept_out(path, kept_out)
+        if record is not None:
+            seal(path, START, record)
     return Path(folder)
 
 

@@ -15,8 +15,8 @@ from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError
 from orthomerge.files import file_sha256, fingerprint, write_json
 
-MERGE, CONVERT = "merge.json", "convert.json"
-RECORDS = (MERGE, CONVERT)
+MERGE, CONVERT, START = "merge.json", "convert.json", "start.json"
+RECORDS = (MERGE, CONVERT, START)
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
@@ -24,6 +24,17 @@ def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     files = {key: file_sha256(folder / key) for key in files_below(folder) if key != name}
     content = json.loads(json.dumps({**record, "files": files}))
     write_json(folder / name, {**content, "sha256": fingerprint(content)})
+
+
+def seal_again(before: Path, folder: Path, name: str, **more: Any) -> None:
+    """Write the record of `before` for a folder that was made from it, with `more` said in it.
+
+    Raises:
+        Unreadable: it is no record.
+    """
+    record: dict[str, Any] = read_json(before / name)
+    kept = {key: value for key, value in record.items() if key not in ("files", "sha256")}
+    seal(folder, name, {**kept, **more})
 
 
 def files_below(folder: Path) -> Iterator[str]:
@@ -44,8 +55,8 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
     name = next((n for n in RECORDS if (folder / n).is_file()), None)
     if name is None:
         raise AdapterError(
-            f"'{folder}' has neither {MERGE} nor {CONVERT}: name what 'orthomerge merge' or "
-            "'orthomerge convert' wrote."
+            f"'{folder}' has none of {', '.join(RECORDS)}: name what 'orthomerge merge', 'convert' "
+            "or 'init' wrote."
         )
     try:
         record = read_json(folder / name)
@@ -57,7 +68,7 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
     if not is_object(record) or not is_object(files):
         raise AdapterError(
             f"'{folder / name}' holds no hashes of the folder's files: it was altered, or written "
-            "by an older version; merge or convert again."
+            "by an older version; make the folder again."
         )
     for key in files:
         parts = PurePosixPath(key).parts
@@ -68,6 +79,16 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
             )
     content = {key: value for key, value in record.items() if key != "sha256"}
     return name, record, record.get("sha256") == fingerprint(content)
+
+
+def place_of(named: Any, output: Path) -> Path | None:
+    """Where an input lies: as a record calls it, from here or from beside the output."""
+    if not isinstance(named, str) or not named or "\0" in named:
+        return None
+    try:
+        return next((p for p in (Path(named), output.parent / named) if p.exists()), None)
+    except OSError:  # a name longer than names can be
+        return None
 
 
 def sources_of(items: Sequence[Any] | None) -> list[dict[str, str | None]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.heads import label_count
 from orthomerge.adapters.licences import licence_in, licence_of
+from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.tensors import shapes_of
 from orthomerge.files import fingerprint, slug
 from orthomerge.merging import get_method
@@ -51,6 +54,34 @@ def merge_record(
             {**about_adapter(n, a), "weight": w, "head": _head(n, a)}
             for n, a, w in zip(names, adapters, weights, strict=True)
         ],
+        "versions": versions(),
+    }
+
+
+def start_record(
+    config: OsrmConfig,
+    *,
+    base: str,
+    base_sha256: str,
+    others: Sequence[str | Path],
+    own: str | Path | None = None,
+    existing: Sequence[Adapter] = (),
+    quiet_energy: float | None = None,
+    captured: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, Any]:
+    """What a start was made from, as `start.json` holds it; the hashes of its files come later.
+
+    `base` and `base_sha256` are the base model's name and hash, `others` and `own` statistics
+    files, `captured` is what `captured` gives. Rank, alpha and targets are in PEFT's own file.
+    """
+    return {
+        "config": asdict(config),
+        "quiet_energy": quiet_energy,
+        "base_model": base,
+        "base_sha256": base_sha256,
+        "statistics": {"own": sources_of([own] if own else None), "others": sources_of(others)},
+        "adapters": [about_adapter(a.name, a) for a in existing],
+        "captured": {name: dict(energies) for name, energies in captured.items()},
         "versions": versions(),
     }
 

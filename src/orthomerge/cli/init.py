@@ -88,6 +88,7 @@ def init(
         new_lora,
         plan_ranks,
         read_adapter,
+        start_record,
     )
     from orthomerge.adapters import save_start as save
     from orthomerge.assets import resolve_model
@@ -138,11 +139,21 @@ def init(
     kept_out = None
     if constraint == "project":
         kept_out = kept_out_directions(wrapped, read, mine, config, existing=trained)
-    save(wrapped, output, kept_out)
     energies = captured(chosen)
+    record = start_record(
+        config,
+        base=found.name,
+        base_sha256=found.sha256,
+        others=others,
+        own=own,
+        existing=trained,
+        quiet_energy=quiet_energy,
+        captured=energies,
+    )
+    save(wrapped, output, kept_out, record=record)
     if json:
-        record = {"path": str(output), "captured": energies}
-        print_json(record | ({"ranks": ranks, "quiet_directions": free} if free else {}))
+        told = {"path": str(output), "captured": energies}
+        print_json(told | ({"ranks": ranks, "quiet_directions": free} if free else {}))
         return
     crowded = [name for name, dims in free.items() if dims < rank]
     if crowded:

@@ -14,7 +14,9 @@ from orthomerge.cli._app import app, out, print_json
 def verify(
     output: Annotated[
         Path,
-        typer.Argument(help="A folder of 'merge' or 'convert', or a file of 'stats' or 'fisher'."),
+        typer.Argument(
+            help="A folder of 'merge', 'convert' or 'init', or a file of 'stats' or 'fisher'."
+        ),
     ],
     adapter: Annotated[
         list[str] | None,
@@ -23,14 +25,14 @@ def verify(
         ),
     ] = None,
     redo: Annotated[
-        bool, typer.Option("--redo", help="Merge again and compare the files bit for bit.")
+        bool, typer.Option("--redo", help="Merge or convert again; compare the files bit for bit.")
     ] = False,
     base: Annotated[
         str | None, typer.Option(help="With --redo: the base model, if it lies elsewhere now.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Is a merge what was written, from what it says it is from? Exit status 1 if it is not.
+    """Is an output what was written, from what it says it is from? Exit status 1 if it is not.
 
     Example: [bold]orthomerge verify merged/ --adapter a/ --adapter b/ --redo[/]
     """

@@ -1,0 +1,159 @@
+"""An output made once more from what its record says, for its files' hashes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from orthomerge.adapters.card import cards, converted_card
+from orthomerge.adapters.config import ConvertConfig
+from orthomerge.adapters.convert import convert_adapters
+from orthomerge.adapters.files import Adapter, read_adapter
+from orthomerge.adapters.merge import merge_adapters, merge_to_model
+from orthomerge.adapters.provenance import CONVERT, START, place_of, read_record
+from orthomerge.errors import AdapterError, OrthomergeError
+
+# What values of other types come to where they are used.
+_TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
+
+
+def made_again(
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    places: Sequence[Path | None],
+    base: str | None,
+) -> dict[str, str]:
+    """The hashes of the files of a second merge or conversion, by name, but for its record's.
+
+    `name` is the record's file, `entries` what it says of the adapters, `places` where they lie.
+
+    Raises:
+        AdapterError: a start, a conversion that was trained after it, a record that does not say
+            how, or adapters that are not here.
+        OrthomergeError: statistics or Fisher information that are not here.
+    """
+    if name == START:
+        raise AdapterError(f"'{folder}' is a start: only merges and conversions are done again.")
+    if name == CONVERT:
+        _require_untrained(folder, record)
+    read = [_named(e, p) for e, p in zip(entries, places, strict=True)]
+    again = _convert if name == CONVERT else _merge
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.parent) as at:
+            return again(folder, record, entries, read, base, Path(at) / folder.name)
+    except _TYPES as problem:
+        verb = "convert" if name == CONVERT else "merge"
+        raise AdapterError(
+            f"'{folder / name}' does not say how to {verb} again ({problem}): it was altered, or "
+            "the output's folder cannot be written beside."
+        ) from problem
+
+
+def _merge(
+    folder: Path,
+    record: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    read: Sequence[Adapter],
+    base: str | None,
+    target: Path,
+) -> dict[str, str]:
+    how: dict[str, Any] = {
+        "method": record["method"],
+        "weights": [float(e["weight"]) for e in entries],
+        "layer_weights": record["layer_weights"],
+        "rank": record["rank"],
+        "seed": int(record["seed"]),
+        "heads": record["heads"],
+        "base": base or record.get("base"),
+        "statistics": _again(record.get("statistics"), "statistics", folder) or None,
+        "fisher": _again(record.get("fisher"), "fisher", folder) or None,
+        **record["options"],
+    }
+    if record["form"] == "model":
+        merge_to_model(read, target, max_shard_size=record["max_shard_size"], **how)
+    else:
+        merge_adapters(read, output=target, **how)
+    again = read_record(target)[1]
+    licences = [entry.get("licence") for entry in record["adapters"]]
+    # What came from elsewhere (licences, figures) is as recorded.
+    told = {
+        **again,
+        "base_licence": record.get("base_licence"),
+        "figures": record.get("figures"),
+        "adapters": [
+            {**entry, "licence": licence}
+            for entry, licence in zip(again["adapters"], licences, strict=True)
+        ],
+    }
+    return again["files"] | {file: _sha256(text) for file, text in cards(told).items()}
+
+
+def _convert(
+    folder: Path,
+    record: dict[str, Any],
+    entries: Sequence[dict[str, Any]],
+    read: Sequence[Adapter],
+    base: str | None,
+    target: Path,
+) -> dict[str, str]:
+    (adapter,), (entry,), sources = read, entries, record["statistics"]
+    if len(sources["own"]) > 1:
+        raise AdapterError(
+            f"'{folder / CONVERT}' does not say which statistics are the adapter's own: it was "
+            "written by an older version; convert again."
+        )
+    convert_adapters(
+        [adapter],
+        target,
+        statistics=_again(sources["own"], "statistics", folder),
+        others=_again(sources["others"], "statistics", folder),
+        config=ConvertConfig(**record["config"]),
+        base=base,
+    )
+    again = read_record(target)[1]
+    told = {
+        **again,
+        "base_licence": record.get("base_licence"),
+        "adapter": {**again["adapter"], "licence": entry.get("licence")},
+    }
+    card = converted_card(told, adapter.config.get("task_type"))
+    return again["files"] | {"README.md": _sha256(card)}
+
+
+def _require_untrained(folder: Path, record: dict[str, Any]) -> None:
+    # Before recoveries were recorded, the losses beside the weights were all that told of one.
+    if "recovered" in record or (folder / "training.json").is_file():
+        raise AdapterError(
+            f"'{folder}' was trained after its conversion (--recover), which is not done again: "
+            "leave out --redo (redo=True)."
+        )
+
+
+def _sha256(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+def _named(entry: dict[str, Any], place: Path | None) -> Adapter:
+    if place is None:
+        raise AdapterError(
+            f"the adapter '{entry.get('path')}' is not here, so nothing can be made of it again: "
+            "name each with --adapter (adapters=...), in their order."
+        )
+    return replace(read_adapter(place), name=str(entry.get("name")), source=str(entry.get("path")))
+
+
+def _again(found: list[dict[str, Any]] | None, what: str, output: Path) -> list[Path]:
+    """The files that were needed beside the adapters."""
+    places = [place_of(entry.get("path"), output) for entry in found or []]
+    if None in places:
+        raise OrthomergeError(
+            f"'{output}' was made with {what} that the record names no file of, or that are not "
+            "here: it cannot be done again."
+        )
+    return [p for p in places if p is not None]
