@@ -247,28 +247,61 @@ def test_where_else_a_licence_stands(tmp_path, monkeypatch):
     assert licence_of(None) == licence_of("no id at all") == NOT_STATED
 
 
-def test_the_hub_is_asked_once_for_the_card_and_may_be_away(tmp_path, monkeypatch):
+def test_the_hub_is_asked_once_for_the_card_and_may_be_away(monkeypatch):
     from orthomerge.adapters import licences
 
     asked = []
 
-    def download(repository, file, revision=None, **settings):
-        asked.append((repository, file, revision))
-        if repository == "org/away":
+    def fetch(named):
+        asked.append(named)
+        if named == "org/away":
             raise OSError("no route")
-        (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n")
-        return str(tmp_path / "README.md")
+        return "---\nlicense: gemma\n---\n"
 
-    monkeypatch.setattr(licences.huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(licences, "fetch", fetch)
     licences._at_the_hub.cache_clear()
     assert licence_of("org/there").id == licence_of("org/there").id == "gemma"
     assert licence_of("org/there@abc").id == "gemma"
     assert licence_of("org/away") == Licence(None, "its card at the hub could not be read")
-    assert asked == [
-        ("org/there", "README.md", None), ("org/there", "README.md", "abc"),
-        ("org/away", "README.md", None),
-    ]  # fmt: skip
+    assert asked == ["org/there", "org/there@abc", "org/away"]
     licences._at_the_hub.cache_clear()
+
+
+def test_the_card_itself_is_fetched_from_the_hub(monkeypatch):
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    import huggingface_hub
+
+    from orthomerge.adapters import licences
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            there = self.path == "/org/model/resolve/abc/README.md"
+            self.send_response(200 if there else 404)
+            self.end_headers()
+            self.wfile.write(b"---\nlicense: mit\n---\n" if there else b"")
+
+        def log_message(self, *said):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        licences, "hf_hub_url",
+        lambda name, file, revision: (
+            f"http://127.0.0.1:{server.server_port}/{name}/resolve/{revision}/{file}"
+        ),
+    )  # fmt: skip
+    licences._at_the_hub.cache_clear()
+    try:
+        assert licence_of("org/model@abc") == Licence("mit", "its card")
+        assert licence_of("org/other") == Licence(None, "its card at the hub could not be read")
+    finally:
+        server.shutdown()
+        server.server_close()
+        licences._at_the_hub.cache_clear()
 
 
 # Figures -----------------------------------------------------------------------------------------

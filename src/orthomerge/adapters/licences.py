@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import (
+    build_hf_headers,  # pyright: ignore[reportUnknownVariableType]
+    get_session,
+)
 
 from orthomerge.documents import (
     YAML_BYTES,
@@ -85,24 +86,27 @@ def _at_the_hub(named: str) -> Licence:
     if not _HUB_ID.fullmatch(named):
         return NOT_STATED
     repository, _, revision = named.partition("@")
-    cards: list[Path] = []
-
-    def ask() -> None:
-        # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever
-        # it is, a licence that cannot be read is not stated, and no reason to stop a merge.
-        with contextlib.suppress(Exception):
-            found = try_to_load_from_cache(repository, CARD, revision=revision or None)
-            if not isinstance(found, str):
-                found = huggingface_hub.hf_hub_download(repository, CARD, revision=revision or None)
-            cards.append(Path(found))
-
-    # The client tries again and again, which no timeout of its own bounds.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_SECONDS)
-    if not cards:
+    try:
+        found = try_to_load_from_cache(repository, CARD, revision=revision or None)
+        text = read_text(found, YAML_BYTES) if isinstance(found, str) else fetch(named)
+    # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever it
+    # is, a licence that cannot be read is not stated, and no reason to stop a merge.
+    except Exception:
         return Licence(None, "its card at the hub could not be read")
-    return _of_card(cards[0]) or Licence(None, "its card at the hub says none")
+    return _in_text(text) or Licence(None, "its card at the hub says none")
+
+
+def fetch(named: str) -> str:
+    """The card of a hub id, by one try: the client's own download tries on for half a minute."""
+    repository, _, revision = named.partition("@")
+    answer: Any = get_session().get(
+        hf_hub_url(repository, CARD, revision=revision or None),
+        headers=build_hf_headers(),
+        timeout=_SECONDS,
+        follow_redirects=True,
+    )
+    answer.raise_for_status()
+    return answer.text[:YAML_BYTES]
 
 
 def _of_card(file: Path) -> Licence | None:
@@ -110,10 +114,16 @@ def _of_card(file: Path) -> Licence | None:
     if not file.is_file():
         return None
     try:
-        text = read_text(file, YAML_BYTES)
-        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        data = parse_yaml(header[1]) if header else None
+        return _in_text(read_text(file, YAML_BYTES))
     except (Unreadable, OSError):
+        return None
+
+
+def _in_text(card: str) -> Licence | None:
+    try:
+        header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
+        data = parse_yaml(header[1]) if header else None
+    except Unreadable:
         return None
     return _stated(data, "its card")
 
