@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orthomerge.adapters.clashes import remarks
+from orthomerge.adapters.clashes import Remark, listed, remarks
 from orthomerge.adapters.files import HEAD, HEADS
 from orthomerge.adapters.licences import Licence, plain
 
@@ -197,7 +197,7 @@ def _expected(record: Mapping[str, Any]) -> str:
         "| task | measure | this merge | the task's own adapter | a constant answer | rows |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    measured = _listed(sorted({plain(f["by"]) for f in figures}))
+    measured = listed(sorted({plain(f["by"]) for f in figures}))
     note = f"Measured by {measured}, on rows kept for tests."
     return "\n".join([*table, *rows, "", note])
 
@@ -261,12 +261,10 @@ def _peft_lines(
     auto, _ = _AUTO.get(record.get("task_type") or "", ("AutoModel", ""))
     named = _base_name(record)
     base = json.dumps(named if named == record["base_model"] else f"path/to/{named}")
-    labels = (head or beside or {}).get("labels")
-    counted = f", num_labels={labels}" if labels and auto != "AutoModel" else ""
     lines = ["from peft import PeftModel"]
     lines += ["from safetensors.torch import load_file"] if beside else []
     lines += [f"from transformers import {auto}", ""]
-    lines.append(f"base = {auto}.from_pretrained({base}{counted})")
+    lines.append(f"base = {auto}.from_pretrained({base}{_labels(auto, head or beside)})")
     lines += _head_lines("base", beside, folder)
     lines.append(f"model = PeftModel.from_pretrained(base, {json.dumps(folder)})")
     return lines
@@ -274,13 +272,18 @@ def _peft_lines(
 
 def _model_lines(record: Mapping[str, Any], beside: Mapping[str, Any] | None) -> list[str]:
     auto, _ = _AUTO.get(record.get("task_type") or "", ("AutoModel", ""))
-    labels = (beside or {}).get("labels")
-    counted = f", num_labels={labels}" if labels and auto != "AutoModel" else ""
     folder = "path/to/this/folder"
     lines = ["from safetensors.torch import load_file"] if beside else []
     lines += [f"from transformers import {auto}", ""]
+    counted = _labels(auto, beside)
     lines.append(f"model = {auto}.from_pretrained({json.dumps(folder)}{counted})")
     return lines + _head_lines("model", beside, folder)
+
+
+def _labels(auto: str, head: Mapping[str, Any] | None) -> str:
+    """The argument that a head's count of labels makes, if there is one."""
+    labels = (head or {}).get("labels")
+    return f", num_labels={labels}" if labels and auto != "AutoModel" else ""
 
 
 def _head_lines(model: str, beside: Mapping[str, Any] | None, folder: str) -> list[str]:
@@ -321,9 +324,9 @@ def _common(licences: Any) -> str | None:
     return found.pop() if len(found) == 1 and None not in found and "other" not in found else None
 
 
-def licence_remarks(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What there is to know of the parts' licences together: ("clash" or "condition", text)."""
-    return [(kind, text) for kind, text in remarks(_parts(record))]
+def licence_remarks(record: Mapping[str, Any]) -> list[Remark]:
+    """What there is to know of the parts' licences together, clashes first."""
+    return remarks(_parts(record))
 
 
 def _licences(record: Mapping[str, Any]) -> str:
@@ -345,7 +348,3 @@ def _licences(record: Mapping[str, Any]) -> str:
             "commonly ask. It is no legal advice; their texts decide.",
         ]
     )
-
-
-def _listed(items: Sequence[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

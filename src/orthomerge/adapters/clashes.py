@@ -86,7 +86,7 @@ def remarks(parts: Mapping[str, Licence]) -> list[Remark]:
         found.append(
             Remark(
                 "condition",
-                f"{_listed(silent)} state{_s(silent)} no licence: without one nobody may take it "
+                f"{listed(silent)} state{_s(silent)} no licence: without one nobody may take it "
                 "for granted that they may be passed on; ask their owners.",
             )
         )
@@ -198,7 +198,7 @@ def _who(name: str, held: Mapping[str, list[str]]) -> str:
 
 
 def _all(names: Sequence[str], held: Mapping[str, list[str]]) -> str:
-    return _listed([_who(name, held) for name in names])
+    return listed([_who(name, held) for name in names])
 
 
 def _flat(names: Sequence[str], held: Mapping[str, list[str]]) -> list[str]:
@@ -206,14 +206,15 @@ def _flat(names: Sequence[str], held: Mapping[str, list[str]]) -> list[str]:
 
 
 def _parts(names: Sequence[str], held: Mapping[str, list[str]]) -> str:
-    return _listed(_flat(names, held))
+    return listed(_flat(names, held))
 
 
 def _names(names: Sequence[str]) -> str:
-    return _listed([f"`{name}`" for name in names])
+    return listed([f"`{name}`" for name in names])
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """Items in a sentence: a, b and c."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 

@@ -80,15 +80,14 @@ def _merge(
     else:
         merge_adapters(read, output=target, **how)
     again = read_record(target)[1]
-    licences = [entry.get("licence") for entry in record["adapters"]]
     # What came from elsewhere (licences, figures) is as recorded.
     told = {
         **again,
         "base_licence": record.get("base_licence"),
         "figures": record.get("figures"),
         "adapters": [
-            {**entry, "licence": licence}
-            for entry, licence in zip(again["adapters"], licences, strict=True)
+            {**entry, "licence": recorded.get("licence")}
+            for entry, recorded in zip(again["adapters"], record["adapters"], strict=True)
         ],
     }
     return again["files"] | {file: _sha256(text) for file, text in cards(told).items()}
