@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from orthomerge.adapters.card import model_card
-from orthomerge.adapters.provenance import MERGE, read_record
+from orthomerge.adapters.provenance import MERGE, read_record, unsealed, write_sealed
 from orthomerge.documents import Unreadable, read_json
 from orthomerge.errors import AdapterError
-from orthomerge.files import file_sha256, fingerprint, write_json, write_text
+from orthomerge.files import file_sha256, write_text
 
 README = "README.md"
 
@@ -51,7 +51,7 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
         raise AdapterError(f"'{folder}' is a conversion: only a merge's card holds figures.")
     if not whole:
         raise AdapterError(f"'{folder / name}' was altered since it was written: merge again.")
-    content = {key: value for key, value in record.items() if key != "sha256"}
+    content = unsealed(record)
     try:
         before: list[Any] = record.get("figures") or []
         known = [Figure.model_validate(entry) for entry in before]
@@ -66,7 +66,7 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
         return list(told.values())
     write_text(folder / README, card)
     content["files"] = {**content["files"], README: file_sha256(folder / README)}
-    write_json(folder / name, {**content, "sha256": fingerprint(content)})
+    write_sealed(folder / name, content)
     return list(told.values())
 
 

@@ -23,7 +23,18 @@ def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write the record of a finished folder, with hashes of all its files and of itself."""
     files = {key: file_sha256(folder / key) for key in files_below(folder) if key != name}
     content = json.loads(json.dumps({**record, "files": files}))
-    write_json(folder / name, {**content, "sha256": fingerprint(content)})
+    write_sealed(folder / name, content)
+
+
+def write_sealed(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with the hash of all else that it says."""
+    content = unsealed(record)
+    write_json(file, {**content, "sha256": fingerprint(content)})
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without its hash: what the hash is of."""
+    return {key: value for key, value in record.items() if key != "sha256"}
 
 
 def seal_again(before: Path, folder: Path, name: str, **more: Any) -> None:
@@ -77,8 +88,7 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
                 f"'{folder / name}' names the file '{key[:80]}', which is not inside the folder: "
                 "it was altered."
             )
-    content = {key: value for key, value in record.items() if key != "sha256"}
-    return name, record, record.get("sha256") == fingerprint(content)
+    return name, record, record.get("sha256") == fingerprint(unsealed(record))
 
 
 def place_of(named: Any, output: Path) -> Path | None:
