@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from orthomerge.report.tables import percent
+from orthomerge.report.summary import percent
 from orthomerge.rows import SINGLE, ResultRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,18 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.merging import MergeMethod, list_methods
-from orthomerge.report.methods import (
-    DEFAULT_ARM,
-    MethodLine,
-    MethodTable,
-    Outcome,
-    caption,
-    grid,
-    markdown_grid,
-    method_table,
-    weights_text,
-)
-from orthomerge.report.tables import percent
+from orthomerge.report.methods import DEFAULT_ARM, MethodLine, MethodTable, Outcome, method_table
+from orthomerge.report.methods_written import caption, grid, markdown_grid, weights_text
+from orthomerge.report.summary import percent
 from orthomerge.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

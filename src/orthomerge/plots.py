@@ -18,12 +18,13 @@ import plotly.graph_objects as go
 
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.evidence import Matrix, read_evidence
+from orthomerge.report.aggregate import summarize
 from orthomerge.report.curves import curve_figure
 from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.matrices import heatmap_figure, mean_disturbance
 from orthomerge.report.source import ROWS
 from orthomerge.report.spectra import spectrum_figure
-from orthomerge.report.tables import Column, Summary, summarize
+from orthomerge.report.summary import Column, Summary
 from orthomerge.rows import ResultRow, read_rows
 
 __all__ = ["interference_heatmap", "spectrum", "task_bars", "training_curves", "weight_curve"]

@@ -13,7 +13,7 @@ from orthomerge.documents import is_object, read_json
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.report import summarize
 from orthomerge.report.source import ROWS, RUN
-from orthomerge.report.tables import percent
+from orthomerge.report.summary import percent
 from orthomerge.rows import read_rows
 
 # Runs lie in the folder or in folders of it, not deeper.

@@ -6,9 +6,23 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orthomerge.report.style import INK, LIGHT, MOST_BANDS, band, colour, dash, dress, safe, symbol
-from orthomerge.report.tables import PLAIN, Arm, Column, Score, Summary, percent
+from orthomerge.report.style import (
+    GRID,
+    INK,
+    LIGHT,
+    MOST_BANDS,
+    band,
+    colour,
+    dash,
+    dress,
+    safe,
+    symbol,
+)
+from orthomerge.report.summary import PLAIN, Arm, Column, Score, Summary, percent
 from orthomerge.rows import SINGLE
+
+_FLOOR = {"dash": "dot", "width": 1.5, "color": "#5c6770"}
+"""The line of what a constant answer scores."""
 
 
 def _hover(arm: Arm, column: Column, score: Score, retained: float | None = None) -> str:
@@ -30,68 +44,88 @@ def _bars(scores: list[Score], slot: int) -> dict[str, Any] | None:
 
 def weight_figure(summary: Summary) -> go.Figure:
     """Mean score against the weight of the plain sum, a line an arm; singles in a panel beside."""
-    plain = summary.plain
-    options = plain.options if plain and plain.method == PLAIN else ""
-    sums = [c for c in summary.columns if c.method == PLAIN and c.options == options]
-    sums = [c for c in sums if c.weight is not None]
-    figure = go.Figure()
-    count = max(len(summary.arms), 1)
-    varied = {a.name for a in summary.arms for c in sums if _varies(summary.cell(a, c).score)}
-    crowded = len(varied)
-    for place, arm in enumerate(summary.arms):
-        slot, name = arm.slot, safe(arm.name)
-        marker = {"color": colour(slot), "symbol": symbol(slot), "size": 8}
-        own = summary.cell(arm, summary.single).score
-        shown = [(c, cell, cell.score) for c in sums if (cell := summary.cell(arm, c)).score]
-        if own is not None:
-            figure.add_scatter(
-                x=[(place + 0.5) / count],
-                y=[100 * own.mean],
-                error_y=_bars([own], slot),
-                mode="markers",
-                marker=marker,
-                name=name,
-                legendgroup=str(slot),
-                showlegend=not shown,
-                text=[_hover(arm, summary.single, own)],
-                hovertemplate="%{text}<extra></extra>",
-                meta={"slot": slot},
-            )
-        scores = [s for _, _, s in shown]
-        if scores:
-            places = [c.weight for c, _, _ in shown if c.weight is not None]
-            bars = _bars(scores, slot)
-            if bars and crowded <= MOST_BANDS:
-                bars = None
-                low = [100 * (s.mean - (s.spread or 0)) for s in scores]
-                high = [100 * (s.mean + (s.spread or 0)) for s in scores]
-                band(figure, places, low, high, slot, xaxis="x2")
-            figure.add_scatter(
-                x=places,
-                y=[100 * s.mean for s in scores],
-                error_y=bars,
-                mode="lines+markers",
-                line={"color": colour(slot), "width": 2, "dash": dash(slot)},
-                marker={
-                    **marker,
-                    "symbol": [
-                        symbol(slot) + ("-open" if summary.short(arm, s) else "") for s in scores
-                    ],
-                },
-                name=name,
-                legendgroup=str(slot),
-                text=[_hover(arm, c, s, cell.retained) for c, cell, s in shown if s],
-                hovertemplate="%{text}<extra></extra>",
-                xaxis="x2",
-                meta={"slot": slot},
-            )
+    sums = _sums(summary)
     weights = sorted({c.weight for c in sums if c.weight is not None})
+    varied = {a.name for a in summary.arms for c in sums if _varies(summary.cell(a, c).score)}
+    figure = go.Figure()
+    for place, arm in enumerate(summary.arms):
+        shown = [c for c in sums if summary.cell(arm, c).score]
+        middle = (place + 0.5) / len(summary.arms)
+        _add_alone(figure, summary, arm, middle, named=not shown)
+        if shown:
+            _add_sums(figure, summary, arm, shown, banded=len(varied) <= MOST_BANDS)
     alt = (
         f"Mean score over {len(summary.tasks)} tasks against the merge weight, one line for each "
         f"of {len(summary.arms)} arms; the panel on the left shows each task's own adapter alone. "
         "The numbers are in the table above."
     )
     dress(figure, "score-by-weight", alt)
+    _two_panels(figure, weights)
+    if summary.floor is not None:
+        _add_floor(figure, 100 * summary.floor, (_edge(weights, 0), _edge(weights, 1)))
+    return figure
+
+
+def _sums(summary: Summary) -> list[Column]:
+    """The plain sum at every weight, with the options of the one that is spoken of first."""
+    plain = summary.plain
+    options = plain.options if plain and plain.method == PLAIN else ""
+    sums = [c for c in summary.columns if c.method == PLAIN and c.options == options]
+    return [c for c in sums if c.weight is not None]
+
+
+def _add_alone(figure: go.Figure, summary: Summary, arm: Arm, place: float, *, named: bool) -> None:
+    """An arm's own adapters, a point in the panel on the left."""
+    own = summary.cell(arm, summary.single).score
+    if own is None:
+        return
+    figure.add_scatter(
+        x=[place],
+        y=[100 * own.mean],
+        error_y=_bars([own], arm.slot),
+        mode="markers",
+        marker=_marker(arm),
+        name=safe(arm.name),
+        legendgroup=str(arm.slot),
+        showlegend=named,
+        text=[_hover(arm, summary.single, own)],
+        hovertemplate="%{text}<extra></extra>",
+        meta={"slot": arm.slot},
+    )
+
+
+def _add_sums(
+    figure: go.Figure, summary: Summary, arm: Arm, columns: list[Column], *, banded: bool
+) -> None:
+    """An arm's sums by weight as a line; the spread as a band, or as bars where bands are many."""
+    cells = [(c, summary.cell(arm, c)) for c in columns]
+    scores = [cell.score for _, cell in cells if cell.score]
+    places = [c.weight for c in columns if c.weight is not None]
+    bars = _bars(scores, arm.slot)
+    if bars and banded:
+        bars = None
+        low = [100 * (s.mean - (s.spread or 0)) for s in scores]
+        high = [100 * (s.mean + (s.spread or 0)) for s in scores]
+        band(figure, places, low, high, arm.slot, xaxis="x2")
+    signs = [symbol(arm.slot) + ("-open" if summary.short(arm, s) else "") for s in scores]
+    figure.add_scatter(
+        x=places,
+        y=[100 * s.mean for s in scores],
+        error_y=bars,
+        mode="lines+markers",
+        line={"color": colour(arm.slot), "width": 2, "dash": dash(arm.slot)},
+        marker={**_marker(arm), "symbol": signs},
+        name=safe(arm.name),
+        legendgroup=str(arm.slot),
+        text=[_hover(arm, c, cell.score, cell.retained) for c, cell in cells if cell.score],
+        hovertemplate="%{text}<extra></extra>",
+        xaxis="x2",
+        meta={"slot": arm.slot},
+    )
+
+
+def _two_panels(figure: go.Figure, weights: list[float]) -> None:
+    """The axes: own adapters on the left without a scale, weights on the right."""
     figure.update_layout(
         xaxis={
             "domain": [0, 0.2],
@@ -106,32 +140,34 @@ def weight_figure(summary: Summary) -> go.Figure:
             "tickvals": weights,
             "ticktext": [f"{w:g}" for w in weights],
             "title": {"text": "weight of every update in the sum"},
-            "gridcolor": "#e3e7eb",
+            "gridcolor": GRID,
             "zeroline": False,
         },
         yaxis={"title": {"text": "mean score × 100"}},
         height=460,
     )
-    if summary.floor is not None:
-        floor = 100 * summary.floor
-        line = {"dash": "dot", "width": 1.5, "color": "#5c6770"}
-        for first, last, axis in ((-0.05, 1.05, "x"), (_edge(weights, 0), _edge(weights, 1), "x2")):
-            figure.add_scatter(
-                x=[first, last],
-                y=[floor, floor],
-                xaxis=axis,
-                mode="lines",
-                line=line,
-                name="constant answer",
-                legendgroup="floor",
-                showlegend=axis == "x2",
-                hovertemplate=f"constant answer: {floor:.1f}<extra></extra>",
-                meta={"slot": INK},
-            )
-        figure.update_layout(
-            xaxis2_range=[_edge(weights, 0), _edge(weights, 1)], xaxis_range=[-0.05, 1.05]
+
+
+def _add_floor(figure: go.Figure, floor: float, edges: tuple[float, float]) -> None:
+    """The constant answer's score across both panels."""
+    for (first, last), axis in (((-0.05, 1.05), "x"), (edges, "x2")):
+        figure.add_scatter(
+            x=[first, last],
+            y=[floor, floor],
+            xaxis=axis,
+            mode="lines",
+            line=_FLOOR,
+            name="constant answer",
+            legendgroup="floor",
+            showlegend=axis == "x2",
+            hovertemplate=f"constant answer: {floor:.1f}<extra></extra>",
+            meta={"slot": INK},
         )
-    return figure
+    figure.update_layout(xaxis2_range=list(edges), xaxis_range=[-0.05, 1.05])
+
+
+def _marker(arm: Arm) -> dict[str, Any]:
+    return {"color": colour(arm.slot), "symbol": symbol(arm.slot), "size": 8}
 
 
 def _varies(score: Score | None) -> bool:
@@ -150,67 +186,12 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
     """Every task's score after the merge `column` (the plain sum) as bars, singles as ticks."""
     column = column or summary.plain
     figure = go.Figure()
-    labels = [safe(t) for t in summary.tasks]
     for arm in summary.arms:
-        slot, name = arm.slot, safe(arm.name)
-        group = str(slot)
-        named = False
-        for kind, used in (("bar", column), ("tick", summary.single)):
-            if used is None:
-                continue
-            scored = [
-                (label, score)
-                for label, task in zip(labels, summary.tasks, strict=True)
-                if (score := summary.per_task.get((arm.name, used, task))) is not None
-            ]
-            if not scored:
-                continue
-            common: dict[str, Any] = {
-                "x": [label for label, _ in scored],
-                "y": [100 * s.mean for _, s in scored],
-                "text": [f"{label}<br>{_hover(arm, used, s)}" for label, s in scored],
-                "hovertemplate": "%{text}<extra></extra>",
-                "offsetgroup": group,
-                "legendgroup": group,
-                "name": name,
-                "meta": {"slot": slot},
-            }
-            if kind == "bar":
-                pattern = {"shape": "/" if slot >= len(LIGHT) else "", "solidity": 0.35}
-                figure.add_bar(
-                    **common,
-                    marker={"color": colour(slot), "pattern": pattern},
-                    error_y=_bars([s for _, s in scored], slot),
-                    textposition="none",
-                )
-                named = True
-            else:
-                figure.add_scatter(
-                    **common,
-                    mode="markers",
-                    showlegend=not named,
-                    marker={
-                        "symbol": "line-ew-open",
-                        "size": 11,
-                        "color": colour(slot),
-                        "line": {"width": 2, "color": colour(slot)},
-                    },
-                )
-    floors = [
-        (label, summary.majority.get(t)) for label, t in zip(labels, summary.tasks, strict=True)
-    ]
-    shapes = [
-        {
-            "type": "line",
-            "x0": place - 0.46,
-            "x1": place + 0.46,
-            "y0": 100 * value,
-            "y1": 100 * value,
-            "line": {"dash": "dot", "width": 1.5, "color": "#5c6770"},
-        }
-        for place, (_, value) in enumerate(floors)
-        if value is not None
-    ]
+        merged = _by_task(summary, arm, column) if column else None
+        if merged:
+            _add_bars(figure, arm, *merged)
+        if alone := _by_task(summary, arm, summary.single):
+            _add_ticks(figure, arm, *alone, named=not merged)
     what = column.label if column else "own adapters"
     alt = (
         f"Score of each of {len(summary.tasks)} tasks under {what}, one bar for each of "
@@ -218,15 +199,80 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
         "constant answer. The numbers are in the table."
     )
     dress(figure, "score-by-task", alt)
+    labels = [safe(t) for t in summary.tasks]
     figure.update_layout(
         barmode="group",
         scattermode="group",
         bargap=0.14,
         bargroupgap=0.08,
         scattergap=0.14,
-        shapes=shapes,
+        shapes=_floors(summary),
         height=440,
         yaxis={"title": {"text": "score × 100"}},
         xaxis={"categoryorder": "array", "categoryarray": labels, "showgrid": False},
     )
     return figure
+
+
+def _by_task(
+    summary: Summary, arm: Arm, column: Column
+) -> tuple[dict[str, Any], list[Score]] | None:
+    """What a trace of an arm's scores by task has, and the scores; None where there are none."""
+    found = {safe(t): summary.per_task.get((arm.name, column, t)) for t in summary.tasks}
+    scored = {label: score for label, score in found.items() if score is not None}
+    if not scored:
+        return None
+    trace: dict[str, Any] = {
+        "x": list(scored),
+        "y": [100 * s.mean for s in scored.values()],
+        "text": [f"{label}<br>{_hover(arm, column, s)}" for label, s in scored.items()],
+        "hovertemplate": "%{text}<extra></extra>",
+        "offsetgroup": str(arm.slot),
+        "legendgroup": str(arm.slot),
+        "name": safe(arm.name),
+        "meta": {"slot": arm.slot},
+    }
+    return trace, list(scored.values())
+
+
+def _add_bars(figure: go.Figure, arm: Arm, trace: dict[str, Any], scores: list[Score]) -> None:
+    pattern = {"shape": "/" if arm.slot >= len(LIGHT) else "", "solidity": 0.35}
+    figure.add_bar(
+        **trace,
+        marker={"color": colour(arm.slot), "pattern": pattern},
+        error_y=_bars(scores, arm.slot),
+        textposition="none",
+    )
+
+
+def _add_ticks(
+    figure: go.Figure, arm: Arm, trace: dict[str, Any], scores: list[Score], *, named: bool
+) -> None:
+    shade = colour(arm.slot)
+    figure.add_scatter(
+        **trace,
+        mode="markers",
+        showlegend=named,
+        marker={
+            "symbol": "line-ew-open",
+            "size": 11,
+            "color": shade,
+            "line": {"width": 2, "color": shade},
+        },
+    )
+
+
+def _floors(summary: Summary) -> list[dict[str, Any]]:
+    """A dotted line over each task's bars at what a constant answer scores."""
+    return [
+        {
+            "type": "line",
+            "x0": place - 0.46,
+            "x1": place + 0.46,
+            "y0": 100 * value,
+            "y1": 100 * value,
+            "line": _FLOOR,
+        }
+        for place, task in enumerate(summary.tasks)
+        if (value := summary.majority.get(task)) is not None
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from orthomerge.report.style import LIGHT, SYMBOLS, symbol
-from orthomerge.report.tables import Arm
+from orthomerge.report.summary import Arm
 
 _PATHS = {
     "circle": "M6 1a5 5 0 1 0 .01 0z",

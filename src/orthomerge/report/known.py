@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orthomerge.documents import is_object
+from orthomerge.report.aggregate import summarize
 from orthomerge.report.source import Source
-from orthomerge.report.tables import Column, Summary, percent, summarize
+from orthomerge.report.summary import Column, Summary, percent
 from orthomerge.rows import SINGLE, ResultRow
 
 _SHORT = {

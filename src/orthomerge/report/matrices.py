@@ -24,25 +24,7 @@ def heatmap_figure(
     """
     shown = {ALL: matrix} | {short_layer(k): v for k, v in (layers or {}).items()}
     names = [safe(t) for t in tasks]
-    loudest = max((v for m in shown.values() for v in _others(m)), default=1.0)
-    figure = go.Figure(
-        go.Heatmap(
-            x=names,
-            y=names,
-            z=_blank(matrix),
-            customdata=_hover(matrix, names),
-            zmin=0,
-            zmax=min(max(loudest, 0.5), _TOP),
-            colorscale=SHADES["light"],
-            texttemplate="%{z:.2f}" if len(names) <= 12 else None,
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=True,
-            xgap=2,
-            ygap=2,
-            colorbar={"title": {"text": "I"}, "thickness": 12, "outlinewidth": 0},
-            meta={"shades": SHADES},
-        )
-    )
+    figure = go.Figure(_map(names, shown))
     alt = (
         f"Heat map of {len(names)} adapters by {len(names)} tasks: how much each adapter adds to "
         "each task's output, relative to that task's own adapter. The mean of every arm is in the "
@@ -55,15 +37,34 @@ def heatmap_figure(
     )
     figure.update_layout(height=160 + 42 * len(names))
     if layers:
-        slider(
-            figure,
-            "layer",
-            {
-                label: {"z": [_blank(values)], "customdata": [_hover(values, names)]}
-                for label, values in shown.items()
-            },
-        )
+        steps = {
+            label: {"z": [_blank(values)], "customdata": [_hover(values, names)]}
+            for label, values in shown.items()
+        }
+        slider(figure, "layer", steps)
     return figure
+
+
+def _map(names: list[str], shown: Mapping[str, Matrix]) -> go.Heatmap:
+    """The first of `shown`, in colours that hold for all of them."""
+    matrix = shown[ALL]
+    loudest = max((v for m in shown.values() for v in _others(m)), default=1.0)
+    return go.Heatmap(
+        x=names,
+        y=names,
+        z=_blank(matrix),
+        customdata=_hover(matrix, names),
+        zmin=0,
+        zmax=min(max(loudest, 0.5), _TOP),
+        colorscale=SHADES["light"],
+        texttemplate="%{z:.2f}" if len(names) <= 12 else None,
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=True,
+        xgap=2,
+        ygap=2,
+        colorbar={"title": {"text": "I"}, "thickness": 12, "outlinewidth": 0},
+        meta={"shades": SHADES},
+    )
 
 
 def mean_disturbance(records: Sequence[Disturbance]) -> dict[str, Any]:

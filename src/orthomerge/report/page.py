@@ -20,18 +20,13 @@ from orthomerge.evidence import Evidence
 from orthomerge.files import slug, write_text
 from orthomerge.report import format as shown
 from orthomerge.report import sections
+from orthomerge.report.aggregate import summarize
 from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.headline import headline
 from orthomerge.report.sections import Group
 from orthomerge.report.source import Source, labelled, read_source
 from orthomerge.report.style import DARK, LIGHT, MOST_BANDS
-from orthomerge.report.tables import (
-    PLAIN,
-    Column,
-    Summary,
-    percent,
-    summarize,
-)
+from orthomerge.report.summary import PLAIN, Column, Summary, percent
 from orthomerge.report.written import csv_table, csv_tasks
 from orthomerge.rows import SINGLE
 

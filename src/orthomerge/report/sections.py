@@ -13,7 +13,7 @@ from orthomerge.report.curves import curve_figure
 from orthomerge.report.matrices import heatmap_figure, mean_disturbance, overall
 from orthomerge.report.source import Source, arm_of
 from orthomerge.report.spectra import spectrum_figure
-from orthomerge.report.tables import Arm, Column, Summary
+from orthomerge.report.summary import Arm, Column, Summary
 from orthomerge.rows import SINGLE
 
 _Of = TypeVar("_Of", Disturbance, Curve)

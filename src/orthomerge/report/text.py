@@ -9,8 +9,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from orthomerge.report.methods import MethodTable, caption, grid
-from orthomerge.report.tables import PLAIN, Arm, Column, Summary, percent, summarize
+from orthomerge.report.aggregate import summarize
+from orthomerge.report.methods import MethodTable
+from orthomerge.report.methods_written import caption, grid
+from orthomerge.report.summary import PLAIN, Arm, Column, Summary, percent
 from orthomerge.rows import SINGLE, ResultRow
 
 # Up to this many arms stand beside each other; more stand below each other, in narrow columns.
@@ -22,7 +24,7 @@ def summary_table(
 ) -> Table:
     """Mean score × 100 over tasks for every arm and merge, the best of each merge bold."""
     summary = summarize(rows, (), arm_tasks)
-    tasks, seeds = len(summary.tasks), summary.seeds
+    tasks = len(summary.tasks)
     table = Table(
         title=f"Mean score × 100 over {tasks} task{'' if tasks == 1 else 's'}",
         caption=_caption(summary),
@@ -30,39 +32,51 @@ def summary_table(
         title_justify="left",
         caption_justify="left",
     )
-    best = {c: summary.best(c) for c in summary.columns}
-
-    def shown(arm: Arm, column: Column, *, narrow: bool) -> Text:
-        score = summary.cell(arm, column).score
-        if score is None:
-            return Text("–", style="dim")
-        style = "bold green" if arm.name in best[column] else ""
-        text = Text(percent(score.mean), style=style)
-        if score.spread is not None:
-            text.append(f"{chr(10) if narrow else ' '}±{percent(score.spread)}", style="dim")
-        return text
-
     if len(summary.arms) <= ARMS_ABREAST:
-        table.add_column("merge", no_wrap=False, overflow="fold")
-        for arm in summary.arms:
-            table.add_column(Text(arm.name), justify="right", overflow="fold")
-        group = None
-        for column in summary.columns:
-            kind = column.method if column.method in (SINGLE, PLAIN) else "other"
-            if group not in (None, kind):
-                table.add_section()
-            group = kind
-            cells = [shown(arm, column, narrow=False) for arm in summary.arms]
-            table.add_row(Text(column.label), *cells)
-        return table
+        _arms_abreast(table, summary)
+    else:
+        _arms_below(table, summary)
+    return table
+
+
+def _arms_abreast(table: Table, summary: Summary) -> None:
+    """A line a merge, a column an arm."""
+    best = {c: summary.best(c) for c in summary.columns}
+    table.add_column("merge", no_wrap=False, overflow="fold")
+    for arm in summary.arms:
+        table.add_column(Text(arm.name), justify="right", overflow="fold")
+    group = None
+    for column in summary.columns:
+        kind = column.method if column.method in (SINGLE, PLAIN) else "other"
+        if group not in (None, kind):
+            table.add_section()
+        group = kind
+        cells = [_score(summary, a, column, best[column], " ") for a in summary.arms]
+        table.add_row(Text(column.label), *cells)
+
+
+def _arms_below(table: Table, summary: Summary) -> None:
+    """A line an arm, a narrow column a merge."""
+    best = {c: summary.best(c) for c in summary.columns}
     table.padding = (0, 1, 0, 0)
     table.add_column("arm", overflow="fold", min_width=12)
     for column in summary.columns:
         name = re.sub(r"_(?=.)|, | (?=[×(])", lambda sign: f"{sign[0].strip()}\n", column.label)
         table.add_column(Text(name), justify="right", overflow="fold", min_width=5, max_width=7)
     for arm in summary.arms:
-        table.add_row(Text(arm.name), *(shown(arm, c, narrow=seeds > 1) for c in summary.columns))
-    return table
+        cells = [_score(summary, arm, c, best[c], "\n") for c in summary.columns]
+        table.add_row(Text(arm.name), *cells)
+
+
+def _score(summary: Summary, arm: Arm, column: Column, best: set[str], between: str) -> Text:
+    """A cell: the mean, and the spread after `between`."""
+    score = summary.cell(arm, column).score
+    if score is None:
+        return Text("–", style="dim")
+    text = Text(percent(score.mean), style="bold green" if arm.name in best else "")
+    if score.spread is not None:
+        text.append(f"{between}±{percent(score.spread)}", style="dim")
+    return text
 
 
 def _caption(summary: Summary) -> Text:

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orthomerge.report.tables import Arm, Column, Summary, summarize
+from orthomerge.report.aggregate import summarize
+from orthomerge.report.summary import Arm, Column, Summary
 from orthomerge.rows import ResultRow
 
 

@@ -11,7 +11,7 @@ from fake_rows import fake_rows, row
 
 from orthomerge.report import Column, markdown_table, summarize
 from orthomerge.report.headline import headline
-from orthomerge.report.tables import percent
+from orthomerge.report.summary import percent
 from orthomerge.report.written import csv_table, csv_tasks
 from orthomerge.rows import SINGLE
 
