@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -58,6 +59,24 @@ def cache_folder() -> Path:
     return Path(base) / "orthomerge" / "assets"
 
 
+_FETCHING = ContextVar("fetching", default=True)
+
+
+@contextmanager
+def nothing_fetched() -> Generator[None, None, None]:
+    """Within the block models are found on this machine alone, whoever asks for them."""
+    before = _FETCHING.set(False)
+    try:
+        yield
+    finally:
+        _FETCHING.reset(before)
+
+
+def may_fetch() -> bool:
+    """Whether it is outside `nothing_fetched`."""
+    return _FETCHING.get()
+
+
 def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
     """The model called `model_id`: a local folder, else a package that carries it, else the hub.
 
@@ -67,6 +86,7 @@ def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
         AssetError: no place has the model, or what it has is not the pinned weights; the message
             says what each place answered.
     """
+    fetch = fetch and may_fetch()
     folder = local(model_id)
     if folder.is_dir():
         return ResolvedModel(str(folder), "path", None, _model_sha256(folder), str(folder))

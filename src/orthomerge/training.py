@@ -29,6 +29,7 @@ from orthomerge.adapters import (
     freeze_B,
     load_trainable,
     read_kept_out,
+    record_of,
     seal_again,
 )
 from orthomerge.callbacks import ProjectionCallback
@@ -226,9 +227,10 @@ def recover_adapter(
     other. The conversion's own record goes along, with the hashes of what came out.
 
     Raises:
-        OrthomergeError: what `train_adapter` raises.
+        OrthomergeError: a record that cannot be read, or what `train_adapter` raises.
     """
     converted = Path(converted)
+    told = record_of(converted, RECORD) if (converted / RECORD).is_file() else None
     projected = (converted / KEPT_OUT).is_file()
     with atomic_path(output) as folder:
         train_adapter(
@@ -239,9 +241,9 @@ def recover_adapter(
         for name in ("README.md", KEPT_OUT):
             if (converted / name).is_file():
                 shutil.copyfile(converted / name, folder / name)
-        if (converted / RECORD).is_file():
+        if told is not None:
             about = {"steps": settings.max_steps, **(record or {})}
-            seal_again(converted, folder, RECORD, recovered=about)
+            seal_again(told, folder, RECORD, recovered=about)
     return Path(output)
 
 

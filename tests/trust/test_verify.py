@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from orthomerge import verify
 from orthomerge.adapters import convert_adapters, merge_adapters, merge_to_model
+from orthomerge.assets import resolve_model
 from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import fingerprint
@@ -44,7 +45,8 @@ def test_an_untouched_output_is_as_written_and_comes_out_again(copied, form):
     found = verify(copied / form, redo=True)
     assert all(c.good for c in found)
     inputs = [c for c in found if c.what == "input"]
-    assert [c.state for c in inputs] == ["same", "same"]
+    # A full model is made of its base; the other forms never read it.
+    assert [c.state for c in inputs] == ["same"] * (3 if form == "model" else 2)
     recorded = json.loads((copied / form / "merge.json").read_text())["files"]
     assert sorted(c.name for c in found if c.what == "redo") == sorted(recorded)
     assert not [p for p in copied.iterdir() if p.name.startswith(".")]
@@ -126,12 +128,15 @@ def test_statistics_and_conversions_are_verified(copied, tiny_base, tmp_path):
     from orthomerge.features.statistics import StatisticsMeta
     from orthomerge.moments import SecondMoment
 
+    of_base = resolve_model(str(tiny_base)).sha256
     layers = [f"encoder.layer.{i}.attention.self.{n}" for i in range(2) for n in ("query", "value")]
     files = []
     for seed in range(2):
         torch.manual_seed(seed)
         moments = {name: SecondMoment(32).update(torch.randn(80, 32)) for name in layers}
-        meta = StatisticsMeta("tiny", "c" * 64, ["query", "value"], "token", 80)
+        meta = StatisticsMeta(
+            "tiny", "c" * 64, ["query", "value"], "token", 80, model_sha256=of_base
+        )
         item = Statistics(moments, {name: name for name in layers}, meta)
         files.append(item.save(tmp_path / f"{seed}.stats.safetensors"))
     convert_adapters(
@@ -139,7 +144,8 @@ def test_statistics_and_conversions_are_verified(copied, tiny_base, tmp_path):
     )
     found = verify(tmp_path / "converted")
     assert all(c.state == "same" for c in found)
-    assert [c.name for c in found if c.what == "input"][1:] == [str(f) for f in files]
+    inputs = [c.name for c in found if c.what == "input"]
+    assert inputs[1:] == [*(str(f) for f in files), str(tiny_base)]
 
     assert [c.state for c in verify(files[0])] == ["same"]
     data = bytearray(files[0].read_bytes())

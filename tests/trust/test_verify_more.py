@@ -50,13 +50,13 @@ def wrong(path: Path, **how) -> list[tuple[str, str, str]]:
 # Starts ------------------------------------------------------------------------------------------
 
 
-def test_a_start_names_its_files_and_all_that_it_was_made_from(made, start):
+def test_a_start_names_its_files_and_all_that_it_was_made_from(made, start, tiny_base):
     found = verify(start)
     assert {c.state for c in found} == {"same"}
     assert {c.name for c in found if c.what == "file"} == {p.name for p in start.iterdir()}
     assert {p.name for p in start.iterdir()} > {"kept_out.safetensors", "start.json"}
     inputs = [c.name for c in found if c.what == "input"]
-    assert inputs == [str(made / "b"), *(str(stats(made, n)) for n in "abc")]
+    assert inputs == [str(made / "b"), *(str(stats(made, n)) for n in "abc"), str(tiny_base)]
     record = json.loads((start / "start.json").read_text())
     assert record["config"]["solver"] == "joint"
     assert set(record["captured"]) == set(Statistics.load(stats(made, "b"), lazy=True).layers)

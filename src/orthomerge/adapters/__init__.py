@@ -50,7 +50,7 @@ from orthomerge.adapters.initialise import (
     unit_rows,
 )
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
-from orthomerge.adapters.provenance import seal_again
+from orthomerge.adapters.provenance import record_of, seal_again
 from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import matched_fisher, matched_statistics, of_one_model
@@ -103,6 +103,7 @@ __all__ = [
     "read_figures",
     "read_head",
     "read_kept_out",
+    "record_of",
     "require_form",
     "require_same_base",
     "save_full_model",

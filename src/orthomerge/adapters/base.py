@@ -11,13 +11,13 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.tensors import read_tensor
-from orthomerge.assets import resolve_model
+from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
 
 
-def base_folder(model: str | None) -> Path:
-    """The folder of a base model: as it is, of a package, or the hub's snapshot.
+def find_base(model: str | None) -> ResolvedModel:
+    """A base model: a folder, of a package, or the hub's snapshot.
 
     Raises:
         AdapterError: no model named, or none to be found.
@@ -25,7 +25,7 @@ def base_folder(model: str | None) -> Path:
     if not model:
         raise AdapterError("the adapters do not name their base model: name it with base (--base).")
     try:
-        return Path(resolve_model(model).path_or_id)
+        return resolve_model(model)
     except AssetError as problem:
         raise AdapterError(str(problem)) from problem
 
@@ -41,10 +41,11 @@ class BaseWeights:
     """
 
     def __init__(self, model: str) -> None:
-        self._model = model
+        self._model, found = model, find_base(model)
+        self.sha256 = found.sha256
         self._weights = {
             key.removesuffix(".weight"): stored
-            for key, stored in read_checkpoint(base_folder(model)).tensors.items()
+            for key, stored in read_checkpoint(Path(found.path_or_id)).tensors.items()
             if key.endswith(".weight")
         }
 

@@ -15,6 +15,7 @@ import yaml
 from orthomerge.adapters.clashes import Remark, listed, remarks
 from orthomerge.adapters.files import HEAD, HEADS
 from orthomerge.adapters.licences import Licence, plain
+from orthomerge.adapters.provenance import entries_of
 
 # The class that has the layers' names, by PEFT's task type, and what the hub calls its task.
 _AUTO = {
@@ -67,7 +68,7 @@ def task_card(record: Mapping[str, Any], place: int) -> str:
 
 def converted_card(record: Mapping[str, Any], task_type: str | None) -> str:
     """The README of a converted adapter, from `convert.json`."""
-    adapter, how, total = record["adapter"], record["config"], record["total"]
+    (adapter,), how, total = entries_of(record), record["config"], record["total"]
     lost = total["lost_outputs"]
     kept = (
         "" if lost is None else f" It gave up {lost:.0%} of its outputs on its own task's inputs."

@@ -94,10 +94,12 @@ def convert_adapters(
     own, more = _read(statistics), _read(others)
     _check(read, own, more, how)
     first, *_ = [*own, *more]
+    known: str | None = None
     for name, item in [*_called(statistics, own), *_called(others, more)]:
-        require_base(item, name, read[0], base, first=first)
+        known = require_base(item, name, read[0], base, first=first)
         item.require_match(first, mine=name, theirs="the first statistics")
     names = distinct_names(read)
+    of_base = [about_base(base, a.base_model, known) for a in read]
     size, done = sum(len(a.layers) for a in read), 0
     mine, rest = sources_of(statistics), sources_of(others)
     found: list[Converted] = []
@@ -114,7 +116,7 @@ def convert_adapters(
                 "own": mine[place : place + 1],
                 "others": [s for u, s in enumerate(mine) if u != place] + rest,
             }
-            for _ in work.write(target, sources):
+            for _ in work.write(target, {**of_base[place], "statistics": sources}):
                 done += 1
                 if progress is not None:
                     progress(done, size)
@@ -194,7 +196,7 @@ class _Conversion:
         self.losses: dict[str, Loss] = {}
 
     def write(self, folder: Path, sources: Mapping[str, Any]):
-        """Write the folder; yields after every layer."""
+        """Write the folder, `sources` into its record; yields after every layer."""
         adapter, source = self._adapter, self._adapter.path
         assert source is not None
         folder.mkdir(parents=True)
@@ -273,9 +275,8 @@ class _Conversion:
         adapter = self._adapter
         return {
             "adapter": about_adapter(adapter.name, adapter),
-            **about_base(None, adapter.base_model),
             "config": asdict(self._config),
-            "statistics": dict(sources),
+            **sources,
             "total": described(total_loss(self.losses.values())),
             "layers": {name: described(loss) for name, loss in self.losses.items()},
             "versions": versions(),

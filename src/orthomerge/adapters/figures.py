@@ -48,7 +48,7 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
     folder = Path(folder)
     name, record, whole = read_record(folder)
     if name != MERGE:
-        raise AdapterError(f"'{folder}' is a conversion: only a merge's card holds figures.")
+        raise AdapterError(f"'{folder}' is no merge ({name}): only a merge's card holds figures.")
     if not whole:
         raise AdapterError(f"'{folder / name}' was altered since it was written: merge again.")
     content = unsealed(record)

@@ -77,6 +77,7 @@ class LazyLayers(Mapping[str, LoraFactors]):
     ) -> None:
         self._layers, self._base, self._transposed = layers, base, transposed
         self.shapes = {name: layer.shape for name, layer in layers.items()}
+        self.base_sha256 = base.sha256 if base is not None else None
 
     def __getitem__(self, name: str) -> LoraFactors:
         layer = self._layers[name]

@@ -13,6 +13,7 @@ from huggingface_hub.utils import (
     get_session,
 )
 
+from orthomerge.assets import may_fetch
 from orthomerge.documents import (
     YAML_BYTES,
     Unreadable,
@@ -77,7 +78,7 @@ def licence_of(named: str | None) -> Licence:
             return Licence(
                 record.licence.split()[0].lower(), f"package {record.package} {record.version}"
             )
-    return _at_the_hub(named)
+    return _at_the_hub(named) if may_fetch() else NOT_STATED
 
 
 @lru_cache(maxsize=256)

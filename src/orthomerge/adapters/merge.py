@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters.base import base_folder
-from orthomerge.adapters.files import Adapter, read_adapter, require_same_base
+from orthomerge.adapters.base import find_base
+from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter, require_same_base
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
@@ -136,6 +137,8 @@ def merge_to_model(
         options, max_shard_size,
     )  # fmt: skip
     frame = plan.frame()
+    found = find_base(base or frame.base_model)
+    plan = replace(plan, base_sha256=found.sha256)
     merge = plan_merge(layers, **how)
     errors: dict[str, float] = {}
 
@@ -147,7 +150,7 @@ def merge_to_model(
 
     save_full_model(
         output,
-        base_folder(base or frame.base_model),
+        Path(found.path_or_id),
         update_of,
         names=merge.names,
         max_shard_size=max_shard_size,
@@ -196,15 +199,21 @@ def _prepare(
     check_heads(read, heads)
     how: dict[str, Any] = {
         "method": method, "weights": weights, "layer_weights": layer_weights, "seed": seed,
-        "rank": rank, "statistics": matched_statistics(needs, statistics, read, base),
+        "rank": rank, "statistics": (matched := matched_statistics(needs, statistics, read, base)),
         "fisher": matched_fisher(needs, fisher, read), **options,
     }  # fmt: skip
     plan = MergeOutput(
         read, method, weights, layer_weights or {}, rank, seed, dict(options), base, heads,
         statistics=sources_of(statistics), fisher=sources_of(fisher),
-        max_shard_size=max_shard_size,
+        max_shard_size=max_shard_size, base_sha256=_base_sha256(read, matched or ()),
     )  # fmt: skip
     return plan, [a.layers for a in read], how
+
+
+def _base_sha256(adapters: Sequence[Adapter], statistics: Sequence[Statistics]) -> str | None:
+    """The base's hash, where its weights were read (for DoRA) or the statistics tell it."""
+    read = [a.layers.base_sha256 for a in adapters if isinstance(a.layers, LazyLayers)]
+    return next((h for h in (*read, *(s.meta.model_sha256 for s in statistics)) if h), None)
 
 
 def save_merged(

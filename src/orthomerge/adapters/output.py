@@ -35,7 +35,8 @@ class MergeOutput:
     """All of a merge but its layers, and the folder it is written to.
 
     For what is written in another form (a full model), `frame` says what belongs beside the layers
-    and `record` what went in. `statistics` and `fisher` say which files the method was given.
+    and `record` what went in. `statistics` and `fisher` say which files the method was given,
+    `base_sha256` which base they, or the full model, are of.
     """
 
     adapters: Sequence[Adapter]
@@ -51,6 +52,7 @@ class MergeOutput:
     statistics: Sequence[Mapping[str, Any]] = ()
     fisher: Sequence[Mapping[str, Any]] = ()
     max_shard_size: int | str | None = None
+    base_sha256: str | None = None
 
     def write(
         self, output: str | Path, layers: Iterable[MergedLayer]
@@ -109,6 +111,7 @@ class MergeOutput:
         return merge_record(
             self.method, self.adapters, self._names(), self._spread(),
             base=self.base, base_model=self.base or self.adapters[0].base_model,
+            base_sha256=self.base_sha256,
             statistics=self.statistics, fisher=self.fisher, layer_weights=self.layer_weights,
             options=self.options, seed=self.seed, rank=self.rank, heads=self.heads,
         )  # fmt: skip

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.documents import Unreadable, is_object, read_json
-from orthomerge.errors import AdapterError
+from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.files import file_sha256, fingerprint, write_json
 
 MERGE, CONVERT, START = "merge.json", "convert.json", "start.json"
@@ -37,13 +38,8 @@ def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "sha256"}
 
 
-def seal_again(before: Path, folder: Path, name: str, **more: Any) -> None:
-    """Write the record of `before` for a folder that was made from it, with `more` said in it.
-
-    Raises:
-        Unreadable: it is no record.
-    """
-    record: dict[str, Any] = read_json(before / name)
+def seal_again(record: Mapping[str, Any], folder: Path, name: str, **more: Any) -> None:
+    """Write the record of what `folder` was made from for the folder, with `more` said in it."""
     kept = {key: value for key, value in record.items() if key not in ("files", "sha256")}
     seal(folder, name, {**kept, **more})
 
@@ -69,14 +65,9 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
             f"'{folder}' has none of {', '.join(RECORDS)}: name what 'orthomerge merge', 'convert' "
             "or 'init' wrote."
         )
-    try:
-        record = read_json(folder / name)
-    except (Unreadable, OSError) as problem:
-        raise AdapterError(
-            f"'{folder / name}' cannot be read ({problem}): it was altered."
-        ) from problem
-    files = record.get("files") if is_object(record) else None
-    if not is_object(record) or not is_object(files):
+    record = record_of(folder, name)
+    files = record.get("files")
+    if not is_object(files):
         raise AdapterError(
             f"'{folder / name}' holds no hashes of the folder's files: it was altered, or written "
             "by an older version; make the folder again."
@@ -91,6 +82,28 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
     return name, record, record.get("sha256") == fingerprint(unsealed(record))
 
 
+def record_of(folder: Path, name: str) -> dict[str, Any]:
+    """What a record says, whether or not it was altered.
+
+    Raises:
+        AdapterError: it cannot be read, or is no record.
+    """
+    try:
+        record = read_json(folder / name)
+    except (Unreadable, OSError) as problem:
+        raise AdapterError(
+            f"'{folder / name}' cannot be read ({problem}): it was altered."
+        ) from problem
+    if not is_object(record):
+        raise AdapterError(f"'{folder / name}' is no record of what went in: it was altered.")
+    return record
+
+
+def entries_of(record: Mapping[str, Any]) -> Any:
+    """What a record says of the adapters that went in: a merge's, or a conversion's one."""
+    return record.get("adapters", [record.get("adapter")])
+
+
 def place_of(named: Any, output: Path) -> Path | None:
     """Where an input lies: as a record calls it, from here or from beside the output."""
     if not isinstance(named, str) or not named or "\0" in named:
@@ -98,6 +111,19 @@ def place_of(named: Any, output: Path) -> Path | None:
     try:
         return next((p for p in (Path(named), output.parent / named) if p.exists()), None)
     except OSError:  # a name longer than names can be
+        return None
+
+
+def base_here(
+    record: Mapping[str, Any], output: Path, named: str | None = None
+) -> ResolvedModel | None:
+    """The base model, as it is `named` or as a record names it; None where it is not here."""
+    said = named or record.get("base") or record.get("base_model")
+    if not isinstance(said, str) or not said:
+        return None
+    try:
+        return resolve_model(str(place_of(said, output) or said), fetch=False)
+    except (OrthomergeError, OSError):
         return None
 
 

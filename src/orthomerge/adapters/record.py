@@ -26,6 +26,7 @@ def merge_record(
     *,
     base: str | None,
     base_model: str | None,
+    base_sha256: str | None,
     statistics: Sequence[Mapping[str, Any]],
     fisher: Sequence[Mapping[str, Any]],
     layer_weights: Mapping[str, Any],
@@ -36,7 +37,8 @@ def merge_record(
 ) -> dict[str, Any]:
     """What went into a merge, as `merge.json` holds it; errors and hashes come later.
 
-    `base` is the base model as the user named it, `base_model` what it is taken for.
+    `base` is the base model as the user named it, `base_model` what it is taken for, `base_sha256`
+    its hash where it was read or statistics of it were.
     """
     return {
         "method": method,
@@ -47,7 +49,7 @@ def merge_record(
         "layer_weights": dict(layer_weights),
         "heads": heads,
         "task_type": adapters[0].config.get("task_type"),
-        **about_base(base, base_model),
+        **about_base(base, base_model, base_sha256),
         "statistics": list(statistics),
         "fisher": list(fisher),
         "adapters": [
@@ -86,10 +88,14 @@ def start_record(
     }
 
 
-def about_base(base: str | None, base_model: str | None) -> dict[str, Any]:
-    """What a record says of the base model: as the user named it, what it is, its licence."""
-    licence = licence_of(base or base_model)._asdict()
-    return {"base": base, "base_model": base_model, "base_licence": licence}
+def about_base(base: str | None, base_model: str | None, base_sha256: str | None) -> dict[str, Any]:
+    """What a record says of the base model: as the user named it, what it is, hash, licence."""
+    return {
+        "base": base,
+        "base_model": base_model,
+        "base_sha256": base_sha256,
+        "base_licence": licence_of(base or base_model)._asdict(),
+    }
 
 
 def about_adapter(name: str, adapter: Adapter) -> dict[str, Any]:

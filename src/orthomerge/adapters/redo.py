@@ -14,7 +14,14 @@ from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.convert import convert_adapters
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
-from orthomerge.adapters.provenance import CONVERT, START, place_of, read_record
+from orthomerge.adapters.provenance import (
+    CONVERT,
+    START,
+    base_here,
+    entries_of,
+    place_of,
+    read_record,
+)
 from orthomerge.errors import AdapterError, OrthomergeError
 
 # What values of other types come to where they are used.
@@ -42,11 +49,12 @@ def made_again(
         raise AdapterError(f"'{folder}' is a start: only merges and conversions are done again.")
     if name == CONVERT:
         _require_untrained(folder, record)
-    read = [_named(e, p) for e, p in zip(entries, places, strict=True)]
+    lies = base or _recorded_base(record, folder)
+    read = [_named(e, p, lies) for e, p in zip(entries, places, strict=True)]
     again = _convert if name == CONVERT else _merge
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.parent) as at:
-            return again(folder, record, entries, read, base, Path(at) / folder.name)
+            return again(folder, record, entries, read, lies, Path(at) / folder.name)
     except _TYPES as problem:
         verb = "convert" if name == CONVERT else "merge"
         raise AdapterError(
@@ -70,7 +78,8 @@ def _merge(
         "rank": record["rank"],
         "seed": int(record["seed"]),
         "heads": record["heads"],
-        "base": base or record.get("base"),
+        # An adapter's configuration calls the base what it was called then.
+        "base": base if record["form"] == "model" else record.get("base"),
         "statistics": _again(record.get("statistics"), "statistics", folder) or None,
         "fisher": _again(record.get("fisher"), "fisher", folder) or None,
         **record["options"],
@@ -80,17 +89,7 @@ def _merge(
     else:
         merge_adapters(read, output=target, **how)
     again = read_record(target)[1]
-    # What came from elsewhere (licences, figures) is as recorded.
-    told = {
-        **again,
-        "base_licence": record.get("base_licence"),
-        "figures": record.get("figures"),
-        "adapters": [
-            {**entry, "licence": recorded.get("licence")}
-            for entry, recorded in zip(again["adapters"], record["adapters"], strict=True)
-        ],
-    }
-    return again["files"] | {file: _sha256(text) for file, text in cards(told).items()}
+    return again["files"] | _hashes(cards(_told(again, record, entries)))
 
 
 def _convert(
@@ -101,7 +100,7 @@ def _convert(
     base: str | None,
     target: Path,
 ) -> dict[str, str]:
-    (adapter,), (entry,), sources = read, entries, record["statistics"]
+    (adapter,), sources = read, record["statistics"]
     if len(sources["own"]) > 1:
         raise AdapterError(
             f"'{folder / CONVERT}' does not say which statistics are the adapter's own: it was "
@@ -116,13 +115,24 @@ def _convert(
         base=base,
     )
     again = read_record(target)[1]
-    told = {
-        **again,
-        "base_licence": record.get("base_licence"),
-        "adapter": {**again["adapter"], "licence": entry.get("licence")},
-    }
+    told = _told(again, record, entries)
     card = converted_card(told, adapter.config.get("task_type"))
-    return again["files"] | {"README.md": _sha256(card)}
+    return again["files"] | _hashes({"README.md": card})
+
+
+def _told(
+    again: dict[str, Any], record: dict[str, Any], entries: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The second record for a card; what came from elsewhere is as it was recorded."""
+    elsewhere = ("base", "base_model", "base_licence", "figures")
+    return {
+        **again,
+        **{key: record.get(key) for key in elsewhere},
+        "adapters": [
+            {**entry, "licence": recorded.get("licence")}
+            for entry, recorded in zip(entries_of(again), entries, strict=True)
+        ],
+    }
 
 
 def _require_untrained(folder: Path, record: dict[str, Any]) -> None:
@@ -134,17 +144,25 @@ def _require_untrained(folder: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _sha256(text: str) -> str:
-    return sha256(text.encode()).hexdigest()
+def _recorded_base(record: dict[str, Any], output: Path) -> str | None:
+    """The folder of the base that the record names, where it is here and the one it was."""
+    found = base_here(record, output)
+    written = record.get("base_sha256")
+    return found.path_or_id if found and written in (None, found.sha256) else None
 
 
-def _named(entry: dict[str, Any], place: Path | None) -> Adapter:
+def _hashes(texts: dict[str, str]) -> dict[str, str]:
+    return {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _named(entry: dict[str, Any], place: Path | None, base: str | None) -> Adapter:
     if place is None:
         raise AdapterError(
             f"the adapter '{entry.get('path')}' is not here, so nothing can be made of it again: "
             "name each with --adapter (adapters=...), in their order."
         )
-    return replace(read_adapter(place), name=str(entry.get("name")), source=str(entry.get("path")))
+    read = read_adapter(place, base=base)
+    return replace(read, name=str(entry.get("name")), source=str(entry.get("path")))
 
 
 def _again(found: list[dict[str, Any]] | None, what: str, output: Path) -> list[Path]:

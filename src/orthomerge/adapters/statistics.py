@@ -62,11 +62,12 @@ def of_one_model(
 
 def require_base(
     item: Statistics, name: str, adapter: Adapter, base: str | None, *, first: Statistics
-) -> None:
+) -> str | None:
     """Refuse statistics of another model than the first ones', or than the adapter's base.
 
     The base counts where it is a folder or is named; else all must be of one model. All must be of
-    one form, and that of prompts goes with language models alone.
+    one form, and that of prompts goes with language models alone. Returns the hash of the one
+    model, where the base or the first statistics tell it.
 
     Raises:
         StatisticsError: statistics of another model or form.
@@ -83,6 +84,7 @@ def require_base(
             f"{name} is of the form '{item.meta.form}', the first statistics of '{first.meta.form}'"
             ": collect them in one form (orthomerge stats --form)."
         )
+    return known
 
 
 def matched_fisher(

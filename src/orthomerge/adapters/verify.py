@@ -10,9 +10,17 @@ from typing import Any, NamedTuple, cast
 from safetensors import SafetensorError, safe_open
 
 from orthomerge.adapters.files import WEIGHTS
-from orthomerge.adapters.provenance import START, files_below, place_of, read_record
+from orthomerge.adapters.provenance import (
+    START,
+    base_here,
+    entries_of,
+    files_below,
+    place_of,
+    read_record,
+)
 from orthomerge.adapters.redo import made_again
 from orthomerge.adapters.settings import CONFIG
+from orthomerge.assets import nothing_fetched
 from orthomerge.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.features import Statistics
@@ -28,7 +36,7 @@ class Check(NamedTuple):
     """One thing that was looked at: a "file" of the output, an "input", or a file of the "redo".
 
     `state` is "same", "altered", "missing", "extra" (a file that no record names) or "not here"
-    (an input that does not lie on this machine, which is no fault).
+    (an input that does not lie on this machine, which is no fault). The base is an input too.
     """
 
     what: str
@@ -52,15 +60,15 @@ def verify(
     """Hold a merge, a conversion, a start, a statistics or a Fisher file to the hashes it carries.
 
     Every file of a folder must have the hash that its record gives it, and no other file may lie
-    there (hidden ones are passed by). Inputs are looked for where the record says, or at
-    `adapters`, in the order they were merged in; nothing is fetched. `redo` merges or converts them
-    again and compares the files bit for bit.
+    there (hidden ones are passed by). Inputs, and the base where the record holds its hash, are
+    looked for where the record says, or at `adapters`, in the order they were merged in; nothing is
+    fetched. `redo` merges or converts them again and compares the files bit for bit.
 
     Args:
         path: what `merge`, `convert`, `init`, `stats` or `fisher` wrote.
         adapters: where the input adapters lie now.
         redo: merge or convert again, into a temporary folder beside the output.
-        base: the base model for that, where the adapters call it by another name.
+        base: the base model, where it lies elsewhere than the record says.
 
     Raises:
         AdapterError: no output with a record there, one that is not done again (a start, a
@@ -83,8 +91,11 @@ def verify(
     places = [Path(a) for a in adapters] or [place_of(e.get("path"), path) for e in found]
     checks += [_input(entry, place) for entry, place in zip(found, places, strict=True)]
     checks += [_source(entry, path) for entry in _statistics(record)]
+    checks += _base(record, path, base)
     if redo:
-        made, written = made_again(path, name, record, found, places, base), record["files"]
+        with nothing_fetched():
+            made = made_again(path, name, record, found, places, base)
+        written = record["files"]
         checks += [
             Check("redo", file, SAME if made.get(file) == written.get(file) else ALTERED)
             for file in sorted({*made, *written})
@@ -125,7 +136,7 @@ def _files(folder: Path, record: str, hashes: dict[str, Any]) -> list[Check]:
 
 def _entries(record: dict[str, Any], folder: Path, name: str) -> list[dict[str, Any]]:
     """What the record says of each input adapter; a start may have none."""
-    found = record.get("adapters", [record.get("adapter")])
+    found = entries_of(record)
     some = is_array(found) and (found or name == START)
     if not is_array(found) or not some or not all(is_object(e) for e in found):
         raise AdapterError(
@@ -150,6 +161,19 @@ def _input(entry: dict[str, Any], place: Path | None) -> Check:
     if "config_sha256" in entry and _config(place) != entry["config_sha256"]:
         return Check("input", called, ALTERED, f"another {CONFIG} in '{place}'")
     return Check("input", called, SAME)
+
+
+def _base(record: dict[str, Any], output: Path, named: str | None) -> list[Check]:
+    """The base model, as it is named or as the record names it; nothing where it holds no hash."""
+    written, said = record.get("base_sha256"), record.get("base") or record.get("base_model")
+    if not isinstance(written, str):
+        return []
+    called, found = named or str(said), base_here(record, output, named)
+    if found is None:
+        return [Check("input", called, AWAY, "the base model, not checked: name it with --base")]
+    same = found.sha256 == written
+    note = "the base model" if same else f"the base model, another in '{found.path_or_id}'"
+    return [Check("input", called, SAME if same else ALTERED, note)]
 
 
 def _config(place: Path) -> str | None:

@@ -28,7 +28,7 @@ def verify(
         bool, typer.Option("--redo", help="Merge or convert again; compare the files bit for bit.")
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="With --redo: the base model, if it lies elsewhere now.")
+        str | None, typer.Option(help="The base model, if it lies elsewhere now.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
