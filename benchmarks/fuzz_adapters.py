@@ -1,4 +1,4 @@
-"""What the fuzzer does to adapters: configuration, weights, values, options, records of merges."""
+"""What the fuzzer does to adapters: configuration, weights, values, options, shards of a base."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
@@ -20,8 +21,8 @@ from orthomerge.errors import OrthomergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import list_methods, merge_layers
 
-_NAME = "encoder.layer.0.attention.self.query"
-_CONFIG = {
+NAME = "encoder.layer.0.attention.self.query"
+CONFIG = {
     "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["query"],
     "rank_pattern": {"query": 2}, "alpha_pattern": {r"layer\.0.*query": 8}, "use_rslora": False,
     "base_model_name_or_path": "tiny", "task_type": "SEQ_CLS", "modules_to_save": ["classifier"],
@@ -30,7 +31,7 @@ _CONFIG = {
 
 
 def _tensors() -> dict[str, torch.Tensor]:
-    g, start = torch.Generator().manual_seed(0), f"base_model.model.{_NAME}.lora_"
+    g, start = torch.Generator().manual_seed(0), f"base_model.model.{NAME}.lora_"
     return {
         f"{start}A.weight": torch.randn(2, 4, generator=g),
         f"{start}B.weight": torch.randn(6, 2, generator=g),
@@ -38,18 +39,19 @@ def _tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def _adapter(folder: Path) -> Path:
+def write_adapter(folder: Path) -> Path:
+    """An honest adapter of rank 2 on one layer of 6 by 4, with a head."""
     folder.mkdir(parents=True)
     save_file(_tensors(), folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(_CONFIG))
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
     return folder
 
 
-def _merged(root: Path, adapter: Path) -> None:
-    """Merge it into a folder, which is there whole or not at all."""
+def merged(root: Path, adapters: Sequence[Path], **how: Any) -> None:
+    """Merge them into a folder, which is there whole or not at all."""
     out, before = root / "out", {p.name for p in root.iterdir()}
     try:
-        merge_adapters([adapter], output=out)
+        merge_adapters(adapters, output=out, **how)
     except OrthomergeError:
         nothing_but(root, before)
         raise
@@ -59,23 +61,23 @@ def _merged(root: Path, adapter: Path) -> None:
 
 def adapter_config(root: Path) -> Callable[[random.Random], None]:
     """A configuration, merged."""
-    adapter = _adapter(root / "a")
+    adapter = write_adapter(root / "a")
 
     def once(rng: random.Random) -> None:
-        (adapter / "adapter_config.json").write_bytes(json_bytes(_CONFIG, rng))
-        _merged(root, adapter)
+        (adapter / "adapter_config.json").write_bytes(json_bytes(CONFIG, rng))
+        merged(root, [adapter])
 
     return once
 
 
 def adapter_weights(root: Path) -> Callable[[random.Random], None]:
     """A header of weights, merged."""
-    adapter, honest = _adapter(root / "a"), save(_tensors())
+    adapter, honest = write_adapter(root / "a"), save(_tensors())
 
     def once(rng: random.Random) -> None:
         data = with_header(honest, rng, lambda header: mutated(header, rng))
         (adapter / "adapter_model.safetensors").write_bytes(data)
-        _merged(root, adapter)
+        merged(root, [adapter])
 
     return once
 
@@ -84,7 +86,7 @@ def options() -> Callable[[random.Random], None]:
     """Weights and options as the command line takes them."""
     g = torch.Generator().manual_seed(0)
     pair = [
-        {_NAME: LoraFactors(torch.randn(2, 4, generator=g), torch.randn(6, 2, generator=g))}
+        {NAME: LoraFactors(torch.randn(2, 4, generator=g), torch.randn(6, 2, generator=g))}
         for _ in range(2)
     ]
     methods = [m for m in list_methods() if not m.needs and not m.open_options]
@@ -99,42 +101,26 @@ def options() -> Callable[[random.Random], None]:
         taken = {"method", "weights", "layer_weights", "rank", "seed", "statistics", "fisher"}
         options = {k: v for k, v in options.items() if k not in taken}
         merged = merge_layers(pair, method=method.name, weights=weights, **options)
-        assert merged.dense(_NAME).shape == (6, 4)
+        assert merged.dense(NAME).shape == (6, 4)
 
     return once
 
 
-def merge_record(root: Path) -> Callable[[random.Random], None]:
-    """The record of a merge, verified and now and then done again."""
-    adapter = _adapter(root / "a")
-    merge_adapters([adapter], output=root / "out")
-    file = root / "out" / "merge.json"
-    honest = json.loads(file.read_text())
+SIZES = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e15, 1e19, 3e38, math.inf, math.nan]
 
-    def once(rng: random.Random) -> None:
-        file.write_bytes(json_bytes(honest, rng))
-        before = {p.name for p in root.iterdir()}
-        try:
-            verify(root / "out", redo=rng.random() < 0.2, adapters=[adapter])
-        finally:
-            nothing_but(root, before)
 
-    return once
+def factor(rng: random.Random, *shape: int) -> torch.Tensor:
+    """A matrix of some type, mostly whole, now and then with a hard number in it."""
+    g = torch.Generator().manual_seed(rng.getrandbits(30))
+    found = torch.randn(*shape, generator=g) * rng.choice([1.0, *SIZES[:8]])
+    if found.numel() and rng.random() < 0.4:
+        found.view(-1)[rng.randrange(found.numel())] = rng.choice([*SIZES, *(-s for s in SIZES)])
+    return found.to(rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64]))
 
 
 def values() -> Callable[[random.Random], None]:
     """Factors of any shape with hard numbers in them, by every method at once."""
     methods = [m for m in list_methods() if not m.needs]
-    sizes = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e15, 1e19, 3e38, math.inf, math.nan]
-
-    def factor(rng: random.Random, *shape: int) -> torch.Tensor:
-        g = torch.Generator().manual_seed(rng.getrandbits(30))
-        found = torch.randn(*shape, generator=g) * rng.choice([1.0, *sizes[:8]])
-        if found.numel() and rng.random() < 0.4:
-            found.view(-1)[rng.randrange(found.numel())] = rng.choice(
-                [*sizes, *(-s for s in sizes)]
-            )
-        return found.to(rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64]))
 
     def once(rng: random.Random) -> None:
         d_out, d_in = rng.choice([1, 2, 5, 8]), rng.choice([1, 2, 4, 9])
@@ -143,11 +129,11 @@ def values() -> Callable[[random.Random], None]:
             rank = rng.choice([0, 1, 2, 2, 3, 12])
             scaling = rng.choice([1.0, 1.0, 0.5, 0.0, -1.0, 1e30, math.inf, math.nan])
             A, B = factor(rng, rank, d_in), factor(rng, d_out, rank)
-            adapters.append({_NAME: LoraFactors(A, B.to(A.dtype), scaling)})
+            adapters.append({NAME: LoraFactors(A, B.to(A.dtype), scaling)})
         rank = rng.choice([None, None, 1, 2, 40])
         merged = merge_layers(adapters, method=rng.choice(methods).name, rank=rank)
-        assert merged.dense(_NAME).shape == (d_out, d_in)
-        update = merged.layers[_NAME]
+        assert merged.dense(NAME).shape == (d_out, d_in)
+        update = merged.layers[NAME]
         for part in (update.A, update.B) if isinstance(update, LoraFactors) else (update,):
             assert bool(part.isfinite().all())
 

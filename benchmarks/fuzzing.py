@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import fuzz_adapters, fuzz_files, fuzz_runs
+from benchmarks import fuzz_adapters, fuzz_files, fuzz_gentle, fuzz_records, fuzz_runs
 from benchmarks.fuzz_mutate import Left, Target
 from orthomerge.errors import OrthomergeError
 
@@ -33,7 +33,7 @@ RESULT = Path(__file__).parent / "results" / "fuzz.json"
 PAGE = Path(__file__).parents[1] / "docs" / "trust.md"
 MARK, END = "<!-- written by make fuzz -->", "<!-- end -->"
 LIMIT_S, MEMORY = 5, 16 * 2**30
-TARGETS = 15
+TARGETS = 19
 _COUNTS = {
     "inputs": "inputs", "accepted": "accepted", "refused": "refused", "uncaught": "uncaught",
     "half": "half outputs", "hangs": "hangs",
@@ -47,19 +47,23 @@ class Hang(BaseException):
 def targets(root: Path) -> list[Target]:
     """All kinds, with honest files under `root`."""
     return [
-        Target("adapter_config.json", 0.1, fuzz_adapters.adapter_config(root / "config")),
-        Target("adapter_model.safetensors", 0.1, fuzz_adapters.adapter_weights(root / "weights")),
-        Target("statistics files", 0.1, fuzz_files.statistics(root / "stats")),
-        Target("recipes", 0.1, fuzz_files.recipe(root / "recipe")),
-        Target("weights and options", 0.12, fuzz_adapters.options()),
-        Target("merge.json", 0.08, fuzz_adapters.merge_record(root / "record")),
-        Target("results.jsonl", 0.1, fuzz_runs.rows(root / "rows")),
+        Target("adapter_config.json", 0.08, fuzz_adapters.adapter_config(root / "config")),
+        Target("adapter_model.safetensors", 0.06, fuzz_adapters.adapter_weights(root / "weights")),
+        Target("statistics files", 0.08, fuzz_files.statistics(root / "stats")),
+        Target("recipes", 0.08, fuzz_files.recipe(root / "recipe")),
+        Target("weights and options", 0.06, fuzz_adapters.options()),
+        Target("merge.json", 0.06, fuzz_records.merge_record(root / "record")),
+        Target("convert.json", 0.05, fuzz_records.convert_record(root / "converted")),
+        Target("start.json", 0.05, fuzz_records.start_of(root / "start")),
+        Target("results.jsonl", 0.06, fuzz_runs.rows(root / "rows")),
+        Target("adapters, odd but whole", 0.08, fuzz_gentle.odd_weights(root / "odd")),
+        Target("options at their ends", 0.08, fuzz_gentle.option_ranges()),
         Target("values of factors", 0.06, fuzz_adapters.values()),
-        Target("Fisher files", 0.05, fuzz_files.fisher(root / "fisher")),
+        Target("Fisher files", 0.04, fuzz_files.fisher(root / "fisher")),
         Target("kept_out.safetensors", 0.04, fuzz_files.kept_out(root / "kept_out")),
-        Target("shard indexes and shards", 0.04, fuzz_adapters.shards(root / "shards")),
-        Target("run.json", 0.04, fuzz_runs.record(root / "run")),
-        Target("jobs.jsonl", 0.03, fuzz_runs.journal(root / "journal")),
+        Target("shard indexes and shards", 0.03, fuzz_adapters.shards(root / "shards")),
+        Target("run.json", 0.03, fuzz_runs.record(root / "run")),
+        Target("jobs.jsonl", 0.02, fuzz_runs.journal(root / "journal")),
         Target("evidence of a run", 0.03, fuzz_runs.evidence(root / "evidence")),
         Target("weights.json of a search", 0.01, fuzz_runs.search(root / "search")),
     ]
