@@ -1,6 +1,7 @@
 """Merging on the factors against PEFT and against the dense form of every method.
 
     python -m benchmarks.merging             # ratios at d=2048, 8 adapters of rank 16
+    python -m benchmarks.merging --device cuda    # the same on a GPU, kept apart
     python -m benchmarks.merging --methods   # time and memory of every method on one such layer
     python -m benchmarks.merging --whole     # whole adapters of Llama-3-8B shape, time and memory
 
@@ -41,6 +42,7 @@ LLAMA = {
 }
 BLOCKS = 32
 GIB = 2**30
+DEVICE = torch.device("cpu")
 
 
 def factors(seed: int, d_out: int = D, d_in: int = D, dtype: torch.dtype = torch.float32):
@@ -48,7 +50,7 @@ def factors(seed: int, d_out: int = D, d_in: int = D, dtype: torch.dtype = torch
     g = torch.Generator().manual_seed(seed)
     A = torch.randn(RANK, d_in, generator=g) / d_in**0.5
     B = torch.randn(d_out, RANK, generator=g) * torch.logspace(0, -1.5, RANK)
-    return LoraFactors(A.to(dtype), B.to(dtype), 2.0)
+    return LoraFactors(A.to(DEVICE, dtype), B.to(DEVICE, dtype), 2.0)
 
 
 class Holder(nn.Module):
@@ -67,7 +69,7 @@ def peft_model(adapters: Sequence[LoraFactors]):
     for number, f in enumerate(adapters):
         config = LoraConfig(r=RANK, lora_alpha=RANK * f.scaling, target_modules=["layer"])
         if model is None:
-            model = get_peft_model(Holder(), config, adapter_name=f"a{number}")
+            model = get_peft_model(Holder().to(DEVICE), config, adapter_name=f"a{number}")
         else:
             model.add_adapter(f"a{number}", config)
     layer = model.base_model.model.layer
@@ -83,10 +85,17 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def done(work: Callable[[], object]) -> None:
+    """Work, to its end on the device."""
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def seconds_of(work: Callable[[], object]) -> float:
     """Wall seconds of one call."""
     began = time.perf_counter()
-    work()
+    done(work)
     return time.perf_counter() - began
 
 
@@ -96,6 +105,11 @@ def median_of(work: Callable[[], object], repeats: int, *known: float) -> float:
     while (len(found) < repeats and sum(found) < 30) or not found:
         found.append(seconds_of(work))
     return sorted(found)[len(found) // 2]
+
+
+def ours_seconds(work: Callable[[], object]) -> float:
+    """Median seconds of five calls."""
+    return median_seconds(lambda: done(work))
 
 
 def against_peft(combination: str, method: str, repeats: int, **options) -> dict:
@@ -118,7 +132,7 @@ def against_peft(combination: str, method: str, repeats: int, **options) -> dict
     first = seconds_of(theirs)
     merged = merge_layers([{"layer": f} for f in adapters], method=method, rank=RANK, **options)
     difference = relative(merged.dense("layer"), layer.get_delta_weight("merged").detach())
-    return {"theirs_s": median_of(theirs, repeats, first), "ours_s": median_seconds(ours),
+    return {"theirs_s": median_of(theirs, repeats, first), "ours_s": ours_seconds(ours),
             "difference": difference}  # fmt: skip
 
 
@@ -212,7 +226,7 @@ def against_dense(method: str, repeats: int) -> dict:
 
     dense = theirs()
     difference = relative(ours().dense("layer"), dense) if comparable else None
-    return {"theirs_s": median_of(theirs, repeats), "ours_s": median_seconds(ours),
+    return {"theirs_s": median_of(theirs, repeats), "ours_s": ours_seconds(ours),
             "difference": difference}  # fmt: skip
 
 
@@ -348,6 +362,7 @@ def main() -> None:
     parser.add_argument("--one")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="of the ratios: cpu or cuda")
     parser.add_argument("names", nargs="*", help="methods of --whole; folders of --child")
     given = parser.parse_args()
     if given.child:
@@ -360,7 +375,12 @@ def main() -> None:
         rows = whole(given.names or factor_methods(), given.workers)
         save("merging-whole", rows, workers=given.workers, adapters=ADAPTERS, rank=RANK)
     else:
-        save("merging", ratios(given.repeats), adapters=ADAPTERS, rank=RANK, d=D)
+        global DEVICE
+        DEVICE, about = torch.device(given.device), {"adapters": ADAPTERS, "rank": RANK, "d": D}
+        name = "merging"
+        if DEVICE.type == "cuda":
+            name, about["card"] = "merging-gpu", torch.cuda.get_device_name(DEVICE)
+        save(name, ratios(given.repeats), **about)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,15 @@ def preferred_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def exact_device(device: torch.device | None = None) -> torch.device:
+    """Where sums and projections in float64 are worked out for what lies on `device`.
+
+    There, or on the CPU for Apple's MPS, which has no float64. By default of `preferred_device`.
+    """
+    device = device or preferred_device()
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def another_head(model: Any, *, num_labels: int, regression: bool) -> Any:
     """A classifier with other outputs on the very trunk of `model`, its head at zero, to be loaded.
 

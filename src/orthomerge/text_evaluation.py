@@ -64,7 +64,7 @@ class TextEvaluator:
         with applied(self._model, update or {}), torch.inference_mode():
             for piece in self._pieces([len(item.prompt) for item in asked], progress):
                 batch = wording.likelihood_batch([asked[i] for i in piece])
-                sums[piece] = log_likelihoods(self._model, batch).double().cpu().numpy()
+                sums[piece] = log_likelihoods(self._model, batch).cpu().double().numpy()
                 lengths[piece] = batch.lengths.numpy()
         return Likelihoods(sums, lengths)
 

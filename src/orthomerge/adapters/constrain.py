@@ -21,6 +21,7 @@ from orthomerge import linalg
 from orthomerge.documents import parse_json
 from orthomerge.errors import AdapterError
 from orthomerge.features import trunk
+from orthomerge.models import exact_device
 from orthomerge.subspace import project_rows_out
 
 ADAPTER = "default"
@@ -117,7 +118,7 @@ class Projection:
                     f"{list(rows.shape)}: they belong to another model."
                 )
             if id(rows) not in wide:  # layers that read one input share one tensor
-                wide[id(rows)] = rows.to(device=A.device, dtype=torch.float64)
+                wide[id(rows)] = rows.to(exact_device(A.device), torch.float64)
                 _require_orthonormal(wide[id(rows)], name)
             self._pairs.append((A, wide[id(rows)]))
 
@@ -125,13 +126,19 @@ class Projection:
     def apply(self) -> None:
         """Project every `A`."""
         for A, rows in self._placed():
-            A.copy_(self._quiet(A.double(), rows))
+            A.copy_(self._quiet(A.to(rows), rows))
 
     def _placed(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """The pairs, each on the device where `A` lies by now: a Trainer moves the model late."""
-        if any(A.device != rows.device for A, rows in self._pairs):
-            moved = {(id(rows), A.device): rows.to(A.device) for A, rows in self._pairs}
-            self._pairs = [(A, moved[id(rows), A.device]) for A, rows in self._pairs]
+        """The pairs, each where its `A` is worked on by now: a Trainer moves the model late."""
+        places = [exact_device(A.device) for A, _ in self._pairs]
+        if any(place != rows.device for place, (_, rows) in zip(places, self._pairs, strict=True)):
+            moved: dict[tuple[int, torch.device], Tensor] = {}
+            for place, (_, rows) in zip(places, self._pairs, strict=True):
+                moved.setdefault((id(rows), place), rows.to(place))
+            self._pairs = [
+                (A, moved[id(rows), place])
+                for place, (A, rows) in zip(places, self._pairs, strict=True)
+            ]
         return self._pairs
 
     def _quiet(self, A: Tensor, rows: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ class Projection:
     def violation(self) -> float:
         """The largest norm of any layer's `A` on the side it must stay out of: `‖A P‖_F`."""
         return max(
-            float(linalg.vector_norm(A.double() - self._quiet(A.double(), rows)))
+            float(linalg.vector_norm(A.to(rows) - self._quiet(A.to(rows), rows)))
             for A, rows in self._placed()
         )
 

@@ -135,7 +135,13 @@ def collect(
         sample_texts,
         target_layers,
     )
-    from orthomerge.models import language_task_type, load_tokenizer, load_trunk, tokenizer_hash
+    from orthomerge.models import (
+        exact_device,
+        language_task_type,
+        load_tokenizer,
+        load_trunk,
+        tokenizer_hash,
+    )
     from orthomerge.moments import Representation
     from orthomerge.prompting import Wording
 
@@ -160,8 +166,8 @@ def collect(
         if prompt:
             language_task_type(found.path_or_id)  # refuses what writes no text
         trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
-        if job.device is not None:
-            trunk = trunk.to(job.device)
+        if device_map is None:
+            trunk = trunk.to(job.device or exact_device())
         names = split_names(targets)
         target_layers(trunk, names)
         tokenizer = load_tokenizer(found.path_or_id)

@@ -33,10 +33,10 @@ from orthomerge.features import Statistics, batches, collect_statistics, sample_
 from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
 from orthomerge.models import (
+    exact_device,
     load_classifier,
     load_language_model,
     load_trunk,
-    preferred_device,
     tokenizer_hash,
 )
 from orthomerge.training import TrainingSettings, recover_adapter, train_adapter
@@ -56,7 +56,7 @@ class Pieces:
     @cached_property
     def trunk(self) -> Any:
         """The base model without a head, until a training wants the room."""
-        return load_trunk(self.keys.base.path_or_id).to(preferred_device())
+        return load_trunk(self.keys.base.path_or_id).to(exact_device())
 
     def statistics(
         self,

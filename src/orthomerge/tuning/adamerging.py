@@ -19,6 +19,7 @@ from orthomerge.factors import LoraFactors
 from orthomerge.features import batches
 from orthomerge.files import derive_seed
 from orthomerge.merging import plan_merge
+from orthomerge.models import preferred_device
 from orthomerge.tasks import Row
 from orthomerge.tuning.inputs import Inputs, load_with_head, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
@@ -150,7 +151,7 @@ class Entropies:
 
     def __init__(self, inputs: Inputs, max_length: int, batch_size: int) -> None:
         self._inputs, self._max_length, self._batch_size = inputs, max_length, batch_size
-        self._tokenizer = tokenizer_of(inputs.base)
+        self._tokenizer, self._device = tokenizer_of(inputs.base), preferred_device()
         self._models: dict[int, Any] = {}
         for adapter, task in zip(inputs.adapters, inputs.tasks, strict=True):
             if task.outputs in self._models:
@@ -158,9 +159,10 @@ class Entropies:
             else:
                 self._models[task.outputs] = load_with_head(
                     inputs.base, self._tokenizer, adapter.modules, task.outputs, regression=False
-                )
+                ).to(self._device)
         self._sums = [
-            _RankOnes.of([a.layers.get(layer) for a in inputs.adapters]) for layer in inputs.layers
+            _RankOnes.of([a.layers.get(layer) for a in inputs.adapters], self._device)
+            for layer in inputs.layers
         ]
 
     def of(self, index: int, coefficients: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -170,10 +172,12 @@ class Entropies:
             texts, self._tokenizer, batch_size=len(texts), max_length=self._max_length
         )
         model = self._models[self._inputs.tasks[index].outputs]
-        by_layer = coefficients.expand(len(self._sums), -1)
+        by_layer = coefficients.to(self._device).expand(len(self._sums), -1)
+        placed = {name: tensor.to(self._device) for name, tensor in batch.items()}
+        modules = self._inputs.adapters[index].modules
         with _adding(model, self._inputs.layers, self._sums, by_layer):
-            head = {k: v.to(model.dtype) for k, v in self._inputs.adapters[index].modules.items()}
-            logs = functional_call(model, head, (), batch).logits.log_softmax(dim=-1)
+            head = {k: v.to(self._device, model.dtype) for k, v in modules.items()}
+            logs = functional_call(model, head, (), placed).logits.log_softmax(dim=-1)
         return -(logs.exp() * logs).sum(dim=-1).mean()
 
     def descend(self, coefficients: Tensor, chosen: Sequence[Sequence[int]]) -> list[float]:
@@ -211,12 +215,12 @@ class _RankOnes:
     owner: Tensor
 
     @classmethod
-    def of(cls, factors: Sequence[LoraFactors | None]) -> _RankOnes:
-        held = [(i, f.to(torch.float32)) for i, f in enumerate(factors) if f is not None]
+    def of(cls, factors: Sequence[LoraFactors | None], device: torch.device) -> _RankOnes:
+        held = [(i, f.to(device, torch.float32)) for i, f in enumerate(factors) if f is not None]
         return cls(
             torch.cat([f.A for _, f in held]),
             torch.cat([f.scaling * f.B for _, f in held], dim=1),
-            torch.cat([torch.full((f.rank,), i) for i, f in held]),
+            torch.cat([torch.full((f.rank,), i, device=device) for i, f in held]),
         )
 
     def __call__(self, x: Tensor, coefficients: Tensor) -> Tensor:
