@@ -62,7 +62,7 @@ def build(folder, rows, run=None) -> tuple[str, Page]:
 def short_plotly():
     """Most tests read the page over and over: 5 MB of a library less each time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orthomerge.report.page.get_plotlyjs", lambda: "/* plotly.js v0 */")
+        patch.setattr("orthomerge.report.templates.get_plotlyjs", lambda: "/* plotly.js v0 */")
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from orthomerge.board.runs import inside, list_runs
 from orthomerge.errors import OrthomergeError, UnknownNameError
 from orthomerge.report import render_report
+from orthomerge.report.templates import fill
 
 HOST = "127.0.0.1"
 _NAMES = ["127.0.0.1", "localhost"]
@@ -52,8 +53,7 @@ def make_app(folder: str | Path) -> Any:
 
     def home(request: Request) -> Response:
         page = files("orthomerge.board").joinpath("board.html").read_text(encoding="utf-8")
-        css = files("orthomerge.report").joinpath("page.css").read_text(encoding="utf-8")
-        return HTMLResponse(page.replace("/* page.css */", css), headers=_HEADERS)
+        return HTMLResponse(fill(page), headers=_HEADERS)
 
     def runs(request: Request) -> Response:
         found = [run.to_dict() for run in list_runs(root)]

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from orthomerge.errors import OrthomergeError
 from orthomerge.evidence import Evidence
@@ -25,8 +19,9 @@ from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.headline import headline
 from orthomerge.report.sections import Group
 from orthomerge.report.source import Source, labelled, read_source
-from orthomerge.report.style import DARK, LIGHT, MOST_BANDS
-from orthomerge.report.summary import PLAIN, Column, Summary, percent
+from orthomerge.report.style import MOST_BANDS
+from orthomerge.report.summary import PLAIN, Column, Summary
+from orthomerge.report.templates import fill_with_figures, text_of
 from orthomerge.report.written import csv_table, csv_tasks
 from orthomerge.rows import SINGLE
 
@@ -98,88 +93,65 @@ def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:
 
 
 def _render(sources: Sequence[Source], summary: Summary) -> str:
-    evidence = Evidence(
-        *(
-            [item for s in sources for item in getattr(s.evidence, part)]
-            for part in ("disturbances", "spectra", "places", "curves")
-        )
-    )
-    several = len(sources) > 1
     name = " against ".join(s.name for s in sources)
+    evidence = _evidence(sources)
     figures = _figures(summary, evidence)
+    return fill_with_figures(
+        text_of("page.html"),
+        {place: [figure for _, figure in group.figures] for place, group in figures.items()},
+        {"csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)}, "name": name},
+        name=name,
+        figures=figures,
+        interference=sections.interference_rows(evidence, summary.arms),
+        seen=sections.seen_rows(evidence, summary.arms),
+        difference=sections.difference(summary, sources),
+        column_head=sections.column_head,
+        most_bands=MOST_BANDS,
+        js=Markup("".join(map(text_of, ("tables.js", "print.js", "figures.js")))),
+        **_about_scores(summary),
+        **_about_runs(sources, summary),
+    )
+
+
+def _evidence(sources: Sequence[Source]) -> Evidence:
+    """What lies beside the rows of all runs."""
+    parts = ("disturbances", "spectra", "places", "curves")
+    return Evidence(*([i for s in sources for i in getattr(s.evidence, part)] for part in parts))
+
+
+def _about_scores(summary: Summary) -> dict[str, Any]:
+    """What the template is told of the scores and of the tables that show them."""
     shares = [c.retained for c in summary.cells.values() if c.retained is not None]
     plain, single = summary.plain, summary.single
-    shown_alone = [single] if single in summary.columns else []
-    data = {
-        "figures": {
-            place: [json.loads(figure.to_json() or "{}") for _, figure in group.figures]
-            for place, group in figures.items()
-        },
-        "palette": {"light": LIGHT, "dark": DARK},
-        "csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)},
-        "name": name,
+    return {
+        "summary": summary,
+        "groups": _groups(summary.columns),
+        "columns": summary.columns,
+        "tall": len(summary.columns) > max(WIDEST, len(summary.arms)),
+        "uneven": summary.uneven,
+        "per_task_columns": [
+            *([single] if single in summary.columns else []),
+            *([plain] if plain else []),
+        ],
+        "plain": plain,
+        "single": SINGLE,
+        "sum": PLAIN,
+        "shade": partial(shown.shade, shares=shares),
+        "best": {c: summary.best(c) for c in summary.columns},
     }
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            name=name,
-            sources=sources,
-            headline=headline(
-                summary, {r.arm: s.name for s in sources for r in s.rows} if several else None
-            ),
-            summary=summary,
-            groups=_groups(summary.columns),
-            columns=summary.columns,
-            tall=len(summary.columns) > max(WIDEST, len(summary.arms)),
-            uneven=summary.uneven,
-            per_task_columns=[*shown_alone, *([plain] if plain else [])],
-            plain=plain,
-            single=SINGLE,
-            sum=PLAIN,
-            notices=[*(n for s in sources for n in s.notices), *summary.notices],
-            figures=figures,
-            interference=sections.interference_rows(evidence, summary.arms),
-            seen=sections.seen_rows(evidence, summary.arms),
-            difference=sections.difference(summary, sources),
-            column_head=sections.column_head,
-            shade=partial(shown.shade, shares=shares),
-            best={c: summary.best(c) for c in summary.columns},
-            about={k: v for s in sources for k, v in s.about.items()},
-            seconds=sum(sum(s.numbers("seconds").values()) for s in sources),
-            stages=_STAGES,
-            most_bands=MOST_BANDS,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=_version(),
-            css=Markup(_text("page.css")),
-            js=Markup("".join(map(_text, ("tables.js", "print.js", "figures.js")))),
-            plotly=Markup(get_plotlyjs()) if figures else "",
-            data=shown.script_json(data),
-        )
-    )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.lstrip_blocks = True
-    environment.filters |= {
-        "percent": percent,
-        "code": shown.code,
-        "duration": shown.duration,
-        "memory": shown.memory,
-        "moment": shown.moment,
-        "signed": shown.signed,
-        "seeds": shown.seeds,
+def _about_runs(sources: Sequence[Source], summary: Summary) -> dict[str, Any]:
+    """What the template is told of the runs: where rows come from, and what is to be said."""
+    runs = {r.arm: s.name for s in sources for r in s.rows} if len(sources) > 1 else None
+    return {
+        "sources": sources,
+        "headline": headline(summary, runs),
+        "notices": [*(n for s in sources for n in s.notices), *summary.notices],
+        "about": {k: v for s in sources for k, v in s.about.items()},
+        "seconds": sum(sum(s.numbers("seconds").values()) for s in sources),
+        "stages": _STAGES,
     }
-    names: dict[str, Any] = environment.globals
-    names["swatch"] = shown.swatch
-    return environment
-
-
-def _text(name: str) -> str:
-    return files("orthomerge.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _groups(columns: list[Column]) -> list[tuple[str, str, int]]:
@@ -191,10 +163,3 @@ def _groups(columns: list[Column]) -> list[tuple[str, str, int]]:
         else:
             found.append((column.method, column.options, 1))
     return found
-
-
-def _version() -> str:
-    try:
-        return version("orthomerge")
-    except PackageNotFoundError:
-        return ""

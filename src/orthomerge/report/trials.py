@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined, UndefinedError
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from jinja2 import UndefinedError
 from plotly.subplots import make_subplots  # pyright: ignore[reportUnknownVariableType]
 
 from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError
 from orthomerge.files import write_text
-from orthomerge.report.format import script_json
-from orthomerge.report.style import DARK, INK, LIGHT, SYMBOLS, safe
+from orthomerge.report.style import INK, LIGHT, SYMBOLS, safe
+from orthomerge.report.templates import fill_with_figures, text_of
 
 RECORD, PAGE = "weights.json", "trials.html"
 # What a record of other values than ours lets go wrong, in the figures and in the page's template.
@@ -144,28 +138,15 @@ def _hover(record: dict[str, Any], trial: dict[str, Any]) -> str:
 
 
 def _render(name: str, record: dict[str, Any]) -> str:
-    source = files("orthomerge.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    template = environment.from_string(source.joinpath("trials.html").read_text(encoding="utf-8"))
-    figures = {"trials": trial_figure(record), "weights": weights_figure(record)}
-    data = {
-        "figures": {key: json.loads(figure.to_json() or "{}") for key, figure in figures.items()},
-        "palette": {"light": LIGHT, "dark": DARK},
-    }
     entropy = record["objective"] == "entropy"
-    best = next(t for t in record["trials"] if t["number"] == record["best"])
     ordered = sorted(record["trials"], key=lambda t: -t["value"])
-    return template.render(
+    return fill_with_figures(
+        text_of("trials.html"),
+        {"trials": trial_figure(record), "weights": weights_figure(record)},
         name=name,
         record=record,
         entropy=entropy,
-        best=best,
+        best=next(t for t in record["trials"] if t["number"] == record["best"]),
         top=[] if entropy else ordered[:20],
         scale=1 if entropy else 100,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=version("orthomerge"),
-        css=Markup(source.joinpath("page.css").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
-        data=script_json(data),
     )
