@@ -25,7 +25,7 @@ from orthomerge.merging import merge_layers
 from orthomerge.models import load_tokenizer
 from orthomerge.tasks import get_task
 from orthomerge.tuning import Method, SearchSettings, read_inputs, search_weights
-from orthomerge.tuning.search import LOCK, STUDY
+from orthomerge.tuning.study import LOCK, STUDY
 
 NAMES = {"a": 1, "b": 2}
 

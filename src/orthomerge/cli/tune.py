@@ -198,7 +198,7 @@ def _only_sums(
 def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
     """Refuse a folder that holds something else, before any work."""
     from orthomerge.tuning import WEIGHTS
-    from orthomerge.tuning.search import LOCK, STUDY
+    from orthomerge.tuning.study import LOCK, STUDY
 
     if output.exists() and not output.is_dir():
         raise MergeError(f"'{output}' is a file: choose another --output.")

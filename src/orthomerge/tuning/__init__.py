@@ -5,7 +5,8 @@ from orthomerge.tuning.fisher import adapter_fisher, fisher_on_texts, text_fishe
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, TuneTask, read_inputs
 from orthomerge.tuning.result import MERGED, WEIGHTS, Method, Trial, Tuned
-from orthomerge.tuning.search import SearchSettings, require_optuna, search_weights
+from orthomerge.tuning.search import SearchSettings, search_weights
+from orthomerge.tuning.study import require_optuna
 
 __all__ = [
     "MERGED",

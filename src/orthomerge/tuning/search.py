@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from filelock import FileLock
-
-from orthomerge.errors import MergeError, OrthomergeError
+from orthomerge.errors import MergeError
 from orthomerge.evaluation import Evaluator, score
-from orthomerge.files import derive_seed
 from orthomerge.merging import MergedUpdate, get_method, merge_layers, plan_merge
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
+from orthomerge.tuning.study import (
+    complete,
+    enqueue,
+    one_trial,
+    open_study,
+    quiet_optuna,
+    require_optuna,
+)
 
-if TYPE_CHECKING:
-    import optuna
-
-STUDY = "study.sqlite3"
-LOCK = f".{STUDY}.lock"
-"""Held while a study is made; another run may see it before there is one."""
 _UNIFORM = (0.2, 0.4, 0.6, 0.8)
-_MADE_FOR = "made for"
-_TASKS = "tasks"
 
 
 @dataclass(frozen=True)
@@ -91,31 +86,19 @@ def search_weights(
     require_optuna()
     problem = _Problem(inputs, method, settings)
     problem.check()
-    study = _open(Path(output), _made_for(inputs, method, settings))
-    with _quiet_optuna():
-        _enqueue(study, problem.starts(), Path(output))
-        done = _complete(study)
+    study = open_study(Path(output), _made_for(inputs, method, settings))
+    with quiet_optuna():
+        enqueue(study, problem.starts(), Path(output))
+        done = complete(study)
         while len(done) < settings.trials:
-            _one_trial(study, problem, settings)
-            done = _complete(study)
+            one_trial(
+                study, problem.scores, count=len(problem.labels), low=settings.low,
+                high=settings.high, seed=settings.seed,
+            )  # fmt: skip
+            done = complete(study)
             if progress is not None:
                 progress(len(done), settings.trials, max(t.value for t in done))
     return problem.tuned(done)
-
-
-def require_optuna() -> None:
-    """Refuse to search without Optuna.
-
-    Raises:
-        OrthomergeError: it is not installed.
-    """
-    try:
-        import optuna  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as problem:
-        raise OrthomergeError(
-            "searching for weights needs Optuna, which is not installed: "
-            "pip install 'orthomerge[tune]'."
-        ) from problem
 
 
 class _Problem:
@@ -151,19 +134,10 @@ class _Problem:
 
     def starts(self) -> list[list[float]]:
         """What is tried first, as far as the range of weights allows it."""
+        settings = self._settings
         alike = [1.0, 1 / len(self._layers), *_UNIFORM]
-        allowed = [w for w in dict.fromkeys(alike) if self.low <= w <= self.high]
+        allowed = [w for w in dict.fromkeys(alike) if settings.low <= w <= settings.high]
         return [[weight] * len(self.labels) for weight in allowed]
-
-    @property
-    def low(self) -> float:
-        """The lowest weight."""
-        return self._settings.low
-
-    @property
-    def high(self) -> float:
-        """The highest weight."""
-        return self._settings.high
 
     def scores(self, weights: Sequence[float]) -> list[float]:
         """Each task's main metric on its selection rows."""
@@ -172,6 +146,7 @@ class _Problem:
 
     def tuned(self, trials: list[Trial]) -> Tuned:
         """The best trial; of equals the first."""
+        settings = self._settings
         best = max(trials, key=lambda trial: (trial.value, -trial.number))
         chosen = self._weights(best.weights)
         by_layer: dict[str, list[float]] = chosen.get("layer_weights") or {}
@@ -187,9 +162,8 @@ class _Problem:
             labels=self.labels,
             method=self._method,
             settings={
-                "trials": len(trials), "groups": self._settings.groups, "low": self.low,
-                "high": self.high, "seed": self._settings.seed,
-                "max_length": self._settings.max_length,
+                "trials": len(trials), "groups": settings.groups, "low": settings.low,
+                "high": settings.high, "seed": settings.seed, "max_length": settings.max_length,
             },
         )  # fmt: skip
 
@@ -240,110 +214,3 @@ def _made_for(inputs: Inputs, method: Method, settings: SearchSettings) -> dict[
         "maximum length": settings.max_length,
         "seed": settings.seed,
     }
-
-
-def _open(folder: Path, made_for: dict[str, Any]) -> optuna.Study:
-    """The study in `folder`, made if there is none; one made for something else is refused."""
-    import optuna
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise OrthomergeError(
-            f"cannot write '{folder}': {problem.strerror or problem}; choose another output path."
-        ) from problem
-    file = folder / STUDY
-    with _quiet_optuna(), FileLock(folder / LOCK):
-        try:
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{file.resolve()}",
-                # Two runs at once wait for each other's writes instead of failing.
-                engine_kwargs={"connect_args": {"timeout": 60}},
-            )
-            study = optuna.create_study(
-                study_name="weights", storage=storage, direction="maximize", load_if_exists=True
-            )
-        except Exception as problem:  # SQLAlchemy's, SQLite's and Optuna's own errors
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-            raise MergeError(
-                f"'{file}' cannot be used as a study ({reason}): delete it, or choose another "
-                "--output."
-            ) from problem
-        before = study.user_attrs.get(_MADE_FOR)
-        if before is None:
-            study.set_user_attr(_MADE_FOR, made_for)
-        elif before != made_for:
-            other = [key for key, value in made_for.items() if before.get(key) != value]
-            raise MergeError(
-                f"the study in '{folder}' was made for another {', '.join(other) or 'version'}: "
-                "choose another --output, or delete the folder to begin again."
-            )
-    return study
-
-
-def _enqueue(study: optuna.Study, starts: list[list[float]], folder: Path) -> None:
-    """Queue the starts that were not tried; one whose run was killed meanwhile is tried again."""
-    with FileLock(folder / LOCK):
-        seen = [
-            trial.params or trial.system_attrs.get("fixed_params")
-            for trial in study.get_trials(deepcopy=False)
-            if trial.state.name in ("COMPLETE", "WAITING")
-        ]
-        for start in starts:
-            params = {_key(i): weight for i, weight in enumerate(start)}
-            if params not in seen:
-                study.enqueue_trial(params)
-
-
-def _one_trial(study: optuna.Study, problem: _Problem, settings: SearchSettings) -> None:
-    import optuna
-
-    # A sampler a trial: what it proposes depends on the trials before, not on who ran them.
-    number = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(
-        seed=derive_seed(settings.seed, "trial", str(number)), constant_liar=True
-    )
-
-    def objective(trial: optuna.Trial) -> float:
-        weights = [
-            trial.suggest_float(_key(i), problem.low, problem.high)
-            for i in range(len(problem.labels))
-        ]
-        known = next((t for t in _complete(study) if t.weights == weights), None)
-        scores = known.tasks if known else problem.scores(weights)
-        trial.set_user_attr(_TASKS, scores)
-        return sum(scores) / len(scores)
-
-    study.optimize(objective, n_trials=1)
-
-
-def _complete(study: optuna.Study) -> list[Trial]:
-    return [
-        Trial(
-            number=trial.number,
-            weights=[trial.params[_key(i)] for i in range(len(trial.params))],
-            value=float(trial.value),
-            tasks=list(trial.user_attrs[_TASKS]),
-        )
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.name == "COMPLETE" and trial.value is not None
-    ]
-
-
-def _key(index: int) -> str:
-    return f"w{index}"
-
-
-@contextmanager
-def _quiet_optuna() -> Generator[None, None, None]:
-    """Optuna without its log of every trial."""
-    import optuna
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
