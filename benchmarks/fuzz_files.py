@@ -15,7 +15,7 @@ import yaml
 from benchmarks.fuzz_mutate import mutated, scratched, with_header
 from orthomerge import Statistics, read_kept_out
 from orthomerge.adapters.constrain import KEPT_OUT, Directions, write_kept_out
-from orthomerge.experiment.recipe import load_recipe, packaged_recipes
+from orthomerge.experiment import load_recipe, packaged_recipes
 from orthomerge.features.meta import StatisticsMeta
 from orthomerge.files import fingerprint
 from orthomerge.fisher import ENTRY, FisherMeta, load_fisher, save_fisher

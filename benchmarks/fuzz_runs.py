@@ -13,9 +13,9 @@ from benchmarks.fuzz_mutate import Left, json_bytes, mutated, nothing_but, scrat
 from orthomerge.assets import ResolvedModel
 from orthomerge.board.runs import list_runs
 from orthomerge.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
+from orthomerge.experiment import packaged_recipes
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.plan import throughput_of_run
-from orthomerge.experiment.recipe import packaged_recipes
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.sound import TRAINING, read_losses
 from orthomerge.experiment.throughput import read_rates

@@ -143,7 +143,7 @@ def test_yaml_aliases_of_an_honest_file_are_read():
     ],
 )
 def test_a_recipe_cannot_leave_its_folder_or_ask_for_the_world(tmp_path, key, value):
-    from orthomerge.experiment.recipe import packaged_recipes
+    from orthomerge.experiment import packaged_recipes
 
     values = yaml.safe_load(packaged_recipes()["demo.yaml"].read_text(encoding="utf-8"))
     values[key] = value

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.jobs import Evaluation, Job
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
-from orthomerge.experiment.recipe import Merge
 from orthomerge.files import fingerprint
 from orthomerge.merging import get_method
 from orthomerge.rows import ResultRow

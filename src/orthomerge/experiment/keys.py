@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.adapters import FROZEN_B
+from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.inputs import Inputs
-from orthomerge.experiment.recipe import Merge, Recipe
+from orthomerge.experiment.recipe import Recipe
 from orthomerge.features import SUFFIX
 from orthomerge.files import fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX

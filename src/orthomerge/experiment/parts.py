@@ -1,23 +1,17 @@
-"""The parts of a recipe: data, adapter, statistics, training, arms, merges, known figures."""
+"""The smaller parts of a recipe: data, adapter, statistics, text, training, known figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE, ConvertConfig
-from orthomerge.errors import MergeError, RecipeError, unknown_name
-from orthomerge.features import GRANULARITIES
+from orthomerge.errors import RecipeError
 from orthomerge.merging import get_method
 from orthomerge.rows import SINGLE
-from orthomerge.subspace import get_solver, list_solvers
 from orthomerge.tasks import Task, TaskData
 from orthomerge.tracking import check_trackers
 from orthomerge.training import Precision
-
-PEFT_STARTS = ("default", "default_unit", "gaussian")
 
 
 class Part(BaseModel):
@@ -150,134 +144,6 @@ class Training(Part):
         old = {"epochs", "batch_size", "weight_decay", "warmup"}
         new = self.model_dump(include={"precision", "accumulate", "seed"}, exclude_defaults=True)
         return self.model_dump(include=old) | {"epochs": self.epochs_of(task)} | new
-
-
-class Conversion(Part):
-    """What an arm does to the trained adapters of another one, `from`: see `ConvertConfig`.
-
-    `recover` trains so many steps more, at `learning_rate` or at the rate of the arm converted.
-    """
-
-    source: str = Field(alias="from")
-    subspace: str = ConvertConfig.subspace
-    refit: str = ConvertConfig.refit
-    balance: float = ConvertConfig.balance
-    ridge: float = ConvertConfig.ridge
-    solver: str = ConvertConfig.solver
-    share: float = ConvertConfig.share
-    room: int | None = Field(default=None, gt=0)
-    options: dict[str, Any] = Field(default_factory=dict)
-    recover: int = Field(default=0, ge=0)
-    learning_rate: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Conversion:
-        self.config(0)
-        return self
-
-    def config(self, seed: int) -> ConvertConfig:
-        """The conversion, for the library."""
-        told = self.model_dump(exclude={"source", "recover", "learning_rate"})
-        return ConvertConfig(**told, seed=seed)
-
-
-class Arm(Part):
-    """One way to start and train: a line in the figure.
-
-    `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1), "gaussian"
-    (PEFT's of that name, on which the paper's code starts its baseline) or a solver;
-    `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
-    gives layers ranks by how many directions have at most that part of the others' mean energy;
-    `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
-    whether tasks draw from one seed or each from its own. `rank`, `alpha`, `targets` and `tasks`
-    (a list, or how many of the recipe's first ones) override the recipe's. An arm with `convert`
-    is like the arm it converts where it does not say otherwise, and trains nothing of its own.
-    """
-
-    start: str
-    granularity: str = "token"
-    constraint: str = "init"
-    share: float = Field(default=SHARE, gt=0, lt=1)
-    room: int | None = Field(default=None, gt=0)
-    quiet: float | None = Field(default=None, gt=0)
-    samples: int | None = Field(default=None, gt=0)
-    seed_policy: Literal["per_task", "shared"] = "per_task"
-    rank: int | None = Field(default=None, gt=0)
-    alpha: float | None = Field(default=None, gt=0)
-    targets: list[str] | None = Field(default=None, min_length=1)
-    tasks: Annotated[int, Field(gt=1)] | Annotated[list[str], Field(min_length=2)] | None = None
-    learning_rate: float | list[float] | None = None
-    seeds: list[int] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    convert: Conversion | None = None
-
-    @property
-    def solver(self) -> str | None:
-        """The solver behind the start, None for PEFT's own."""
-        return None if self.start in PEFT_STARTS else self.start
-
-    @model_validator(mode="after")
-    def _names(self) -> Arm:
-        starts = [*PEFT_STARTS, *(s.name for s in list_solvers())]
-        if self.start not in starts:
-            raise unknown_name("start", self.start, starts, error=RecipeError)
-        constraints = (*CONSTRAINTS, FROZEN_B)
-        if self.constraint not in constraints:
-            raise unknown_name("constraint", self.constraint, constraints, error=RecipeError)
-        if self.constraint == FROZEN_B and self.start != "default":
-            raise RecipeError(
-                f"the constraint '{FROZEN_B}' goes with the start 'default' alone: with B held a "
-                "start of A changes nothing (docs/paper.md)."
-            )
-        if self.granularity not in GRANULARITIES:
-            raise unknown_name("granularity", self.granularity, GRANULARITIES, error=RecipeError)
-        if self.solver is None and (self.constraint == "project" or self.quiet):
-            raise RecipeError(
-                f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
-                "name a solver."
-            )
-        valid: Mapping[str, Any] = get_solver(self.start).options if self.solver else {}
-        for option in self.options:
-            if option not in valid:
-                raise unknown_name(
-                    f"option of the start '{self.start}'", option, valid, error=RecipeError
-                )
-        return self
-
-
-class Merge(Part):
-    """One merging method at each of `weights`, which multiply every adapter's update.
-
-    Of the weights in `choose_from` only the one with the best mean score on the selection split is
-    tested too; weights and candidates of an arm and seed are chosen for all tasks together.
-    `seed` is for methods that draw; without one they draw under the run's.
-    """
-
-    method: str
-    weights: list[float] = Field(default=[1.0], min_length=1)
-    choose_from: list[float] = Field(default_factory=list[float])
-    options: dict[str, Any] = Field(default_factory=dict)
-    rank: int | None = Field(default=None, gt=0)
-    seed: int | None = None
-
-    def seed_of(self, run: int) -> int:
-        """What a run of the seed `run` draws under in this merge."""
-        return run if self.seed is None else self.seed
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the merge is called with: the options, and the rank where one is asked for."""
-        return dict(self.options) | ({"rank": self.rank} if self.rank else {})
-
-    @model_validator(mode="after")
-    def _names(self) -> Merge:
-        valid = get_method(self.method).options
-        for option in self.options:
-            if option not in valid and f"{option}_" not in valid:
-                raise unknown_name(
-                    f"option of the method '{self.method}'", option, valid, error=MergeError
-                )
-        return self
 
 
 class Known(Part):

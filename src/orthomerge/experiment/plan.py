@@ -21,7 +21,8 @@ from orthomerge.errors import RecipeError
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import KINDS, Job
 from orthomerge.experiment.keys import Keys
-from orthomerge.experiment.recipe import Recipe, parse_recipe
+from orthomerge.experiment.recipe import Recipe
+from orthomerge.experiment.recipe_file import parse_recipe
 from orthomerge.experiment.sizes import (
     BaseSize,
     base_size,

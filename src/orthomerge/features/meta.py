@@ -19,6 +19,13 @@ _NOT_ARCHITECTURE = {
     "classifier_dropout", "return_dict", "output_attentions", "output_hidden_states",
 }  # fmt: skip
 
+# What must be the same for two statistics to be used together, and what it is called.
+_COMPARED = {
+    "config_hash": "model configuration", "model_sha256": "model weights",
+    "model_revision": "model revision", "tokenizer_hash": "tokenizer",
+    "target_modules": "target modules", "granularity": "granularity", "form": "form",
+}  # fmt: skip
+
 
 def describe_model(model: nn.Module, model_id: str | None = None) -> dict[str, Any]:
     """Id, revision, hash of the architecture's config and dtype of a loaded model."""
@@ -61,6 +68,24 @@ class StatisticsMeta:
     noise: float | None = None
     format: int = FORMAT
     tool: str = field(default_factory=lambda: f"orthomerge {_version()}")
+
+    def difference(self, other: StatisticsMeta) -> tuple[str, str, str] | None:
+        """What keeps the two from being used together: its name, here and there; None for nothing.
+
+        What one of them does not say is no difference.
+        """
+        for attribute, word in _COMPARED.items():
+            here, there = getattr(self, attribute), getattr(other, attribute)
+            if here == there or None in (here, there):
+                continue
+            if attribute in ("config_hash", "model_sha256"):
+                here, there = f"'{self.model_id}' {here[:12]}", f"'{other.model_id}' {there[:12]}"
+            elif attribute == "tokenizer_hash":
+                here, there = here[:12], there[:12]
+            elif attribute == "target_modules":
+                here, there = ",".join(here), ",".join(there)
+            return word, here, there
+        return None
 
 
 def _version() -> str:

@@ -23,8 +23,6 @@ SUFFIX = ".stats.safetensors"
 _KINDS: dict[str, type[Moment]] = {
     m.kind: m for m in (SecondMoment, RowMoment, SketchMoment, MeanMoment)
 }
-
-
 _META = TypeAdapter(StatisticsMeta)
 
 
@@ -232,28 +230,12 @@ class Statistics:
         Raises:
             StatisticsError: another model, revision, tokenizer, target set, granularity or form.
         """
-        for attribute, word in (
-            ("config_hash", "model configuration"),
-            ("model_sha256", "model weights"),
-            ("model_revision", "model revision"),
-            ("tokenizer_hash", "tokenizer"),
-            ("target_modules", "target modules"),
-            ("granularity", "granularity"),
-            ("form", "form"),
-        ):
-            here, there = getattr(self.meta, attribute), getattr(other.meta, attribute)
-            if here != there and None not in (here, there):
-                if word in ("model configuration", "model weights"):
-                    here = f"'{self.meta.model_id}' {here[:12]}"
-                    there = f"'{other.meta.model_id}' {there[:12]}"
-                elif word == "tokenizer":
-                    here, there = here[:12], there[:12]
-                elif word == "target modules":
-                    here, there = ",".join(here), ",".join(there)
-                raise StatisticsError(
-                    f"{mine} and {theirs} differ in their {word} ({here} and {there}): "
-                    "statistics can be combined only on equal terms; collect one of them again."
-                )
+        if (found := self.meta.difference(other.meta)) is not None:
+            word, here, there = found
+            raise StatisticsError(
+                f"{mine} and {theirs} differ in their {word} ({here} and {there}): "
+                "statistics can be combined only on equal terms; collect one of them again."
+            )
 
 
 class _Entries(Mapping[str, Moment]):

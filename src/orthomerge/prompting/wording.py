@@ -1,4 +1,4 @@
-"""Rows as a language model reads them: prompts and answers as tokens, and answers weighed by it.
+"""Rows as a language model reads them: prompts and answers in the tokens of one model.
 
 A decoder reads the prompt and goes on with a space and the answer; an encoder-decoder reads the
 prompt and its decoder writes the answer. Positions are the same with and without padding.
@@ -6,20 +6,16 @@ prompt and its decoder writes the answer. Positions are the same with and withou
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from orthomerge.errors import TaskError
+from orthomerge.prompting.batches import IGNORED, LikelihoodBatch, padded
 from orthomerge.tasks import Prompt, Row
-
-IGNORED = -100
-"""The label of a token that no loss is taken of, as PyTorch's cross-entropy has it."""
 
 Text = tuple[str, str | None]
 
@@ -202,102 +198,3 @@ def _maximal(tails: Sequence[list[int]]) -> list[list[int]]:
         if not any(other[: len(tail)] == tail for other in found):
             found.append(tail)
     return found
-
-
-def padded(
-    rows: Sequence[Sequence[int]], value: int, *, left: bool = False
-) -> Int[Tensor, "rows longest"]:
-    """Rows of one length."""
-    width = max(len(row) for row in rows)
-    fill = [[value] * (width - len(row)) for row in rows]
-    pairs = zip(rows, fill, strict=True)
-    return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in pairs])
-
-
-class LikelihoodBatch(NamedTuple):
-    """The passes of `likelihood_batch`, and where each answer's tokens are predicted in them.
-
-    For a pair of row and answer (rows first): `which` is its pass, `at` the positions whose outputs
-    predict its tokens `targets` (IGNORED where it has none any more). `owner` is the row that each
-    pass of an encoder-decoder reads.
-    """
-
-    inputs: dict[str, Tensor]
-    which: Int[Tensor, " pairs"]
-    at: Int[Tensor, "pairs tokens"]
-    targets: Int[Tensor, "pairs tokens"]
-    answers: int
-    owner: Int[Tensor, " passes"] | None
-
-    @property
-    def lengths(self) -> Int[Tensor, "rows answers"]:
-        """The number of tokens of each answer."""
-        return (self.targets != IGNORED).sum(dim=1).reshape(-1, self.answers)
-
-
-def log_likelihoods(model: Any, batch: LikelihoodBatch) -> Float[Tensor, "rows answers"]:
-    """`log p(answer | prompt) = Σ_k log p(token_k | prompt, token_<k)` for every row and answer.
-
-    Gradients flow where they are on. The logits are worked out at the positions that are asked for
-    alone, where the model's forward allows it; the prompt of an encoder-decoder is encoded once.
-    """
-    device = next(model.parameters()).device
-    which, at, targets = (t.to(device) for t in (batch.which, batch.at, batch.targets))
-    real = targets != IGNORED
-    at = at.where(real, at[:, :1])  # past its end an answer repeats its first position
-    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    if batch.owner is not None:
-        logits = _decoded(model, inputs, batch.owner.to(device))
-    elif "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept, at = cast(tuple[Tensor, Tensor], at.unique(return_inverse=True))
-        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
-    else:
-        logits = model(**inputs).logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = logits.logsumexp(dim=-1)
-    taken = logits[which[:, None], at, targets.clamp(min=0)] - total[which[:, None], at]
-    return taken.where(real, taken.new_zeros(())).sum(dim=1).reshape(-1, batch.answers)
-
-
-def _decoded(model: Any, inputs: dict[str, Tensor], owner: Tensor) -> Tensor:
-    """The decoder's logits in every pass, over the encoded prompt of the row that owns it."""
-    mask = inputs["attention_mask"]
-    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask)
-    return model(
-        encoder_outputs=(encoded.last_hidden_state[owner],),
-        attention_mask=mask[owner],
-        decoder_input_ids=inputs["decoder_input_ids"],
-        decoder_attention_mask=inputs["decoder_attention_mask"],
-        use_cache=False,
-    ).logits
-
-
-def generate(
-    model: Any, wording: Wording, prompts: Sequence[list[int]], *, seed: int | None = None
-) -> list[list[int]]:
-    """What the model answers to prompts, as tokens without an end: greedy, or drawn under `seed`.
-
-    At most one token longer than the longest answer.
-    """
-    device = next(model.parameters()).device
-    batch = {k: v.to(device) for k, v in wording.prompt_batch(prompts).items()}
-    end = wording.tokenizer.eos_token_id
-    # None takes back what the model's own generation settings may say.
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if seed is not None:
-        how = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    with torch.random.fork_rng(), torch.no_grad():
-        if seed is not None:
-            torch.manual_seed(seed)
-        found = model.generate(
-            **batch,
-            **how,
-            num_beams=1,
-            repetition_penalty=1.0,
-            max_new_tokens=wording.longest + 1,
-            eos_token_id=end,
-            pad_token_id=wording.tokenizer.pad_token_id,
-        )
-    begun = 1 if wording.seq2seq else batch["input_ids"].shape[1]
-    answers = [row[begun:] for row in found.tolist()]
-    return [row[: row.index(end)] if end in row else row for row in answers]
