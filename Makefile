@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TOOLS  := build/tools
 PIP    := -m pip install --quiet --disable-pip-version-check
+# Tests on how many cores, a file at a time on each; a process takes about 1 GB.
+SPREAD := --numprocesses=logical --maxprocesses=4 --dist=loadfile
 # Which dependencies: pinned (requirements.txt), newest, or lowest (what pyproject.toml still allows).
 DEPENDENCIES ?= pinned
 
@@ -14,11 +16,11 @@ DEPENDENCIES ?= pinned
 demo: $(STAMP)            ## the main job on real input, ends with a table and a page
 	$(BIN)/orthomerge demo --output runs/demo
 
-test: $(STAMP)            ## the test suite
-	$(BIN)/python -m pytest
+test: $(STAMP)            ## the test suite, on each core
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-all: $(STAMP)        ## the test suite with the slow tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" $(SPREAD)
 
 notebook: $(STAMP)         ## the notebook under examples/, from the top
 	$(BIN)/python -m pytest -m slow tests/test_notebook.py
@@ -61,7 +63,7 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python -m benchmarks.methods
 
 coverage: $(STAMP)        ## the test suite with the share of lines it runs, and the least it may be
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml:build/coverage.xml
+	$(BIN)/python -m pytest $(SPREAD) --cov --cov-report=term:skip-covered --cov-report=xml:build/coverage.xml
 
 test-lowest:              ## the test suite on the lowest versions that the ranges admit
 	$(MAKE) test VENV=build/lowest DEPENDENCIES=lowest
@@ -99,7 +101,7 @@ $(STAMP): pyproject.toml requirements.txt requirements-cpu.txt requirements-lowe
 ifeq ($(DEPENDENCIES),lowest)
 	$(BIN)/python $(PIP) --no-deps -r requirements-lowest.txt
 	$(BIN)/python $(PIP) --constraint requirements-lowest.txt -e . beartype hypothesis ipykernel \
-	  nbclient optuna pytest pytest-cov ray starlette tensorboard uvicorn
+	  nbclient optuna pytest pytest-cov pytest-xdist ray starlette tensorboard uvicorn
 else
 ifeq ($(DEPENDENCIES),pinned)
 	@$(BIN)/python $(PIP) --require-hashes --no-deps -r requirements-cpu.txt 2>$(VENV)/cpu.log || \

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+# Before torch is loaded, and for every process that a test starts: on tensors as small as these a
+# second thread costs more than it brings, and the suite's own processes want the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
