@@ -29,7 +29,11 @@ ALONG = (
     "tests",
     "docs/site",
 )
+# Pages alone in their tab: no list of neighbours, so more room for commands and tables.
+ALONE = ("index.md", "tutorial.md")
 _LINK = re.compile(r"(\]\(|\]: )([^)#\s]+)(?=[)#\s]|$)", re.MULTILINE)
+# A link whose text is the name of a page: on the site, pages have titles.
+_NAMED = re.compile(r"\[([\w./-]+\.md)\](?=\(([^)#\s]+))")
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 
 
@@ -61,7 +65,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Links between the repository's files as links between pages; an empty line before a list."""
+    """Links between files as links between pages, by their titles; an empty line before a list."""
 
     def turned(match: re.Match[str]) -> str:
         path = _in_repository(page.file.src_uri, match[2])
@@ -71,6 +75,14 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         up = "../" * page.file.src_uri.count("/")
         return f"{match[1]}{up}{target}"
 
+    def titled(match: re.Match[str]) -> str:
+        path = _in_repository(page.file.src_uri, match[2])
+        heading = path and re.match(r"# (.+)", (ROOT / path).read_text(encoding="utf-8"))
+        return f"[{heading[1]}]" if heading else match[0]
+
+    markdown = _NAMED.sub(titled, markdown)
+    if page.file.src_uri in ALONE:
+        page.meta["hide"] = ["navigation"]
     return _spaced(_LINK.sub(turned, markdown))
 
 
@@ -89,11 +101,13 @@ def _in_repository(uri: str, target: str) -> str | None:
 
 
 def _spaced(markdown: str) -> str:
-    """Python-Markdown wants an empty line before a list, where others do not."""
+    """An empty line before a list, which Python-Markdown wants; figures unbroken in tables."""
     lines: list[str] = []
     fenced = False
     for line in markdown.splitlines():
         fenced ^= line.startswith("```")
+        if line.startswith("|"):  # a figure stays with its spread
+            line = line.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
         before = lines[-1] if lines else ""
         inside = before.startswith(" ") or _ITEM.match(before)
         if not fenced and _ITEM.match(line) and before.strip() and not inside:
