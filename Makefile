@@ -48,6 +48,7 @@ pages: $(STAMP)           ## what pages and pictures are made of files, made aga
 	$(BIN)/python -m benchmarks.privacy_page
 	$(BIN)/python docs/figures/architecture.py
 	$(BIN)/python -m docs.figures.theory
+	$(BIN)/python -m docs.figures.offline8
 
 check: lint types imports docs test
 
