@@ -25,6 +25,7 @@ from orthomerge.models import (
     load_classifier,
     preferred_device,
 )
+from orthomerge.modules import is_transposed, layer_of
 from orthomerge.tasks import Row
 
 Update = Mapping[str, LoraFactors | Tensor]
@@ -40,17 +41,11 @@ def applied(model: nn.Module, update: Update) -> Generator[None, None, None]:
     saved: list[tuple[Tensor, Tensor]] = []
     try:
         for name, item in update.items():
-            try:
-                layer = model.get_submodule(name)
-            except AttributeError as problem:
-                raise AdapterError(
-                    f"the model has no layer '{name}': the adapter was made for another model."
-                ) from problem
+            layer = layer_of(model, name)
             weight = layer.weight
             assert isinstance(weight, Tensor)
             delta = item.delta() if isinstance(item, LoraFactors) else item
-            # GPT-2's Conv1D keeps its weight transposed.
-            delta = delta.T if type(layer).__name__ == "Conv1D" else delta
+            delta = delta.T if is_transposed(layer) else delta
             if weight.shape != delta.shape:
                 raise AdapterError(
                     f"layer '{name}' is {list(weight.shape)}, the update {list(delta.shape)}: "

@@ -110,7 +110,6 @@ def save_full_model(
     files = partition(planned, {rename(key): file for key, file in home.items()}, size)
     _check_room(output, sum(item.size for item in planned.values()))
     with atomic_path(output) as folder:
-        folder.mkdir()
         _copy_others(base, folder)
         if changes:
             write_json(folder / CONFIG, {**settings, **changes})
@@ -166,7 +165,8 @@ def _check_room(output: Path, size: int) -> None:
 
 
 def _copy_others(base: Path, folder: Path) -> None:
-    """Configuration, tokenizer, templates, licence: every file but weights and the base's card."""
+    """Make `folder`, with every file of the base but weights and the card."""
+    folder.mkdir()
     for path in sorted(base.iterdir()):
         if path.name.startswith(".") or path.name == "README.md" or _WEIGHTS.search(path.name):
             continue

@@ -136,23 +136,8 @@ def _layer(
                 f"layer '{layer}' of '{where}' has no lora_{part}: it was cut; save it again."
             )
     factor_A, factor_B = entries[found[A]], entries[found[B]]
+    _check_factors(layer, {key: entries[key] for key in found.values()}, factor_A, factor_B, where)
     a, b = factor_A.shape, factor_B.shape
-    if len(a) != 2 or len(b) != 2:
-        raise AdapterError(
-            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
-            "embedding layers can be merged."
-        )
-    if not all((*a, *b)):
-        raise AdapterError(
-            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
-            "save it again."
-        )
-    for key in found.values():
-        if entries[key].dtype not in FLOATS:
-            raise AdapterError(
-                f"'{key}' of '{where}' is of type {entries[key].dtype}: only floating-point "
-                "factors can be merged; save it in 16 or 32 bits."
-            )
     if not a[0] == b[1] == rank:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has A {list(a)} and B {list(b)} where its config says "
@@ -173,6 +158,29 @@ def _layer(
         )
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return StoredLayer(factor_A, factor_B, scaling, (b[0], a[1]), bias, magnitude, embedding)
+
+
+def _check_factors(
+    layer: str, entries: Mapping[str, Stored], factor_A: Stored, factor_B: Stored, where: str
+) -> None:
+    """Refuse factors that are no matrices with entries, and a part that is not in floats."""
+    a, b = factor_A.shape, factor_B.shape
+    if len(a) != 2 or len(b) != 2:
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
+            "embedding layers can be merged."
+        )
+    if not all((*a, *b)):
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
+            "save it again."
+        )
+    for key, entry in entries.items():
+        if entry.dtype not in FLOATS:
+            raise AdapterError(
+                f"'{key}' of '{where}' is of type {entry.dtype}: only floating-point "
+                "factors can be merged; save it in 16 or 32 bits."
+            )
 
 
 def _refuse_base_biases(modules: Iterable[str], config: Mapping[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.features import target_layers
+from orthomerge.modules import is_transposed
 
 # What Python, PyTorch and Transformers take before any model; measured at 0.56 GB.
 PROCESS = 700_000_000
@@ -96,7 +97,7 @@ def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) 
     for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        d_out, d_in = weight.shape if type(layer).__name__ != "Conv1D" else weight.shape[::-1]
+        d_out, d_in = weight.shape[::-1] if is_transposed(layer) else weight.shape
         shapes.append((d_out, d_in))
         inputs[(name.rpartition(".")[0], d_in)] = d_in
     dtype = getattr(config, "dtype", None)

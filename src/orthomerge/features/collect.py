@@ -15,6 +15,7 @@ from orthomerge.features.distributed import failing_together, process_rank, redu
 from orthomerge.features.layers import target_layers, trunk
 from orthomerge.features.meta import StatisticsMeta, describe_model
 from orthomerge.features.statistics import Statistics
+from orthomerge.modules import evaluating, inputs_on
 from orthomerge.moments import Representation
 
 
@@ -65,42 +66,14 @@ def collect_statistics(
     """
     layers = target_layers(model, target_modules)
     collector = FeatureCollector(layers, granularity, representation)
-    device = _input_device(model)
-    runner = trunk(model)
-    # Part by part: a frozen part may rest in eval mode inside a model that trains.
-    training = [(module, module.training) for module in model.modules()]
-    rank, world = process_rank()
-    samples = 0
-    model.eval()
     try:
-        with failing_together(), _adapters_off(model), torch.no_grad():
-            # Hooks that place weights tidy up after a module; a pass that ends early skips that.
-            stop = not any(hasattr(module, "_hf_hook") for module in runner.modules())
-            for number, batch in enumerate(dataloader):
-                mine = number % world == rank
-                if not mine and collector.discovered:
-                    continue
-                inputs = _inputs_of(runner, batch, device)
-                if not collector.discovered:
-                    small, masks = _one_sample(inputs)
-                    with collector.discover(masks):
-                        runner(**small)
-                if not mine:
-                    continue
-                with collector.watch(_masks_of(inputs), draw=number, stop=stop):
-                    runner(**inputs)
-                size = len(next(iter(inputs.values())))
-                samples += size
-                if progress is not None:
-                    progress(size)
+        with failing_together(), _adapters_off(model), evaluating(model), torch.no_grad():
+            samples = _run(model, dataloader, collector, progress)
             moments, owners = collector.result()
         moments, samples = reduce_to_first(moments, samples)
     except StatisticsError as problem:
         name = f"task '{task}', " if task else ""
         raise StatisticsError(f"{name}{problem}") from problem
-    finally:
-        for module, mode in training:
-            module.training = mode
     meta = StatisticsMeta(
         **describe_model(model, model_id),
         model_sha256=model_sha256,
@@ -112,6 +85,38 @@ def collect_statistics(
         prompt=prompt,
     )
     return Statistics(moments=moments, layers=owners, meta=meta)
+
+
+def _run(
+    model: nn.Module,
+    dataloader: Iterable[Mapping[str, Any]],
+    collector: FeatureCollector,
+    progress: Callable[[int], None] | None,
+) -> int:
+    """This process's share of the batches through the model; how many samples they hold."""
+    device, runner = _input_device(model), trunk(model)
+    rank, world = process_rank()
+    samples = 0
+    # Hooks that place weights tidy up after a module; a pass that ends early skips that.
+    stop = not any(hasattr(module, "_hf_hook") for module in runner.modules())
+    for number, batch in enumerate(dataloader):
+        mine = number % world == rank
+        if not mine and collector.discovered:
+            continue
+        inputs = _inputs_of(runner, batch, device)
+        if not collector.discovered:
+            small, masks = _one_sample(inputs)
+            with collector.discover(masks):
+                runner(**small)
+        if not mine:
+            continue
+        with collector.watch(_masks_of(inputs), draw=number, stop=stop):
+            runner(**inputs)
+        size = len(next(iter(inputs.values())))
+        samples += size
+        if progress is not None:
+            progress(size)
+    return samples
 
 
 @contextmanager
@@ -144,9 +149,7 @@ def _inputs_of(runner: nn.Module, batch: Mapping[str, Any], device: torch.device
 
     That is what `T5ForSequenceClassification` does, on which the paper trains.
     """
-    inputs = {
-        k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
-    }
+    inputs = inputs_on(device, batch)
     shift = getattr(runner, "_shift_right", None)
     if shift is not None and "decoder_input_ids" not in inputs and "input_ids" in inputs:
         inputs["decoder_input_ids"] = shift(inputs["input_ids"])

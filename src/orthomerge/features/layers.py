@@ -9,6 +9,7 @@ from typing import cast
 from torch import nn
 
 from orthomerge.errors import UnknownNameError, nearest
+from orthomerge.modules import is_transposed
 
 
 def trunk(model: nn.Module) -> nn.Module:
@@ -23,7 +24,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     named = cast(Iterable[tuple[str, nn.Module]], trunk(model).named_modules())
     for name, module in named:
         base: nn.Module = getattr(module, "base_layer", module)
-        if (name and isinstance(base, nn.Linear)) or type(base).__name__ == "Conv1D":
+        if (name and isinstance(base, nn.Linear)) or is_transposed(base):
             found[name.removesuffix(".base_layer")] = module
     return {n: m for n, m in found.items() if ".lora_" not in n}
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from orthomerge.errors import StatisticsError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas
 
 # What Datasets' save_to_disk leaves in a folder, of one split and of several.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -25,39 +28,8 @@ def read_texts(
     Raises:
         StatisticsError: no such file or data set, no such column, or no rows.
     """
-    import pandas
-
     path = Path(source)
-    if path.suffix in READABLE:
-        if not path.is_file():
-            raise StatisticsError(f"no data file '{path}': check the path.")
-        try:
-            if path.suffix == ".parquet":
-                frame = pandas.read_parquet(path)
-            elif path.suffix in (".csv", ".tsv"):
-                frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-            else:
-                frame = pandas.read_json(path, lines=path.suffix == ".jsonl")
-        except (ValueError, OSError) as problem:
-            raise StatisticsError(
-                f"'{path}' cannot be read as {path.suffix[1:]} ({problem})."
-            ) from problem
-    else:
-        import datasets
-
-        try:
-            if any((path / name).is_file() for name in _SAVED):
-                saved = datasets.load_from_disk(str(path))
-                loaded = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
-            else:
-                loaded = datasets.load_dataset(str(source), split="train")
-            frame = pandas.DataFrame(loaded.to_dict())
-        except Exception as problem:
-            reason = str(problem).strip().splitlines() or [type(problem).__name__]
-            raise StatisticsError(
-                f"no data '{source}': no file of that name ({', '.join(READABLE)}), and the hub "
-                f"said: {reason[0]}"
-            ) from problem
+    frame = _file(path) if path.suffix in READABLE else _data_set(str(source))
     columns = [str(c) for c in frame.columns]
     for column in filter(None, (text_column, pair_column)):
         if column not in columns:
@@ -71,6 +43,44 @@ def read_texts(
     if not found:
         raise StatisticsError(f"'{source}' holds no text in column '{text_column}'.")
     return found
+
+
+def _file(path: Path) -> pandas.DataFrame:
+    """The table in a file; what it is, its suffix says."""
+    import pandas
+
+    if not path.is_file():
+        raise StatisticsError(f"no data file '{path}': check the path.")
+    try:
+        if path.suffix == ".parquet":
+            return pandas.read_parquet(path)
+        if path.suffix in (".csv", ".tsv"):
+            return pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+        return pandas.read_json(path, lines=path.suffix == ".jsonl")
+    except (ValueError, OSError) as problem:
+        raise StatisticsError(
+            f"'{path}' cannot be read as {path.suffix[1:]} ({problem})."
+        ) from problem
+
+
+def _data_set(source: str) -> pandas.DataFrame:
+    """A folder that Datasets wrote, or what it reads by that name."""
+    import datasets
+    import pandas
+
+    try:
+        if any((Path(source) / name).is_file() for name in _SAVED):
+            saved = datasets.load_from_disk(source)
+            loaded = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            loaded = datasets.load_dataset(source, split="train")
+        return pandas.DataFrame(loaded.to_dict())
+    except Exception as problem:
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise StatisticsError(
+            f"no data '{source}': no file of that name ({', '.join(READABLE)}), and the hub "
+            f"said: {reason[0]}"
+        ) from problem
 
 
 def sample_texts(

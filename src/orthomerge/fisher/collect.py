@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orthomerge.errors import AdapterError, StatisticsError
+from orthomerge.modules import evaluating, inputs_on, is_transposed, layer_of
 
 _AT_ONCE = 2**24
 """Numbers in the per-sample gradients that are held at once: 64 MiB in float32."""
@@ -60,7 +61,7 @@ def collect_fisher(
     parameter = next(model.parameters())
     sums: dict[str, Tensor] = {}
     samples = 0
-    with _evaluating(model), _watching(modules) as calls:
+    with evaluating(model), _watching(modules) as calls:
         for batch in batches:
             with torch.enable_grad():
                 logits = (outputs or _logits)(model, batch)
@@ -88,39 +89,19 @@ def collect_fisher(
 def _logits(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """What a classifier says to a batch of model inputs."""
     device = next(model.parameters()).device
-    inputs = {
-        k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"
-    }
-    return model(**inputs).logits
+    return model(**inputs_on(device, batch)).logits
 
 
 def _linear(model: nn.Module, name: str) -> nn.Module:
     inner = getattr(model, "get_base_model", lambda: model)()
-    try:
-        module = inner.get_submodule(name)
-    except AttributeError as problem:
-        raise AdapterError(
-            f"the model has no layer '{name}': the adapter was made for another model."
-        ) from problem
+    module = layer_of(inner, name)
     base = getattr(module, "base_layer", module)
-    if not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+    if not isinstance(base, nn.Linear) and not is_transposed(base):
         raise AdapterError(
             f"layer '{name}' is of type {type(base).__name__}: Fisher information is taken of "
             "linear layers only."
         )
     return module
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None, None, None]:
-    """Eval mode for a block, then every part in the mode it had."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from orthomerge.features import batches
 from orthomerge.files import derive_seed
 from orthomerge.merging import plan_merge
 from orthomerge.models import preferred_device
+from orthomerge.modules import is_transposed, layer_of
 from orthomerge.tasks import Row
 from orthomerge.tuning.inputs import Inputs, load_with_head, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
@@ -252,16 +253,10 @@ def _adding(
 
 def _layer(model: nn.Module, name: str, update: _RankOnes) -> nn.Module:
     shape = (len(update.B), update.A.shape[1])
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError as problem:
-        raise AdapterError(
-            f"the model has no layer '{name}': the adapter was made for another model."
-        ) from problem
+    layer = layer_of(model, name)
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    # GPT-2's Conv1D keeps its weight transposed.
-    there = tuple(weight.T.shape if type(layer).__name__ == "Conv1D" else weight.shape)
+    there = tuple(weight.T.shape if is_transposed(layer) else weight.shape)
     if there != shape:
         raise AdapterError(
             f"layer '{name}' is {list(there)}, the update {list(shape)}: the adapter was made for "

@@ -1,0 +1,208 @@
+"""One adapter trained on one task: the model made ready, the Trainer run, the adapter written."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, distributed, nn
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
+
+from orthomerge.adapters import (
+    CONSTRAINTS,
+    FROZEN_B,
+    Projection,
+    freeze_A,
+    freeze_B,
+    load_trainable,
+    read_kept_out,
+)
+from orthomerge.callbacks import ProjectionCallback
+from orthomerge.errors import OrthomergeError, unknown_name
+from orthomerge.files import atomic_path, write_json
+from orthomerge.models import agree_on_padding, encode, quiet
+from orthomerge.prompting import Wording
+from orthomerge.tasks import Prompt, Row
+from orthomerge.tracking import following
+from orthomerge.training.settings import TrainingSettings, trainer_arguments
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report(state.global_step, state.max_steps)
+
+
+def train_adapter(
+    model: Any,
+    start: str | Path,
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    regression: bool,
+    settings: TrainingSettings,
+    constraint: str = "init",
+    fresh_head: bool = True,
+    seed: int = 0,
+    output: str | Path,
+    prompt: Prompt | None = None,
+    record: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    report_to: Sequence[str] = (),
+    logs: str | Path | None = None,
+    label: str | None = None,
+) -> Path:
+    """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
+
+    `model` is the base with the task's head; it is changed in place. With a `prompt` it is a
+    language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
+    is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
+    keeps it out of the directions that the start carries, "freeze_B" holds B instead. A head that
+    was trained before is no `fresh_head`. In a job of several processes each takes its share of
+    every batch, and the first one writes. The order of the rows is drawn under `seed`; batches are
+    grouped by length. `record` is kept beside the weights as `training.json`, together with the
+    losses. `report_to` names what else follows the losses, "tensorboard", "wandb" or "mlflow", as
+    the Trainer's option does; their files go into the folder `logs`, by default beside `output`,
+    and call the training `label`, by default the output's name.
+
+    Raises:
+        UnknownNameError: no such constraint.
+        OrthomergeError: the loss is not finite (the learning rate is too high), or the batch cannot
+            be shared among the processes.
+        AdapterError: the constraint "project" and a start that carries no directions, or
+            "freeze_B" and one whose B is zero.
+    """
+    if constraint not in (*CONSTRAINTS, FROZEN_B):
+        raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
+    label = label or Path(output).name
+    followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
+    peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
+    callbacks = _held(peft_model, start, constraint)
+    callbacks += [_Progress(progress)] if progress else []
+    if settings.precision == "bf16":
+        for parameter in peft_model.parameters():
+            if parameter.requires_grad:  # a head in the base's bfloat16 would not feel small steps
+                parameter.data = parameter.data.float()
+    if regression and fresh_head and prompt is None:
+        _start_at_the_mean(peft_model, [float(r.label) for r in rows])
+    encoded, collate = _examples(rows, tokenizer, model.config, settings, prompt, regression)
+    rank, world = _process()
+    with tempfile.TemporaryDirectory() as scratch, quiet(), followed as trackers:
+        trainer = Trainer(
+            model=peft_model,
+            args=trainer_arguments(
+                settings, scratch, world=world, seed=seed, trackers=trackers, label=label
+            ),
+            train_dataset=encoded,  # pyright: ignore[reportArgumentType]  (a list is a dataset)
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        # What takes a mean loss by itself, the Trainer would not divide by passes and processes.
+        trainer.model_accepts_loss_kwargs = _sums_its_loss(model, prompt)
+        whole = _run(trainer, start, constraint)
+    losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    peft_model.peft_config["default"].inference_mode = True
+    if rank == 0:  # every process holds the same weights, or the first one the whole
+        with atomic_path(output) as folder:
+            peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
+            write_json(folder / "training.json", {**(record or {}), "losses": losses})
+    if world > 1:
+        distributed.barrier()
+    return Path(output)
+
+
+def _held(peft_model: Any, start: str | Path, constraint: str) -> list[TrainerCallback]:
+    """Put the constraint on the model; what it needs after every step."""
+    if constraint == "freeze":
+        freeze_A(peft_model)
+    elif constraint == FROZEN_B:
+        freeze_B(peft_model)
+    elif constraint == "project":
+        return [ProjectionCallback(Projection(peft_model, read_kept_out(start)))]
+    return []
+
+
+def _examples(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    config: Any,
+    settings: TrainingSettings,
+    prompt: Prompt | None,
+    regression: bool,
+) -> tuple[list[dict[str, Any]], Any]:
+    """Rows as the model reads them, and what makes a batch of them."""
+    if prompt is not None:
+        wording = Wording.of(prompt, tokenizer, config, settings.max_length)
+        return wording.examples(rows), wording.collate
+    encoded = encode(tokenizer, [(r.text, r.pair) for r in rows], settings.max_length)
+    for features, row in zip(encoded, rows, strict=True):
+        features["labels"] = float(row.label) if regression else int(row.label)
+    return encoded, DataCollatorWithPadding(tokenizer)
+
+
+def _run(trainer: Trainer, start: str | Path, constraint: str) -> dict[str, Tensor] | None:
+    """Train; the whole weights where each process holds but a piece of them, else None.
+
+    Raises:
+        OrthomergeError: pieces under the constraint "project", or a loss that is not finite.
+    """
+    trainer.remove_callback(PrinterCallback)
+    if constraint == "project" and _cuts(trainer):
+        raise OrthomergeError(
+            "FSDP and DeepSpeed cut A into pieces, which the constraint 'project' cannot see "
+            "whole: train with 'freeze' or 'init', or with plain data-parallel processes."
+        )
+    mean_loss = trainer.train().training_loss
+    # Where weights are cut, all processes have to give their pieces before one can write.
+    pieces: Any = trainer.accelerator
+    whole = pieces.get_state_dict(trainer.model) if _cuts(trainer) else None
+    if not math.isfinite(mean_loss):
+        raise OrthomergeError(
+            f"training from '{start}' gave a loss that is not finite: lower the learning rate "
+            f"({trainer.args.learning_rate:g})."
+        )
+    return whole
+
+
+def _cuts(trainer: Trainer) -> bool:
+    """Whether each process holds but a piece of the weights."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def _sums_its_loss(model: Any, prompt: Prompt | None) -> bool:
+    """Whether the model divides its loss by the items of the whole batch: decoders alone do."""
+    return prompt is not None and not getattr(model.config, "is_encoder_decoder", False)
+
+
+def _process() -> tuple[int, int]:
+    """This process's number in a job of several, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _start_at_the_mean(model: nn.Module, labels: Sequence[float]) -> None:
+    """Set a fresh regression head's bias to the labels' mean where that is far from zero.
+
+    A few dozen steps of AdamW cannot carry the bias from 0 to, say, the 2.7 of STS-B, and the head
+    would spend its training on the way. Labels centred within a deviation are left as they are.
+    """
+    mean = sum(labels) / len(labels)
+    deviation = (sum((v - mean) ** 2 for v in labels) / len(labels)) ** 0.5
+    if abs(mean) <= deviation:
+        return
+    named = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
+    for name, module in named:
+        last = isinstance(module, nn.Linear) and module.out_features == 1
+        if last and ".modules_to_save." in name and isinstance(module.bias, Tensor):
+            nn.init.constant_(module.bias, mean)
