@@ -124,6 +124,24 @@ def test_a_record_of_other_types_cannot_be_done_again(tmp_path, changes):
         verify(tmp_path / "out", redo=True, adapters=[folder])
 
 
+@pytest.mark.parametrize("layer", ["(a+)+$", "[", "a b|c", "x*y.query"])
+def test_a_layer_whose_name_is_an_expression_is_read_back(tmp_path, layer):
+    """Of another rank than the rest, so that the pattern of ranks has its name."""
+    from hostile_files import PREFIX, tensors, write_adapter
+
+    from orthomerge import merge_adapters
+
+    own = {
+        f"{PREFIX}{layer}.lora_{n}.weight": torch.ones(s) for n, s in (("A", (2, 1)), ("B", (1, 2)))
+    }
+    folder = write_adapter(tmp_path / "a", values={**tensors(), **own})
+    merged = merge_adapters([folder], output=tmp_path / "out")
+    assert torch.equal(merged.dense(layer), torch.full((1, 1), 4.0))
+    pattern = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["rank_pattern"]
+    assert len(pattern) == 1
+    assert all(c.good for c in verify(tmp_path / "out", redo=True))
+
+
 @pytest.mark.parametrize("record", ["[]", "5", "{", "\\", "[" * 5000])
 def test_a_conversion_of_no_record_is_not_trained(tmp_path, record):
     from hostile_files import write_adapter

@@ -125,9 +125,14 @@ class AdapterWriter:
 
 
 def _pattern(name: str, layers: Iterable[str]) -> str:
-    """A layer's name for PEFT's patterns, which match ends: bound where it ends another's."""
+    """A layer's name for PEFT's patterns, which match ends: bound where it ends another's.
+
+    They are expressions, too: a name with signs of one is said as it stands.
+    """
     ends = any(other.endswith(f".{name}") for other in layers)
-    return f"^{re.escape(name)}" if ends else name
+    if ends:
+        return f"^{re.escape(name)}"
+    return name if re.fullmatch(r"[\w.-]+", name) else re.escape(name)
 
 
 def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
