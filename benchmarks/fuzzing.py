@@ -1,6 +1,7 @@
 """Broken files by the thousand, in process: only `OrthomergeError` may come out, and no half file.
 
 python -m benchmarks.fuzzing --inputs 100000    # writes benchmarks/results/fuzz.json, docs/trust.md
+python -m benchmarks.fuzzing --only json        # those targets again; the rest of the table stays
 
 A seeded mutator of our own: an honest value is taken, values of it are replaced by nasty ones (or
 left out, renamed, repeated), and every few times bytes of the file are flipped, cut or doubled.
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import json
 import random
+import re
 import resource
 import signal
 import tempfile
@@ -128,6 +130,7 @@ def _one(place: int, inputs: int, seed: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as at:
         target = targets(Path(at))[place]
         found = fuzz(target, round(inputs * target.share), seed, seconds)
+    found |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "seed": seed}
     print(found, flush=True)
     return found
 
@@ -162,16 +165,21 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
+    parser.add_argument("--only", default="", help="targets by an expression; others stay as told")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, a target")
     asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as at:
+        names = [target.name for target in targets(Path(at))]
+    told = {row["target"]: row for row in json.loads(RESULT.read_text())["targets"]}
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(_one, place, asked.inputs, asked.seed, asked.seconds)
-            for place in range(TARGETS)
+            for place, name in enumerate(names)
+            if re.search(asked.only, name)
         ]
-        found = [job.result() for job in jobs]
-    about = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "seed": asked.seed}
-    RESULT.write_text(json.dumps({**about, "targets": found}, indent=2) + "\n")
+        found = {job.result()["target"]: job.result() for job in jobs}
+    rows = [{**told, **found}[name] for name in names if name in {**told, **found}]
+    RESULT.write_text(json.dumps({"targets": rows}, indent=2) + "\n")
     write_page()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import write_task
@@ -75,6 +76,23 @@ def finished(recipe, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "tiny"
     rows, reporter = execute(recipe, output)
     return output, rows, reporter
+
+
+def test_starts_say_what_they_were_made_from_wherever_the_run_lies(finished, tmp_path):
+    output, _, _ = finished
+    starts = sorted(p.parent for p in output.glob("starts/**/start.json"))
+    assert len(starts) == len(list(output.glob("starts/**/adapter_config.json"))) > 6
+    moved = Path(shutil.copytree(output, tmp_path / "moved"))
+    for start in [*starts, *(moved / s.relative_to(output) for s in starts)]:
+        assert {c.state for c in verify(start)} == {"same"}
+        record = json.loads((start / "start.json").read_text())
+        inputs = [c.name for c in verify(start) if c.what == "input"]
+        assert len(inputs) == (1 if record["config"] is None else 4)  # the base, three statistics
+    solved = next(s for s in starts if json.loads((s / "start.json").read_text())["config"])
+    (other,) = [p for p in (moved / "stats").iterdir() if "two" in p.name]
+    other.write_bytes(other.read_bytes() + b" ")
+    found = verify(moved / solved.relative_to(output))
+    assert [c.state for c in found if not c.good] == ["altered"]
 
 
 def test_every_row_is_there_with_what_it_depends_on(recipe, finished):

@@ -7,6 +7,7 @@ alters a file can write its record anew.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.files import file_sha256, fingerprint, write_json
+from orthomerge.files import file_sha256, fingerprint, known_sha256, write_json
 
 MERGE, CONVERT, START = "merge.json", "convert.json", "start.json"
 RECORDS = (MERGE, CONVERT, START)
@@ -109,7 +110,8 @@ def place_of(named: Any, output: Path) -> Path | None:
     if not isinstance(named, str) or not named or "\0" in named:
         return None
     try:
-        return next((p for p in (Path(named), output.parent / named) if p.exists()), None)
+        places = (Path(named), output.absolute().parent / named)
+        return next((p for p in places if p.exists()), None)
     except OSError:  # a name longer than names can be
         return None
 
@@ -127,15 +129,19 @@ def base_here(
         return None
 
 
-def sources_of(items: Sequence[Any] | None) -> list[dict[str, str | None]]:
-    """Where statistics or Fisher information are from, by path and hash; nulls for memory."""
+def sources_of(
+    items: Sequence[Any] | None, beside: Path | None = None
+) -> list[dict[str, str | None]]:
+    """Where statistics or Fisher information are from, by path and hash; nulls for memory.
+
+    `beside` is the folder that the output lies in, for paths from there, so that both may move.
+    """
     found: list[dict[str, str | None]] = []
     for item in items or ():
         path = item if isinstance(item, str | Path) else getattr(item, "path", None)
-        found.append(
-            {
-                "path": None if path is None else str(path),
-                "sha256": None if path is None else file_sha256(path),
-            }
-        )
+        if path is None:
+            found.append({"path": None, "sha256": None})
+        else:
+            named = str(path) if beside is None else os.path.relpath(path, beside)
+            found.append({"path": named, "sha256": known_sha256(Path(path))})
     return found

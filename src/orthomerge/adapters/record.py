@@ -61,7 +61,7 @@ def merge_record(
 
 
 def start_record(
-    config: OsrmConfig,
+    config: OsrmConfig | None,
     *,
     base: str,
     base_sha256: str,
@@ -70,18 +70,25 @@ def start_record(
     existing: Sequence[Adapter] = (),
     quiet_energy: float | None = None,
     captured: Mapping[str, Mapping[str, float | None]],
+    beside: Path | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """What a start was made from, as `start.json` holds it; the hashes of its files come later.
 
     `base` and `base_sha256` are the base model's name and hash, `others` and `own` statistics
-    files, `captured` is what `captured` gives. Rank, alpha and targets are in PEFT's own file.
+    files, `captured` is what `captured` gives; `beside` is as in `sources_of`, `more` said too.
+    Rank, alpha and targets are in PEFT's own file. A start by no solver has no `config`.
     """
     return {
-        "config": asdict(config),
+        **more,
+        "config": asdict(config) if config else None,
         "quiet_energy": quiet_energy,
         "base_model": base,
         "base_sha256": base_sha256,
-        "statistics": {"own": sources_of([own] if own else None), "others": sources_of(others)},
+        "statistics": {
+            "own": sources_of([own] if own else None, beside),
+            "others": sources_of(others, beside),
+        },
         "adapters": [about_adapter(a.name, a) for a in existing],
         "captured": {name: dict(energies) for name, energies in captured.items()},
         "versions": versions(),

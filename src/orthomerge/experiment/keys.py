@@ -179,6 +179,12 @@ class Keys(Inputs):
         key = self.stats_key(task, granularity, samples, targets)
         return self.output / "stats" / f"{slug(task)}-{granularity}-{key[:12]}{SUFFIX}"
 
+    def stats_paths(self, name: str) -> dict[str, Path]:
+        """The file of every task's statistics that an arm's starts look at."""
+        arm = self.recipe.arms[name]
+        about = (arm.granularity, arm.samples, arm.targets)
+        return {task: self.stats_path(task, *about) for task in self.tasks_of(name)}
+
     def start_path(self, name: str, task: str, seed: int) -> Path:
         """The folder of a task's start; arms that start alike share it."""
         arm = self.recipe.arms[name]

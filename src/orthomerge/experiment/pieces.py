@@ -15,6 +15,7 @@ from typing import Any
 from orthomerge.adapters import (
     FROZEN_B,
     OsrmConfig,
+    captured,
     convert_adapters,
     initialize_osrm_weights,
     kept_out_directions,
@@ -23,6 +24,7 @@ from orthomerge.adapters import (
     plan_ranks,
     read_adapter,
     save_start,
+    start_record,
     unit_rows,
 )
 from orthomerge.experiment.costs import Costs
@@ -142,16 +144,22 @@ class Pieces:
                 ranks=ranks,
                 gaussian=arm.start == "gaussian",
             )
-            kept_out = None
+            kept_out, seen = None, {}
             if arm.start == "default_unit":
                 unit_rows(model)
             elif arm.constraint == FROZEN_B:
                 orthonormal_B(model, seed=draw)
             elif config is not None:
-                initialize_osrm_weights(model, others, own, config)
+                seen = captured(initialize_osrm_weights(model, others, own, config))
                 if arm.constraint == "project":
                     kept_out = kept_out_directions(model, others, own, config)
-            save_start(model, path, kept_out)
+            base, files = self.keys.base, self.keys.stats_paths(name) if config else {}
+            record = start_record(
+                config, base=base.name, base_sha256=base.sha256, own=files.pop(task, None),
+                others=list(files.values()), quiet_energy=arm.quiet, captured=seen,
+                beside=path.parent, start=arm.start, task=task, drawn=draw,
+            )  # fmt: skip
+            save_start(model, path, kept_out, record=record)
         return path
 
     def _problem(
