@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_bert
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.features import Statistics, collect_statistics
+from orthomerge.features import Statistics, collect_statistics, end_processes
 from orthomerge.moments import Representation
 
 WORLD = 3
@@ -80,14 +80,15 @@ def main(folder: Path) -> None:
         except Exception as problem:
             kind = "mistake" if isinstance(problem, OrthomergeError) else type(problem).__name__
             (folder / f"{case}-{rank}.txt").write_text(f"{kind}: {problem}")
-    torch.distributed.destroy_process_group()
+    end_processes()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What the processes left behind: a file a case, and what each said of each failure."""
     folder = tmp_path_factory.mktemp("processes")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc_per_node={WORLD}", __file__, str(folder),

@@ -33,7 +33,7 @@ def several_processes() -> Generator[Job, None, None]:
     import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport]
     from accelerate import PartialState
 
-    from orthomerge.features import failing_together
+    from orthomerge.features import end_processes, failing_together
 
     # Told to, or with no GPU: by itself PartialState would take each process for the only one.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
@@ -42,7 +42,7 @@ def several_processes() -> Generator[Job, None, None]:
         with failing_together():
             yield Job(state.process_index, state.num_processes, state.device)
     finally:
-        state.destroy_process_group()
+        end_processes()
 
 
 def _say_if_alone() -> None:

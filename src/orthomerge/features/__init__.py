@@ -2,7 +2,7 @@
 
 from orthomerge.features.collect import collect_statistics
 from orthomerge.features.collector import GRANULARITIES, FeatureCollector
-from orthomerge.features.distributed import failing_together
+from orthomerge.features.distributed import end_processes, failing_together
 from orthomerge.features.inspection import (
     InputSummary,
     Spectrum,
@@ -34,6 +34,7 @@ __all__ = [
     "combined_moment",
     "describe_model",
     "disclosure",
+    "end_processes",
     "failing_together",
     "layer_label",
     "linear_layers",

@@ -51,6 +51,22 @@ def failing_together() -> Generator[None, None, None]:
         raise kind(message)
 
 
+def end_processes() -> None:
+    """End the world's group of processes, if there is one: what `destroy_process_group` is for.
+
+    Torch 2.4 and 2.5 wait there for gloo's threads with the interpreter's lock held, and for ever
+    where one of them has a tensor left to let go of, which takes the lock. A backend that Python
+    holds gives the lock away before it waits, so the backends outlive the group and end last.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    group: Any = dist.group.WORLD
+    backends = [group._get_backend(device) for device in group._device_types]
+    del group
+    dist.destroy_process_group()
+    backends.clear()
+
+
 def reduce_to_first(moments: dict[str, Moment], samples: int) -> tuple[dict[str, Moment], int]:
     """Process 0 gets the moments over all processes; the others keep their own part.
 
