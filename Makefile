@@ -41,6 +41,7 @@ docs: $(STAMP)            ## the documentation site, in build/site; a warning is
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pages: $(STAMP)           ## what pages and pictures are made of files, made again
+	$(BIN)/python -m benchmarks.readme
 	$(BIN)/python -m benchmarks.table
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.evidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,31 @@ def cells(table: str) -> dict[str, list[str]]:
 def table_after(sentence: str) -> dict[str, list[str]]:
     rest = README[README.index(sentence) :]
     return cells(rest[rest.index("\n|") :].split("\n\n")[0])
+
+
+def test_the_demos_table_is_written_from_the_kept_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.readme import page
+
+    assert page() == README, "run `make pages`"
+
+
+def test_what_the_demo_keeps_is_worked_out_from_the_kept_rows():
+    kept = cells(markdown_table(read_rows(ROOT / "results/demo/results.jsonl")))
+    head = kept.pop("arm")
+
+    def share(arm: str, *weights: str) -> str:
+        merged = max(float(kept[arm][head.index(f"sum × {weight}")]) for weight in weights)
+        return f"{100 * merged / float(kept[arm][head.index('single')]):.0f} %"
+
+    weights = ("0.2", "0.4", "0.6", "0.8", "1")
+    shown = re.findall(r"\d+ %", README[README.index("On these four") :])[:4]
+    assert shown == [
+        share("osrm", "0.4"),
+        share("default", *weights),
+        share("contrastive-project", "1"),
+        share("default", "1"),
+    ]
 
 
 def test_the_table_of_eight_tasks_is_that_of_the_kept_rows():
