@@ -34,8 +34,10 @@ How to merge is in [merging.md](merging.md); `orthomerge methods` prints this li
 """
 _STUDY = """The study is the recipe `which-method`: the eight offline tasks on MiniLM, adapters of
 rank 8 on query and value. Arms: `default` is PEFT's own start, `osrm` the paper's start with A
-trained, `osrm-frozen` the same with A held. Three weights were tried for every method: 1 and two of
-the recipe's. Where the chosen weight is an end of these three, a better one may lie beyond it."""
+trained, `osrm-frozen` the same with A held, `contrastive-project` our default (A kept out of the
+others' loud directions), which ran on a GPU (see LOG.md), the others on a CPU. Three weights were
+tried for every method: 1 and two of the recipe's. Where the chosen weight is an end of these
+three, a better one may lie beyond it."""
 _ONE_BY_ONE = """## The methods one by one
 
 There are N adapters of ranks `r_i`, R = Σ r_i; `ΔW_i` is an adapter's update with its scaling,

@@ -28,6 +28,7 @@ def page() -> str:
         _starts(_read("starts")),
         _merging(_read("merging"), _read("merging-whole")),
         _full_model(_read("full_model")),
+        _gpu(_read("merging-gpu"), _read("accelerator")),
     ]
     return "\n".join(parts)
 
@@ -157,6 +158,38 @@ def _merging(record: dict, whole: dict) -> str:
             for row in whole["rows"]
         ),
         "",
+    ]
+    return "\n".join(lines)
+
+
+def _gpu(merging: dict, passes: dict) -> str:
+    lines = [
+        "## On a GPU",
+        "",
+        f'{merging["card"]}. The layer of "Merging on the factors", `python -m '
+        "benchmarks.merging --device cuda`:",
+        "",
+        "| work | against | ours | theirs | ratio |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *(
+            f"| `{row['work']}` | {row['against']} | {row['ours_s']:g} s | {row['theirs_s']:g} s | "
+            f"**{row['ratio']:g}×** |"
+            for row in merging["rows"]
+        ),
+        "",
+        f"Llama-3-8B's shape, {passes['layers']} blocks, random weights in bfloat16 (`python -m "
+        "benchmarks.accelerator`):",
+        "",
+        "| work | ours | a bare pass | ratio | memory beyond the model |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {row['work']} | {row['seconds']:g} s | {row['bare_s']:g} s | "
+            f"**{row['ratio']:g}** | {row['extra_gib']:g} GiB |"
+            for row in passes["rows"]
+            if "bare_s" in row
+        ),
+        "",
+        *([f"Stopped {passes['stopped']}.", ""] if "stopped" in passes else []),
     ]
     return "\n".join(lines)
 

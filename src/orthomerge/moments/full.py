@@ -19,6 +19,8 @@ _BLOCK = 96
 # Numbers cast to float64 at a time, into memory that is used again: fresh pages would cost as much
 # as a third of the product.
 _PIECE = 1 << 20
+# On other devices, where larger products are faster and memory alone bounds them.
+_PIECE_ELSEWHERE = 1 << 24
 _scratch = threading.local()
 
 
@@ -126,10 +128,11 @@ class SecondMoment(Moment):
             self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
         self._matrix = None
-        size = max(_PIECE // max(self._dim, 1), 64)
+        piece = _PIECE if rows.device.type == "cpu" else _PIECE_ELSEWHERE
+        size = max(piece // max(self._dim, 1), 64)
         pieces = cast(Sequence[Tensor], rows.split(size))
-        for piece in pieces:
-            _add_products(total, _double(piece))
+        for part in pieces:
+            _add_products(total, _double(part))
         self._count += rows.shape[0]
         return self
 

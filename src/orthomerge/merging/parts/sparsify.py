@@ -86,9 +86,11 @@ def magprune(
     """
     if density >= 1:
         return update
-    ranks = update.abs().argsort(dim=1, stable=True).argsort(dim=1).float()
+    ranks = update.abs().argsort(dim=1, stable=True).argsort(dim=1)
     steps = max(update.shape[1] - 1, 1)
-    keep = density + epsilon * (ranks / steps - 0.5)
+    # One value a rank, worked out on the CPU: other devices round the same sum otherwise.
+    levels = density + epsilon * (torch.arange(update.shape[1], dtype=torch.float32) / steps - 0.5)
+    keep = levels.to(update.device)[ranks]
     return update * bernoulli(keep, generator).to(update) / keep.to(update)
 
 
