@@ -141,6 +141,7 @@ def test_a_missing_folder_or_extra_is_named(root, monkeypatch, tmp_path):
         make_app(root)
     result = CliRunner().invoke(cli, ["board", str(root)])
     assert isinstance(result.exception, OrthomergeError)
+    assert "http" not in result.output  # no address is promised that nobody serves
 
 
 def test_help_says_what_it_does():

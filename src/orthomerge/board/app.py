@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,13 @@ def make_app(folder: str | Path) -> Any:
     return Starlette(routes=routes, middleware=[hosts])
 
 
-def serve(folder: str | Path, port: int) -> None:
+def serve(folder: str | Path, port: int, ready: Callable[[str], None] | None = None) -> None:
     """Serve the board until it is interrupted.
+
+    Args:
+        folder: what the runs lie in.
+        port: the port on this machine.
+        ready: told the address as soon as the port is held.
 
     Raises:
         OrthomergeError: what `make_app` refuses, or the port is taken.
@@ -96,6 +102,8 @@ def serve(folder: str | Path, port: int) -> None:
             raise OrthomergeError(
                 f"port {port} is taken or not allowed: choose another --port."
             ) from problem
+        if ready is not None:
+            ready(f"http://{HOST}:{port}/")
         config = uvicorn.Config(app, log_level="warning", server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -23,5 +23,7 @@ def board(
     """
     from orthomerge.board import serve
 
-    out.print(f"board: http://127.0.0.1:{port}/  (Ctrl-C ends it)", soft_wrap=True)
-    serve(folder, port)
+    def ready(address: str) -> None:
+        out.print(f"board: {address}  (Ctrl-C ends it)", soft_wrap=True)
+
+    serve(folder, port, ready)
