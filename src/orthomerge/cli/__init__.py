@@ -5,6 +5,7 @@ from orthomerge.cli import (
     card,
     convert,
     diagnose,
+    evaluate,
     fisher,
     init,
     merge,
@@ -22,6 +23,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "card", "convert", "diagnose", "fisher", "init", "main", "merge", "methods",
-    "plan", "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
+    "app", "board", "card", "convert", "diagnose", "evaluate", "fisher", "init", "main", "merge",
+    "methods", "plan", "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
 ]  # fmt: skip

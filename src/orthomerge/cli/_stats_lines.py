@@ -57,3 +57,19 @@ def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
         for lead in leads
     ]
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", label) for label in labels))
+
+
+def sizes(statistics: Statistics) -> str:
+    """How much is in the file."""
+    return (
+        f"{len(statistics.moments)} distinct inputs of {len(statistics.layers)} layers, "
+        f"{statistics.meta.samples} samples"
+    )
+
+
+def published_line(directions: int, noise: float) -> str:
+    """What was left of statistics that were published."""
+    return (
+        f"  published: the top {directions} directions, noise {noise:g}; this is not "
+        "differential privacy."
+    )

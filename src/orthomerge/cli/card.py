@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orthomerge.cli._app import app, out, print_json
+from orthomerge.cli._options import Json
 
 
 @app.command()
@@ -17,7 +18,7 @@ def card(
         list[Path],
         typer.Option(help="What 'orthomerge eval --json' printed, in a file; repeat."),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """Write scores into a merge's model card, for its readers: what to expect of each task.
 

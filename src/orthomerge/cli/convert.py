@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._options import Json, SolverOptions
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import RecipeError
 
@@ -62,9 +63,7 @@ def convert(
     solver: Annotated[
         str, typer.Option(help="start, and project with --room: a name of 'orthomerge solvers'.")
     ] = "min_eigen",
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
-    ] = None,
+    option: SolverOptions = None,
     recover: Annotated[
         int, typer.Option(min=0, help="Steps of training after it, A held or kept out.")
     ] = 0,
@@ -82,7 +81,7 @@ def convert(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Convert adapters that exist already, so that they disturb each other less in a merge.
@@ -146,21 +145,20 @@ def _recover(
     from orthomerge.training import TrainingSettings, recover_adapter
 
     about = get_task(task)
-    regression = about.kind == "regression"
     found = resolve_model(base or read_adapter(item.path).base_model or "")
     data = about.data(train=rows, seed=seed)
     with work_bar(f"training {about.name}") as progress:
         recover_adapter(
             load_classifier(
                 found.path_or_id,
-                num_labels=1 if regression else len(about.labels),
-                regression=regression,
+                num_labels=about.outputs,
+                regression=about.regression,
                 name=found.name,
             ),
             item.path,
             data.train,
             load_tokenizer(found.path_or_id),
-            regression=regression,
+            regression=about.regression,
             settings=TrainingSettings(learning_rate=learning_rate, max_steps=steps),
             seed=seed,
             output=item.path,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet, work_bar
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def diagnose(
     option: Annotated[
         list[str] | None, typer.Option(help="Of the methods, as key=value; repeat.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Will these adapters work together? Told before merging anything.

@@ -9,8 +9,8 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._options import Count, Json, MaxLength, TaskName
 from orthomerge.cli._progress import Quiet, adding, work_bar
-from orthomerge.cli.train import Json, Rows, TaskName
 from orthomerge.units import human_size
 
 
@@ -21,10 +21,8 @@ def fisher(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     samples: Annotated[int, typer.Option(min=1, help="Rows of the task, without labels.")] = 100,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
-    batch_size: Rows = 16,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
-    ] = None,
+    batch_size: Count = 16,
+    max_length: MaxLength = None,
     form: Form = "classifier",
     template: TemplateText = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,

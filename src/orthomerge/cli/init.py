@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._options import Json, SolverOptions
 
 if TYPE_CHECKING:
+    from orthomerge.adapters import OsrmConfig
+    from orthomerge.assets import ResolvedModel
+    from orthomerge.features import Statistics
     from orthomerge.subspace import Subspace
 
 
@@ -27,9 +31,7 @@ def init(
             "min_eigen without."
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
-    ] = None,
+    option: SolverOptions = None,
     rank: Annotated[int, typer.Option(min=1)] = 8,
     alpha: Annotated[float, typer.Option(min=1e-9)] = 16,
     constraint: Annotated[
@@ -69,7 +71,7 @@ def init(
         str, typer.Option(help="PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.")
     ] = "SEQ_CLS",
     seed: Annotated[int, typer.Option(help="Seed of ties, and of the fresh head.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """Start an adapter where the other tasks' layer inputs have least energy.
 
@@ -80,22 +82,10 @@ def init(
     Example: [bold]orthomerge init minilm --others b.stats.safetensors --others
     c.stats.safetensors --own a.stats.safetensors --output start/[/]
     """
-    from orthomerge.adapters import (
-        OsrmConfig,
-        captured,
-        initialize_osrm_weights,
-        kept_out_directions,
-        new_lora,
-        plan_ranks,
-        read_adapter,
-        start_record,
-    )
-    from orthomerge.adapters import save_start as save
-    from orthomerge.assets import resolve_model
+    from orthomerge.adapters import OsrmConfig
     from orthomerge.errors import RecipeError
     from orthomerge.features import Statistics
-    from orthomerge.models import load_for
-    from orthomerge.subspace import contrast, get_solver
+    from orthomerge.subspace import get_solver
 
     if paper and (solver or constraint):
         raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
@@ -103,8 +93,6 @@ def init(
     if constraint is None:
         constraint = "project" if get_solver(solver).needs_own else "init"
     read = [Statistics.load(p, lazy=True) for p in others]
-    mine = Statistics.load(own, lazy=True) if own is not None else None
-    trained = [read_adapter(p) for p in existing or []]
     shares = parse_numbers(weights, "weights")
     config = OsrmConfig(
         solver=solver,
@@ -116,67 +104,120 @@ def init(
         weights=None if shares is None else tuple(shares),
         options=parse_options(option or []),
     )
-    found = resolve_model(model)
-    named = [*zip(others, read, strict=True), *([(own, mine)] if own and mine else [])]
-    for path, item in named:
-        item.require_model(found.sha256, model, name=f"'{path}'")
-        item.require_form(task_type, name=f"'{path}'")
-        item.require_match(read[0], mine=f"'{path}'", theirs=f"'{others[0]}'")
-    ranks, free = (
-        plan_ranks(read, rank, quiet_energy, shares) if quiet_energy is not None else ({}, {})
-    )
-    base = load_for(found.path_or_id, task_type, num_labels=labels, seed=seed, name=found.name)
-    wrapped = new_lora(
-        base,
-        targets=read[0].meta.target_modules,
-        rank=rank,
-        alpha=alpha,
-        task_type=task_type,
-        seed=seed,
-        ranks=ranks,
-    )
-    chosen = initialize_osrm_weights(wrapped, read, mine, config, existing=trained)
-    kept_out = None
-    if constraint == "project":
-        kept_out = kept_out_directions(wrapped, read, mine, config, existing=trained)
-    energies = captured(chosen)
-    record = start_record(
-        config,
-        base=found.name,
-        base_sha256=found.sha256,
-        others=others,
-        own=own,
-        existing=trained,
-        quiet_energy=quiet_energy,
-        captured=energies,
-    )
-    save(wrapped, output, kept_out, record=record)
+    shape = _Shape(rank, alpha, quiet_energy, labels, task_type)
+    told = _Statistics(others, read, own, Statistics.load(own, lazy=True) if own else None)
+    made = _make(model, shape, config, told, existing or [], output)
     if json:
-        told = {"path": str(output), "captured": energies}
-        print_json(told | ({"ranks": ranks, "quiet_directions": free} if free else {}))
-        return
+        found = {"path": str(output), "captured": made.captured}
+        ranks = {"ranks": made.ranks, "quiet_directions": made.free} if made.free else {}
+        print_json(found | ranks)
+    else:
+        for line in _said(made, rank, solver, output):
+            out.print(line, soft_wrap=True)
+
+
+class _Shape(NamedTuple):
+    """The adapter and the head of its task."""
+
+    rank: int
+    alpha: float
+    quiet_energy: float | None
+    labels: int
+    task_type: str
+
+
+class _Statistics(NamedTuple):
+    """The files that were named, and what is in them."""
+
+    others: list[Path]
+    read: list[Statistics]
+    own: Path | None
+    mine: Statistics | None
+
+    def check(self, found: ResolvedModel, model: str, task_type: str) -> None:
+        """Refuse those of another base or form, and two that do not go together."""
+        named = [*zip(self.others, self.read, strict=True)]
+        named += [(self.own, self.mine)] if self.own and self.mine else []
+        for path, item in named:
+            item.require_model(found.sha256, model, name=f"'{path}'")
+            item.require_form(task_type, name=f"'{path}'")
+            item.require_match(self.read[0], mine=f"'{path}'", theirs=f"'{self.others[0]}'")
+
+
+class _Made(NamedTuple):
+    """A start as it was written: rows by layer, their energies, ranks where layers differ."""
+
+    chosen: Mapping[str, Subspace]
+    captured: Mapping[str, Any]
+    ranks: Mapping[str, int]
+    free: Mapping[str, int]
+    kept_out: bool
+
+
+def _make(
+    model: str,
+    shape: _Shape,
+    config: OsrmConfig,
+    told: _Statistics,
+    existing: list[Path],
+    output: Path,
+) -> _Made:
+    """Load the base, start an adapter on it, and write it."""
+    from orthomerge import adapters
+    from orthomerge.assets import resolve_model
+    from orthomerge.models import load_for
+
+    found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
+    told.check(found, model, shape.task_type)
+    read, mine = told.read, told.mine
+    ranks, free = ({}, {})
+    if shape.quiet_energy is not None:
+        ranks, free = adapters.plan_ranks(read, shape.rank, shape.quiet_energy, config.weights)
+    base = load_for(
+        found.path_or_id, shape.task_type, num_labels=shape.labels, seed=config.seed,
+        name=found.name,
+    )  # fmt: skip
+    wrapped = adapters.new_lora(
+        base, targets=read[0].meta.target_modules, rank=shape.rank, alpha=shape.alpha,
+        task_type=shape.task_type, seed=config.seed, ranks=ranks,
+    )  # fmt: skip
+    chosen = adapters.initialize_osrm_weights(wrapped, read, mine, config, existing=trained)
+    kept_out = None
+    if config.constraint == "project":
+        kept_out = adapters.kept_out_directions(wrapped, read, mine, config, existing=trained)
+    energies = adapters.captured(chosen)
+    record = adapters.start_record(
+        config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
+        existing=trained, quiet_energy=shape.quiet_energy, captured=energies,
+    )  # fmt: skip
+    adapters.save_start(wrapped, output, kept_out, record=record)
+    return _Made(chosen, energies, ranks, free, kept_out is not None)
+
+
+def _said(made: _Made, rank: int, solver: str, output: Path) -> Iterator[str]:
+    """What a person is told of a start."""
+    from orthomerge.subspace import contrast, get_solver
+
+    free, ranks = made.free, made.ranks
     crowded = [name for name, dims in free.items() if dims < rank]
     if crowded:
-        out.print(
+        yield (
             f"{len(crowded)} of {len(free)} layers have fewer than {rank} quiet directions (least: "
             f"'{min(crowded, key=lambda n: free[n])}' with {min(free.values())}); ranks go from "
-            f"{min(ranks.values())} to {max(ranks.values())}.",
-            soft_wrap=True,
+            f"{min(ranks.values())} to {max(ranks.values())}."
         )
-    out.print(_summary(output, solver, rank, chosen), soft_wrap=True)
-    apart = contrast(chosen.values())
+    yield _summary(output, solver, rank, made.chosen)
+    apart = contrast(made.chosen.values())
     if get_solver(solver).needs_own and apart is not None and apart < _ALIKE:
-        out.print(
+        yield (
             "note: the own statistics and the others' are alike, and no directions tell these "
             f"tasks apart: the start sees {apart:.2f} times as large a part of the own energy as "
-            "of the others'; '--solver min_eigen' keeps out of both (docs/numerics.md).",
-            soft_wrap=True,
+            "of the others'; '--solver min_eigen' keeps out of both (docs/numerics.md)."
         )
-    if kept_out is not None:
-        out.print(
+    if made.kept_out:
+        yield (
             "A has to stay where it is quiet: train it with 'orthomerge train', or with "
-            "orthomerge.Projection in a trainer of your own.",
-            soft_wrap=True,
+            "orthomerge.Projection in a trainer of your own."
         )
 
 
@@ -203,7 +244,7 @@ def _summary(output: Path, solver: str, rank: int, chosen: Mapping[str, Subspace
 
 @app.command()
 def solvers(
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """The ways to choose where an adapter starts, with their options."""
     from rich.table import Table

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._options import Json, MethodOptions
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
@@ -43,9 +45,7 @@ def merge(
             "'query=1,0.5'; repeat, the first that finds a layer decides."
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
-    ] = None,
+    option: MethodOptions = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Rank of the result; default what the method gives.")
     ] = None,
@@ -101,15 +101,13 @@ def merge(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge LoRA adapters of one base model into one adapter, straight from their factors.
 
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
     """
-    from orthomerge.adapters import merge_adapters
-
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
     adapters, options = list(adapters or []), _options(option or [])
@@ -128,51 +126,51 @@ def merge(
     elif not adapters:
         raise MergeError("there is nothing to merge: name adapters, or a file with --mergekit.")
     how: dict[str, Any] = {
-        **chosen,
-        "rank": rank,
-        "seed": seed,
-        "statistics": stats,
-        "fisher": fisher,
-        "base": base,
-        "heads": heads,
-        "overwrite": overwrite,
-        **options,
-    }
+        **chosen, "rank": rank, "seed": seed, "statistics": stats, "fisher": fisher, "base": base,
+        "heads": heads, "overwrite": overwrite, **options,
+    }  # fmt: skip
     if tune is not None or task:
         search = Search(tune, task or [], trials, rows)
         how |= tuned_weights(adapters, output, search, how, options)
     if save_as == "full":
         _write_model(adapters, output, max_shard_size, how, as_json=json)
-        return
-    if max_shard_size is not None:
+    elif max_shard_size is not None:
         raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
+    else:
+        how |= {"workers": workers, "devices": device or ()}
+        _write_adapter(adapters, output, how, as_json=json)
+
+
+def _write_adapter(
+    adapters: list[str], output: Path, how: dict[str, Any], *, as_json: bool
+) -> None:
+    """Write the merge as an adapter."""
+    from orthomerge.adapters import merge_adapters
+
     with work_bar("layers") as progress:
-        merged = merge_adapters(
-            adapters,
-            output=output,
-            workers=workers,
-            devices=device or (),
-            progress=progress,
-            **how,
-        )
+        merged = merge_adapters(adapters, output=output, progress=progress, **how)
     _say_clashes(output)
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
     errors = merged.truncation_error
-    if json:
+    if as_json:
         print_json(
             {"path": str(output), "method": how["method"], "layers": len(layers), "rank": highest,
              "truncation_error": dict(errors), "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
-    worst = max(errors.values(), default=0.0)
-    cut = f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
     own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
     out.print(
         f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {how['method']}, rank "
-        f"{highest}{cut}{own}.",
+        f"{highest}{_cut(errors)}{own}.",
         soft_wrap=True,
     )
+
+
+def _cut(errors: Mapping[str, float]) -> str:
+    """What the rank took, where it took anything worth saying."""
+    worst = max(errors.values(), default=0.0)
+    return f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
 
 
 def _from_mergekit(
@@ -210,11 +208,9 @@ def _write_model(
         print_json({"path": str(output), "method": how["method"], "files": files,
                     "truncation_error": errors})  # fmt: skip
         return
-    worst = max(errors.values(), default=0.0)
-    cut = f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
     out.print(
         f"{output}: the base model with {len(adapters)} adapters merged, method {how['method']}, "
-        f"{len(files)} file{'' if len(files) == 1 else 's'}{cut}.",
+        f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors)}.",
         soft_wrap=True,
     )
 

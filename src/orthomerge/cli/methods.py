@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from orthomerge.cli._app import app, out, print_json
+from orthomerge.cli._options import Json
 
 
 @app.command()
 def methods(
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """The merging methods with their options and the paper each comes from."""
     from rich.box import SIMPLE

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, print_json
+from orthomerge.cli._options import Json
 from orthomerge.units import human_size
 
 
@@ -23,7 +24,7 @@ def plan(
     card: Annotated[
         str, typer.Option(help="Else an estimate for h100, a100, l40s or rtx4090.")
     ] = "h100",
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """Jobs, hours, disk, memory and wall time of a recipe; nothing is downloaded or run.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orthomerge.cli._app import app, out, print_json
+from orthomerge.cli._options import Json
 
 
 @app.command()
@@ -18,7 +19,7 @@ def report(
             help="Folder of a run, with its results.jsonl; several are set side by side."
         ),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     by_method: Annotated[
         bool,

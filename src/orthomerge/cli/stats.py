@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,14 @@ from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
-from orthomerge.cli._progress import Quiet, adding, work_bar
-from orthomerge.cli._stats_lines import grouped, kinds_of
+from orthomerge.cli._options import Json
+from orthomerge.cli._progress import Quiet
+from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
 from orthomerge.units import parse_size
 
 if TYPE_CHECKING:
+    from orthomerge.moments import Representation
     from orthomerge.tasks import Prompt, Task
 
 
@@ -107,7 +110,7 @@ def collect(
         str | None,
         typer.Option(help="Spread a large base: auto, a device, or JSON of module to device."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Second moments of the inputs of the layers to adapt, over a small unlabelled sample.
@@ -124,31 +127,11 @@ def collect(
     In words: [bold]orthomerge stats llama/ --form text --data sentiment --targets q_proj,v_proj
     --output mine.stats.safetensors[/]
     """
-    from dataclasses import asdict
-
-    from orthomerge.assets import resolve_model
+    from orthomerge.cli._collect import Reading, load_base, measured
     from orthomerge.cli._job import several_processes
-    from orthomerge.features import (
-        batches,
-        collect_statistics,
-        read_texts,
-        sample_texts,
-        target_layers,
-    )
-    from orthomerge.models import (
-        exact_device,
-        language_task_type,
-        load_tokenizer,
-        load_trunk,
-        tokenizer_hash,
-    )
-    from orthomerge.moments import Representation
-    from orthomerge.prompting import Wording
+    from orthomerge.features import sample_texts
 
-    bounds = {"rows": rows, "size": size, "budget": parse_size(budget)}
-    held = Representation(
-        representation, **{k: v for k, v in bounds.items() if v is not None}
-    ).check()
+    held = _representation(representation, rows, size, budget)
     if directions is None and (noise is not None or noise_seed is not None):
         raise RecipeError("noise is put on published directions: say how many with --directions.")
     with several_processes() as job:
@@ -158,40 +141,13 @@ def collect(
                 "out 'accelerate launch', or --device-map."
             )
         about, prompt = _task(data, form, template, text_column, pair_column)
-        if about:
-            texts = [(r.text, r.pair) for r in about.pools()["train"]]
-        else:
-            texts = read_texts(data, text_column=text_column, pair_column=pair_column)
-        found = resolve_model(model)
-        if prompt:
-            language_task_type(found.path_or_id)  # refuses what writes no text
-        trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
-        if device_map is None:
-            trunk = trunk.to(job.device or exact_device())
-        names = split_names(targets)
-        target_layers(trunk, names)
-        tokenizer = load_tokenizer(found.path_or_id)
-        chosen = sample_texts(texts, samples, seed)
-        with work_bar(f"statistics of {data}") as progress:
-            advance = adding(progress, len(chosen))
-            statistics = collect_statistics(
-                trunk,
-                Wording.of(prompt, tokenizer, trunk.config, max_length).batches(
-                    chosen, batch_size=batch_size
-                )
-                if prompt
-                else batches(chosen, tokenizer, batch_size=batch_size, max_length=max_length),
-                names,
-                granularity=granularity,
-                representation=held,
-                task=about.name if about else Path(data).stem,
-                model_id=found.name,
-                model_sha256=found.sha256,
-                tokenizer_hash=tokenizer_hash(tokenizer),
-                prompt=prompt.fingerprint if prompt else None,
-                # The other processes are about as far.
-                progress=lambda done: advance(done * job.world),
-            )
+        texts = _texts(data, about, text_column, pair_column)
+        how = Reading(
+            split_names(targets), granularity, held, prompt, max_length, batch_size, data,
+            about.name if about else Path(data).stem,
+        )  # fmt: skip
+        base = load_base(model, how, job, device_map)
+        statistics = measured(base, sample_texts(texts, samples, seed), how, job)
         if job.rank > 0:
             return
         kinds = kinds_of(statistics)
@@ -200,26 +156,34 @@ def collect(
             statistics = statistics.published(directions, noise or 0.0, noise_seed)
         statistics.save(output)
     if json:
-        meta = asdict(statistics.meta)
-        print_json(
-            {"path": str(output), **meta, "layers": statistics.layers, "representations": kinds}
-        )
+        meta = {**asdict(statistics.meta), "layers": statistics.layers}
+        print_json({"path": str(output), **meta, "representations": kinds})
         return
-    out.print(
-        f"{output}: {len(statistics.moments)} distinct inputs of {len(statistics.layers)} layers, "
-        f"{statistics.meta.samples} samples, {counted} rows ({granularity}"
-        f"{', of prompts and answers' if prompt else ''}).",
-        soft_wrap=True,
-    )
+    read = f"{counted} rows ({granularity}{', of prompts and answers' if prompt else ''})"
+    out.print(f"{output}: {sizes(statistics)}, {read}.", soft_wrap=True)
     for line in grouped(kinds, statistics):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if directions is not None:
-        out.print(
-            f"  published: the top {directions} directions, noise {noise or 0:g}; this is not "
-            "differential privacy.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        out.print(published_line(directions, noise or 0.0), highlight=False, soft_wrap=True)
+
+
+def _representation(name: str, rows: int | None, size: int | None, budget: str) -> Representation:
+    """How moments are held, from what was said of it."""
+    from orthomerge.moments import Representation
+
+    bounds = {"rows": rows, "size": size, "budget": parse_size(budget)}
+    return Representation(name, **{k: v for k, v in bounds.items() if v is not None}).check()
+
+
+def _texts(
+    data: str, about: Task | None, text_column: str, pair_column: str | None
+) -> list[tuple[str, str | None]]:
+    """A task's training texts, or those of a file or data set."""
+    from orthomerge.features import read_texts
+
+    if about:
+        return [(r.text, r.pair) for r in about.pools()["train"]]
+    return read_texts(data, text_column=text_column, pair_column=pair_column)
 
 
 def _task(
@@ -243,21 +207,3 @@ def _task(
         )
     about = get_task(data)
     return about, prompt_for(about, form, template)
-
-
-def _device_map(text: str | None) -> Any:
-    """A device map as Transformers takes it.
-
-    Raises:
-        RecipeError: JSON that is not an object.
-    """
-    import json
-
-    if text is None or not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as problem:
-        raise RecipeError(
-            f"""device map '{text}' is not JSON ({problem}): write it as '{{"": "cpu"}}'."""
-        ) from problem

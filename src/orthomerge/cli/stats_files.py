@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import out, print_json
+from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
 from orthomerge.units import human_size
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @stats.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A statistics file.")],
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """What is in a statistics file, its size, its spectrum, and what it gives away.
@@ -59,7 +60,7 @@ def inspect(
 def merge(
     files: Annotated[list[Path], typer.Argument(help="Statistics of parts of one task's data.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """One statistics file over all samples, as collecting over all of them at once would give.
 
@@ -93,7 +94,7 @@ def publish(
     noise_seed: Annotated[
         int | None, typer.Option(help="Repeat the noise, for tests; secure and fresh without.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """Only the strongest directions of a file, with noise: less is told, nothing is guaranteed.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orthomerge.cli._app import app, out, print_json
+from orthomerge.cli._options import Json
 from orthomerge.errors import RecipeError
 
 
@@ -29,7 +30,7 @@ def tasks(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Test rows of an exported task.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    json: Json = False,
 ) -> None:
     """The labelled tasks that come along, how they are made and under what licence.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._options import Count, Json, MethodOptions
 from orthomerge.cli._progress import Quiet, work_bar
-from orthomerge.cli.train import Json, Rows
 from orthomerge.errors import MergeError, unknown_name
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def tune(
         ),
     ] = "validation",
     method: Annotated[str, typer.Option(help="A name of 'orthomerge methods'.")] = "linear",
-    option: Annotated[
-        list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
-    ] = None,
+    option: MethodOptions = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the merge.")] = None,
     stats: Annotated[
         list[Path] | None, typer.Option(help="Statistics of each task, for methods that need it.")
@@ -67,7 +65,7 @@ def tune(
         int, typer.Option(help="Seed of the rows: that of training keeps them apart from it.")
     ] = 0,
     base: Annotated[str | None, typer.Option(help="Base model; default the adapters'.")] = None,
-    max_length: Rows = 48,
+    max_length: Count = 48,
     seed: Annotated[int, typer.Option(help="Seed of the search and of methods that draw.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Entropy: replace what an earlier run wrote.")

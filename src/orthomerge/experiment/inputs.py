@@ -55,8 +55,7 @@ class Inputs:
 
     def head(self, task: str) -> tuple[int, bool]:
         """The number of outputs of a task's head, and whether it is a regression."""
-        regression = self.tasks[task].kind == "regression"
-        return (1 if regression else len(self.tasks[task].labels)), regression
+        return self.tasks[task].outputs, self.tasks[task].regression
 
     # Tasks in words -----------------------------------------------------------------------------
 

@@ -53,6 +53,16 @@ class Task:
     pair: bool
     pools: Callable[[], Mapping[str, list[Row]]]
 
+    @property
+    def regression(self) -> bool:
+        """Whether the task asks for a value."""
+        return self.kind == "regression"
+
+    @property
+    def outputs(self) -> int:
+        """What its head has: an output a class, or one for a value."""
+        return 1 if self.regression else len(self.labels)
+
     def data(
         self,
         *,

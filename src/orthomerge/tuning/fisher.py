@@ -84,10 +84,10 @@ def fisher_on_texts(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Tensor], FisherMeta]:
     """`adapter_fisher` on a sample and a base that are at hand; it raises the same."""
-    regression = task.kind == "regression"
     if prompt is None:
-        outputs = 1 if regression else len(task.labels)
-        model = load_with_head(base, tokenizer, adapter.modules, outputs, regression=regression)
+        model = load_with_head(
+            base, tokenizer, adapter.modules, task.outputs, regression=task.regression
+        )
     else:
         model = load_language_model(base.path_or_id, name=base.name).requires_grad_(False)
     with applied(model.to(preferred_device()), adapter.layers):
@@ -96,7 +96,7 @@ def fisher_on_texts(
                 model,
                 batches(texts, tokenizer, batch_size=batch_size, max_length=max_length),
                 list(adapter.layers),
-                regression=regression,
+                regression=task.regression,
                 progress=progress,
             )
         else:

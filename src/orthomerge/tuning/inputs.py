@@ -28,12 +28,12 @@ class TuneTask:
     @property
     def regression(self) -> bool:
         """Whether the task asks for a value."""
-        return self.task.kind == "regression"
+        return self.task.regression
 
     @property
     def outputs(self) -> int:
         """How many outputs its head has."""
-        return 1 if self.regression else len(self.task.labels)
+        return self.task.outputs
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""What `orthomerge stats` does between texts and statistics: the base loaded, the passes run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orthomerge.assets import ResolvedModel, resolve_model
+from orthomerge.cli._job import Job
+from orthomerge.cli._progress import adding, work_bar
+from orthomerge.errors import RecipeError
+from orthomerge.features import Statistics, batches, collect_statistics, target_layers
+from orthomerge.models import (
+    exact_device,
+    language_task_type,
+    load_tokenizer,
+    load_trunk,
+    tokenizer_hash,
+)
+from orthomerge.prompting import Wording
+
+if TYPE_CHECKING:
+    from orthomerge.moments import Representation
+    from orthomerge.tasks import Prompt
+
+
+class Reading(NamedTuple):
+    """How texts are read: at which layers, as what rows, in which words; `task` is their name."""
+
+    targets: list[str]
+    granularity: str
+    representation: Representation
+    prompt: Prompt | None
+    max_length: int
+    batch_size: int
+    data: str
+    task: str
+
+
+class Base(NamedTuple):
+    """A base model that is ready to read."""
+
+    found: ResolvedModel
+    trunk: Any
+    tokenizer: Any
+
+
+def load_base(model: str, how: Reading, job: Job, device_map: str | None) -> Base:
+    """The base on this process's device, or spread as `device_map` says.
+
+    Raises:
+        AssetError: no such model.
+        RecipeError: a base that writes no text for a prompt, or a device map that is not JSON.
+        UnknownNameError: a target matches no layer.
+    """
+    found = resolve_model(model)
+    if how.prompt:
+        language_task_type(found.path_or_id)  # refuses what writes no text
+    trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
+    if device_map is None:
+        trunk = trunk.to(job.device or exact_device())
+    target_layers(trunk, how.targets)
+    return Base(found, trunk, load_tokenizer(found.path_or_id))
+
+
+def measured(
+    base: Base, texts: Sequence[tuple[str, str | None]], how: Reading, job: Job
+) -> Statistics:
+    """The statistics over the texts; see `collect_statistics`."""
+    tokenizer, prompt = base.tokenizer, how.prompt
+    if prompt:
+        wording = Wording.of(prompt, tokenizer, base.trunk.config, how.max_length)
+        read: Any = wording.batches(texts, batch_size=how.batch_size)
+    else:
+        read = batches(texts, tokenizer, batch_size=how.batch_size, max_length=how.max_length)
+    with work_bar(f"statistics of {how.data}") as progress:
+        advance = adding(progress, len(texts))
+        return collect_statistics(
+            base.trunk,
+            read,
+            how.targets,
+            granularity=how.granularity,
+            representation=how.representation,
+            task=how.task,
+            model_id=base.found.name,
+            model_sha256=base.found.sha256,
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            prompt=prompt.fingerprint if prompt else None,
+            # The other processes are about as far.
+            progress=lambda done: advance(done * job.world),
+        )
+
+
+def _device_map(text: str | None) -> Any:
+    """A device map as Transformers takes it.
+
+    Raises:
+        RecipeError: JSON that is not an object.
+    """
+    import json
+
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise RecipeError(
+            f"""device map '{text}' is not JSON ({problem}): write it as '{{"": "cpu"}}'."""
+        ) from problem

@@ -1,0 +1,23 @@
+"""Options that several verbs have, with one wording."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+TaskName = Annotated[
+    str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
+]
+Count = Annotated[int, typer.Option(min=1)]
+"""A number of which there is at least one, whose name says it all."""
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
+]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
+]
+SolverOptions = Annotated[
+    list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
+]
