@@ -56,7 +56,7 @@ class LoraFactors:
             AdapterError: an update larger than this machine's memory, which two small factors can
                 stand for.
         """
-        _require_memory(self.shape, self.A.dtype)
+        require_memory(self.shape, self.A.dtype)
         return self.scaling * (self.B @ self.A)
 
     def to(self, *args: Any, **kwargs: Any) -> LoraFactors:
@@ -64,7 +64,12 @@ class LoraFactors:
         return LoraFactors(self.A.to(*args, **kwargs), self.B.to(*args, **kwargs), self.scaling)
 
 
-def _require_memory(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def require_memory(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Refuse a dense update that cannot be held.
+
+    Raises:
+        AdapterError: it is larger than this machine's memory.
+    """
     size = shape[0] * shape[1] * dtype.itemsize
     if size > _LARGE and size > psutil.virtual_memory().total:
         raise AdapterError(

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from orthomerge.factors import LoraFactors, weighted_sum
 from orthomerge.merging import linear
-from orthomerge.merging.parts.consensus import disjoint_mean, majority_sign
+from orthomerge.merging.parts import consensus
+from orthomerge.merging.parts.consensus import (
+    SIGN_METHODS,
+    disjoint_mean,
+    elect_and_mean,
+    majority_sign,
+)
 from orthomerge.merging.parts.lowrank import polar, thin_svd, truncate_dense
 from orthomerge.merging.parts.sparsify import band, magprune, random_drop, trim
 
@@ -35,6 +41,31 @@ def test_trim_keeps_the_floor_of_its_share_and_the_largest(seed, density, rows, 
 
 def test_trim_breaks_ties_by_count_not_by_threshold():
     assert int((trim(torch.ones(10), 0.3) != 0).sum()) == 3
+
+
+@few
+@given(seeds, st.floats(0.01, 1.0), st.integers(1, 40), st.sampled_from([1, 3, 1000]))
+def test_trim_of_sizes_that_repeat_keeps_the_earlier_and_writes_where_told(
+    seed, density, size, levels
+):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randint(-levels, levels + 1, (size,), generator=g).to(torch.float32)
+    order = x.abs().argsort(descending=True, stable=True)[: int(density * size)]
+    expected = torch.zeros_like(x)
+    expected[order] = x[order]
+    assert torch.equal(trim(x, density), x if density >= 1 else expected)
+    held = x.clone()
+    assert trim(held, density, out=held) is held
+    assert torch.equal(held, x if density >= 1 else expected)
+
+
+@pytest.mark.parametrize("method", SIGN_METHODS)
+def test_election_in_pieces_is_election_at_once(monkeypatch, method):
+    updates, weights = draw(3, 4, 7, 5), draw(4, 4)
+    whole = disjoint_mean(updates, weights, majority_sign(updates, method))
+    for size in (1, 45, 10**6):
+        monkeypatch.setattr(consensus, "_IN_CACHE", size)
+        assert torch.equal(elect_and_mean(method)(updates, weights), whole)
 
 
 def test_band_drops_both_ends():

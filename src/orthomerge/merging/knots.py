@@ -71,7 +71,7 @@ def knots_ties(
     return elementwise(
         factors,
         weights,
-        sparsify=lambda update: trim(update, density),
+        sparsify=lambda update: trim(update, density, out=update),
         consensus=elect_and_mean(majority_sign_method),
         space="knots",
         lambda_=lambda_,

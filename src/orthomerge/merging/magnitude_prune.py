@@ -39,7 +39,7 @@ def magnitude_prune(
     return elementwise(
         factors,
         weights,
-        sparsify=lambda update: trim(update, density),
+        sparsify=lambda update: trim(update, density, out=update),
         consensus=weighted_total,
         space=space,
     )

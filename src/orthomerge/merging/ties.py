@@ -45,7 +45,7 @@ def ties(
     return elementwise(
         factors,
         weights,
-        sparsify=lambda update: trim(update, density),
+        sparsify=lambda update: trim(update, density, out=update),
         consensus=elect_and_mean(majority_sign_method),
         space=space,
         lambda_=lambda_,

@@ -12,6 +12,8 @@ from torch import Tensor
 from orthomerge.merging.parts.options import check_choice
 
 SIGN_METHODS = ("total", "frequency")
+# Numbers of all updates together that are elected and averaged at a time: they stay in the cache.
+_IN_CACHE = 1 << 18
 
 
 def weighted_total(
@@ -28,7 +30,7 @@ def majority_sign(updates: Float[Tensor, "n ..."], method: str) -> Bool[Tensor, 
     and never agree (elect step of TIES, Yadav et al. 2023, arXiv 2306.01708). O(N · n).
     """
     votes = updates if method == "total" else updates.sign()
-    return torch.where(votes.sum(dim=0) >= 0, updates > 0, updates < 0)
+    return updates * torch.where(votes.sum(dim=0) >= 0, 1.0, -1.0).to(updates) > 0
 
 
 def disjoint_mean(
@@ -60,7 +62,18 @@ def elect_and_mean(
         MergeError: not one of the two ways to elect.
     """
     check_choice("majority_sign_method", method, SIGN_METHODS)
-    return lambda updates, weights: disjoint_mean(updates, weights, majority_sign(updates, method))
+
+    def merged(updates: Float[Tensor, "n ..."], weights: Float[Tensor, " n"]) -> Tensor:
+        result = torch.empty_like(updates[0])
+        rows = max(_IN_CACHE // max(updates[:, :1].numel(), 1), 1)
+        for start in range(0, updates.shape[1], rows):
+            piece = updates[:, start : start + rows]
+            result[start : start + rows] = disjoint_mean(
+                piece, weights, majority_sign(piece, method)
+            )
+        return result
+
+    return merged
 
 
 def energy_weighted(

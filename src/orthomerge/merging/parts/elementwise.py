@@ -40,7 +40,9 @@ def elementwise(
     def combine(updates: Tensor, w: Tensor) -> Tensor:
         if sparsify is not None:
             for update in updates:  # the stack is made for this merge: no second one is held
-                update.copy_(sparsify(update))
+                kept = sparsify(update)
+                if kept is not update:
+                    update.copy_(kept)
         return consensus(updates, w)
 
     return scale(combine_in(space, factors, weights, combine), lambda_)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.factors import LoraFactors
+from orthomerge.factors import LoraFactors, require_memory
 from orthomerge.merging.parts.lowrank import column_basis, nonzero, numerical_rank, zero_like
 from orthomerge.merging.parts.options import LayerProblem
 from orthomerge.merging.registry import Update
@@ -41,7 +41,7 @@ def combine_in(
         LayerProblem: "factors" and the ranks differ (an absent layer has any rank).
     """
     if space == "delta":
-        deltas = torch.stack([f.delta() for f in factors])
+        deltas = dense_updates(factors)
         return combine(deltas, deltas.new_tensor(weights))
     if space == "factors":
         return _combine_factors(factors, weights, combine)
@@ -55,6 +55,20 @@ def combine_in(
     U, V = core_bases(present)
     core = torch.stack([f.delta() for f in core_factors(present, U, V)])
     return lift(combine(core, core.new_tensor(kept)), U, V, factors[0])
+
+
+def dense_updates(factors: Sequence[LoraFactors]) -> Float[Tensor, "n d_out d_in"]:
+    """The updates `s_i B_i A_i` in one tensor, each written once. O(N r d_out d_in).
+
+    Raises:
+        AdapterError: one is larger than this machine's memory.
+    """
+    first = factors[0]
+    require_memory(first.shape, first.A.dtype)
+    deltas = first.A.new_empty(len(factors), *first.shape)
+    for delta, f in zip(deltas, factors, strict=True):
+        torch.mm(f.B, f.A, out=delta).mul_(f.scaling)
+    return deltas
 
 
 def _combine_factors(

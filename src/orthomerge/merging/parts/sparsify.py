@@ -11,16 +11,40 @@ from orthomerge.errors import MergeError
 from orthomerge.merging.parts.options import check_fraction
 
 
-def trim(update: Float[Tensor, " ..."], density: float) -> Float[Tensor, " ..."]:
+def trim(
+    update: Float[Tensor, " ..."], density: float, out: Float[Tensor, " ..."] | None = None
+) -> Float[Tensor, " ..."]:
     """Keep the ⌊density · n⌋ entries of largest magnitude, zero the others. O(n).
 
-    The trim step of TIES (Yadav et al. 2023, arXiv 2306.01708).
+    Of equal ones at the edge the earlier are kept. The result goes into `out` where that is given,
+    which may be `update` itself. The trim step of TIES (Yadav et al. 2023, arXiv 2306.01708).
     """
     if density >= 1:
-        return update
+        return update if out is None else out.copy_(update)
     sizes = update.abs().flatten()
-    mask = _largest(sizes, int(density * len(sizes)))
-    return torch.where(mask.view_as(update), update, 0.0)
+    count = int(density * len(sizes))
+    below = _just_below(sizes, count)
+    if below is not None:  # one pass, and nothing of the update's size beside it
+        return torch.hardshrink(update, below, out=out)
+    mask = _largest(update.abs().flatten(), count).view_as(update)
+    kept = torch.where(mask, update, 0.0)
+    return kept if out is None else out.copy_(kept)
+
+
+def _just_below(sizes: Float[Tensor, " n"], count: int) -> float | None:
+    """The number below which all but the `count` largest lie, they themselves above; destroys it.
+
+    None where equal sizes lie on both sides, or nothing is kept. O(n): nothing is sorted.
+    """
+    place = len(sizes) - count
+    if count <= 0 or sizes.device.type != "cpu":
+        return None
+    values = sizes.numpy()
+    values.partition(place)
+    least = values[place]
+    if place and values[:place].max() == least:
+        return None
+    return float(np.nextafter(least, values.dtype.type(0)))
 
 
 def _largest(sizes: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
