@@ -112,7 +112,7 @@ SIZES = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e15, 1e19, 3e38, math.inf, math.nan]
 def factor(rng: random.Random, *shape: int) -> torch.Tensor:
     """A matrix of some type, mostly whole, now and then with a hard number in it."""
     g = torch.Generator().manual_seed(rng.getrandbits(30))
-    found = torch.randn(*shape, generator=g) * rng.choice([1.0, *SIZES[:8]])
+    found = torch.randn(shape, generator=g) * rng.choice([1.0, *SIZES[:8]])
     if found.numel() and rng.random() < 0.4:
         found.view(-1)[rng.randrange(found.numel())] = rng.choice([*SIZES, *(-s for s in SIZES)])
     return found.to(rng.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64]))
