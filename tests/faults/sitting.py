@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ending import ending_of
 from injection import disk
 
-from orthomerge.cli import _app
-from orthomerge.errors import OrthomergeError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.progress import Silent
 
@@ -67,22 +65,17 @@ def forked(
 
 
 def _sit(recipe, folder: Path, before, told: int, said: Path) -> None:
-    code, text = 1, ""
-    try:
-        _app._end_tidily()
+    def run() -> str:
         if before is not None:
             before()
         Run(parse_recipe(recipe), folder, reporter=_Tells(told)).execute()
-        code = 0
-    except OrthomergeError as problem:
-        code, text = 2, str(problem)
-    except _app._Stopped as problem:
-        code = 128 + problem.args[0]
-    except BaseException:
-        text = traceback.format_exc()
-    finally:
+        return ""
+
+    code, text = ending_of(run)
+    try:
         fired, disk.root = disk.fired, ""
         said.write_text(f"{'fired' if fired else ''}\n{text}", encoding="utf-8")
+    finally:
         os._exit(code)
 
 

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ import torch
 
 torch.set_num_threads(1)
 from conftest import call, make_base, make_tokenizer, write_task
+from ending import ending_of
 from injection import disk, end, kill, refuse, watch
 from small_adapters import make_adapter
 
 from orthomerge.cli import _app
-from orthomerge.errors import OrthomergeError
 
 FAULTS = {"SIGKILL": kill, "SIGTERM": end, "ENOSPC": refuse(errno.ENOSPC)}
 # What a verb's own clock or path says, and a study, which grows trial by trial.
@@ -95,27 +94,23 @@ def forked(arguments: list[Any], root: Path, at: int, fault) -> tuple[int, str]:
     heard, told = os.pipe()
     child = os.fork()
     if child == 0:
-        code, text = 1, ""
+        code, text = ending_of(lambda: _called(arguments, root, at, fault))
         try:
-            _app._end_tidily()
-            disk.arm(root, at, fault)
-            with contextlib.redirect_stdout(io.StringIO()):
-                _app.app([str(x) for x in arguments], standalone_mode=False)
-            code, text = 0, str(disk.count)
-        except OrthomergeError as problem:
-            code, text = 2, str(problem)
-        except _app._Stopped as problem:
-            code = 128 + problem.args[0]
-        except BaseException:
-            text = traceback.format_exc()
-        finally:
             os.write(told, text.encode()[-4000:])
+        finally:
             os._exit(code)
     os.close(told)
     with open(heard, encoding="utf-8") as line:  # noqa: PTH123  (a pipe)
         text = line.read()
     _, status = os.waitpid(child, 0)
     return (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)), text
+
+
+def _called(arguments: list[Any], root: Path, at: int, fault) -> str:
+    disk.arm(root, at, fault)
+    with contextlib.redirect_stdout(io.StringIO()):
+        _app.app([str(x) for x in arguments], standalone_mode=False)
+    return str(disk.count)
 
 
 def old_output(name: str, target: Path) -> None:
