@@ -61,3 +61,14 @@ def test_the_templates_can_be_read():
         assert "blank_issues_enabled" in found or (found["name"] and found["body"])
     hooks = read(".pre-commit-config.yaml")["repos"][0]["hooks"]
     assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "imports"}
+
+
+def test_contributing_lists_every_module():
+    house = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("```text")[2]
+    listed = set(re.findall(r"[\w]+\.py|\w+/", house.partition("```")[0]))
+    there = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "src" / "orthomerge").iterdir()
+        if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
+    }
+    assert there - {"__init__.py", "__main__.py"} <= listed, "say in CONTRIBUTING.md what it holds"
