@@ -160,3 +160,15 @@ def test_glue_of_other_columns_is_told_and_finished_work_is_kept(tmp_path, monke
     fresh("again")
     assert len(execute(values | {"tasks": ["glue/cola", "glue/mrpc"]}, output)) == len(rows)
     glue.pools.cache_clear()
+
+
+def test_tasks_share_a_draw_where_the_arm_says_so(small, tmp_path):
+    plain = {"start": "random_orthonormal"}
+    arms = {"own": plain, "shared": plain | {"seed_policy": "shared"}}
+    pieces = Run(parse_recipe(small | {"arms": arms}), tmp_path / "run").pieces
+
+    def alike(arm: str) -> bool:
+        one, other = (dict(factors(pieces.start(arm, task, 0))) for task in ("one", "length"))
+        return all(one[name].A.equal(other[name].A) for name in one)
+
+    assert alike("shared") and not alike("own")
