@@ -1,0 +1,163 @@
+"""What single methods promise beyond the suite: their papers' laws, and how they are related."""
+
+import pytest
+import torch
+from dense_references import ref_emr_unified, ref_tall
+from small_merges import SHAPES, WEIGHTS, Statistics, adapter, close, dense, dense_of, merge, three
+
+from orthomerge.errors import MergeError
+from orthomerge.factors import LoraFactors
+from orthomerge.merging import list_methods, merge_layers
+from orthomerge.moments import RowMoment, SecondMoment
+
+
+def test_the_tasks_own_updates_are_those_of_the_papers():
+    emr, tall = (next(m for m in list_methods() if m.name == n) for n in ("emr", "tall_masks"))
+    adapters = three(emr)
+    weights = WEIGHTS[: len(adapters)]
+    ours_emr, ours_tall = merge(emr, adapters), merge(tall, adapters)
+    for layer in SHAPES:
+        deltas = dense(adapters, layer)
+        unified = ref_emr_unified(deltas, weights)
+        total, masks = ref_tall(deltas, weights, 0.4)
+        for task, (d, w) in enumerate(zip(deltas, weights, strict=True)):
+            mask = (w * d * unified > 0).double()
+            scale = (w * d).abs().sum() / (mask * unified).abs().sum()
+            assert close(dense_of(ours_emr.of(task)[layer]), scale * mask * unified)
+            assert close(dense_of(ours_tall.of(task)[layer]), masks[task] * total)
+
+
+@pytest.mark.parametrize(
+    ("named", "row"),
+    [
+        ("ties", {"sparsifier": "trim", "consensus": "elect"}),
+        ("dare_linear", {"sparsifier": "random_drop"}),
+        ("dare_ties", {"sparsifier": "random_drop", "consensus": "elect"}),
+        ("della", {"sparsifier": "magprune", "consensus": "elect"}),
+        ("magnitude_prune", {"sparsifier": "trim"}),
+        ("breadcrumbs", {"sparsifier": "band"}),
+        ("sce", {"consensus": "energy"}),
+        ("task_arithmetic", {"space": "core"}),
+        ("knots_ta", {"space": "knots"}),
+        ("knots_ties", {"sparsifier": "trim", "consensus": "elect", "space": "knots"}),
+        ("knots_dare_ties", {"sparsifier": "random_drop", "consensus": "elect", "space": "knots"}),
+        ("core_space", {"sparsifier": "trim", "consensus": "elect", "space": "core"}),
+    ],
+)
+def test_published_methods_are_rows_of_sparsifier_consensus_and_space(named, row):
+    method, compose = (next(m for m in list_methods() if m.name == n) for n in (named, "compose"))
+    shared = {} if named in ("sce", "task_arithmetic", "knots_ta") else {"density": 0.5}
+    one, other = (
+        merge(method, three(method), **shared),
+        merge(compose, three(method), **row, **shared),
+    )
+    for layer in SHAPES:
+        assert close(one.dense(layer), other.dense(layer))
+
+
+INNER = [m for m in list_methods() if not m.needs and not m.per_task and not m.open_options]
+
+
+@pytest.mark.parametrize("inner", INNER, ids=lambda m: m.name)
+def test_the_core_space_takes_any_inner_method(inner):
+    method = next(m for m in list_methods() if m.name == "core_space")
+    adapters = three(inner)
+    merged = merge(method, adapters, inner=inner.name)
+    for layer in SHAPES:
+        assert merged.dense(layer).isfinite().all()
+    if inner.name in (
+        "linear",
+        "cat",
+        "task_arithmetic",
+        "svd",
+        "knots_ta",
+        "tsv_m",
+        "iso_c",
+        "wudi",
+    ):
+        for layer in SHAPES:  # they do not depend on the basis
+            assert close(merged.dense(layer), merge(inner, adapters).dense(layer))
+
+
+def test_an_inner_method_that_needs_more_than_adapters_is_refused():
+    method = next(m for m in list_methods() if m.name == "core_space")
+    for inner in ("regmean", "emr", "core_space"):
+        with pytest.raises(MergeError, match=f"cannot be '{inner}'"):
+            merge(method, three(method), inner=inner)
+
+
+@pytest.mark.parametrize("name", ["regmean", "osrm_aware"])
+def test_statistics_in_rows_give_what_the_full_moment_gives(name):
+    """Few rows take Woodbury's way, a full moment Cholesky's."""
+    method = next(m for m in list_methods() if m.name == name)
+    g = torch.Generator().manual_seed(0)
+    adapters = [
+        {"q": LoraFactors(
+            torch.randn(3, 30, generator=g, dtype=torch.float64),
+            torch.randn(20, 3, generator=g, dtype=torch.float64),
+        )}
+        for _ in range(3)
+    ]  # fmt: skip
+    rows = [torch.randn(8, 30, generator=g, dtype=torch.float64) for _ in adapters]
+
+    class Held:
+        def __init__(self, moment):
+            self.held = moment
+
+        def moment(self, layer):
+            return self.held
+
+    few = [Held(RowMoment.from_rows(h)) for h in rows]
+    full = [Held(SecondMoment(30).update(h)) for h in rows]
+    for rank in (None, 2):
+        a = merge(method, adapters, statistics=few, rank=rank)
+        b = merge(method, adapters, statistics=full, rank=rank)
+        assert close(a.dense("q"), b.dense("q"), 1e-7)
+
+
+def test_osrm_aware_of_a_rank_disturbs_the_outputs_least():
+    method = next(m for m in list_methods() if m.name == "osrm_aware")
+    adapters = three(method)
+
+    def disturbance(delta, layer):
+        return sum(
+            float((Statistics(i).rows(layer) @ (delta - w * d).T).square().sum())
+            / float((Statistics(i).rows(layer) @ d.T).square().sum())
+            for i, (d, w) in enumerate(zip(dense(adapters, layer), WEIGHTS, strict=True))
+        )
+
+    ours = merge(method, adapters, rank=2, ridge=1e-12)
+    for other in ("svd", "regmean", "task_arithmetic", "tsv_m", "ties"):
+        rival = merge(next(m for m in list_methods() if m.name == other), adapters, rank=2)
+        for layer in SHAPES:
+            assert disturbance(ours.dense(layer), layer) < disturbance(rival.dense(layer), layer)
+
+
+def test_lora_lego_joins_units_that_are_alike_and_keeps_their_size():
+    method = next(m for m in list_methods() if m.name == "lora_lego")
+    a, b = torch.eye(6, dtype=torch.float64)[:2], torch.eye(5, dtype=torch.float64)[:, :2]
+    twins = [{"q": LoraFactors(a, b)}, {"q": LoraFactors(a + 1e-6, b - 1e-6)}]
+    merged = merge(method, twins, weights=1.0)
+    assert merged.layers["q"].rank == 2
+    assert close(merged.dense("q"), twins[0]["q"].delta(), 1e-5)
+
+
+def test_tsv_m_sums_orthogonal_adapters_exactly():
+    g = torch.Generator().manual_seed(0)
+    U, _ = torch.linalg.qr(torch.randn(12, 6, generator=g, dtype=torch.float64))
+    V, _ = torch.linalg.qr(torch.randn(10, 6, generator=g, dtype=torch.float64))
+    pair = [{"q": LoraFactors(V.T[i : i + 3], U[:, i : i + 3] * 2)} for i in (0, 3)]
+    exact, ours = (merge_layers(pair, method=name).dense("q") for name in ("linear", "tsv_m"))
+    assert close(exact, ours)
+
+
+def test_slerp_of_an_adapter_with_itself_is_itself_and_keeps_length():
+    one, two = adapter(1), adapter(2)
+    assert close(merge_layers([one, one], method="slerp").dense("q"), one["q"].delta())
+    unit = [
+        {"q": LoraFactors(a["q"].A, a["q"].B / float((a["q"].B @ a["q"].A).norm()))}
+        for a in (one, two)
+    ]
+    for share in (0.1, 0.5, 0.8):
+        merged = merge_layers(unit, method="slerp", weights=[1 - share, share])
+        assert float(merged.dense("q").norm()) == pytest.approx(1)
