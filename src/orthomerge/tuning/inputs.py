@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter, require_same_base
+from orthomerge.adapters.output import distinct_names
 from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation import load_head
@@ -95,7 +96,7 @@ def read_inputs(
     for adapter in read:
         _require_head(adapter)
     found = [_tune_task(get_task(name), rows, data_seed) for name in tasks]
-    return Inputs(read, _distinct([a.name for a in read]), found, base_of(read[0], base))
+    return Inputs(read, distinct_names(read), found, base_of(read[0], base))
 
 
 def _require_head(adapter: Adapter) -> None:
@@ -131,16 +132,6 @@ def base_of(adapter: Adapter, base: str | None = None) -> ResolvedModel:
 def _tune_task(task: Task, rows: int, seed: int) -> TuneTask:
     data = task.data(selection=rows, seed=seed)
     return TuneTask(task, data.selection, data.fingerprint)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    found: list[str] = []
-    for name in names:
-        mine, number = name, 2
-        while mine in found:
-            mine, number = f"{name}-{number}", number + 1
-        found.append(mine)
-    return found
 
 
 def load_with_head(
