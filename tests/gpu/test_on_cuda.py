@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaModel
 from orthomerge.adapters import (
     OsrmConfig,
     Projection,
+    convert_adapters,
     initialize_osrm_weights,
     kept_out_directions,
     lora_layers,
+    merge_adapters,
     new_lora,
     read_adapter,
 )
@@ -168,6 +170,18 @@ def test_layers_side_by_side_on_devices(files):
     call("merge", files / "a", files / "b", "--method", "tsv_m", "--device", "cuda:0",
          "-o", files / "merged")  # fmt: skip
     assert read_adapter(files / "merged").layers
+
+
+def test_statistics_that_were_not_written_go_with_adapters_that_are_read(files, tmp_path):
+    adapters = [read_adapter(files / n) for n in "ab"]
+    there, here = zip(*(both(t) for t in range(2)), strict=True)
+    for stats, name in ((there, "there"), (here, "here")):
+        convert_adapters(adapters, tmp_path / name, statistics=stats)
+        merge_adapters(adapters, method="regmean", statistics=stats, output=tmp_path / f"m{name}")
+    for one, other in (("there/a", "here/a"), ("mthere", "mhere")):
+        found, expected = read_adapter(tmp_path / one).layers, read_adapter(tmp_path / other).layers
+        for layer in expected:
+            same(found[layer].delta(), expected[layer].delta(), 1e-3)
 
 
 def test_scores_and_fisher_information(files, tiny_base, tmp_path):

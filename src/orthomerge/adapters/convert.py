@@ -18,7 +18,7 @@ from orthomerge.adapters.provenance import CONVERT, seal, sources_of
 from orthomerge.adapters.record import about_adapter, about_base, versions
 from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import layer_directions, solve_layer
-from orthomerge.adapters.statistics import require_base
+from orthomerge.adapters.statistics import beside_files, require_base
 from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
@@ -91,7 +91,7 @@ def convert_adapters(
     how = config or ConvertConfig()
     require_free(output, overwrite=overwrite)
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
-    own, more = _read(statistics), _read(others)
+    own, more = [beside_files(s) for s in statistics], [beside_files(s) for s in others]
     _check(read, own, more, how)
     first, *_ = [*own, *more]
     known: str | None = None
@@ -122,10 +122,6 @@ def convert_adapters(
                     progress(done, size)
             found.append(Converted(name, at, work.losses))
     return found
-
-
-def _read(items: Sequence[str | Path | Statistics]) -> list[Statistics]:
-    return [s if isinstance(s, Statistics) else Statistics.load(s, lazy=True) for s in items]
 
 
 def _called(

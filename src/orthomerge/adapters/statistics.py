@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from orthomerge.features import Statistics
 from orthomerge.files import is_folder
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import MergeMethod
+from orthomerge.moments import Moment
 
 
 def matched_statistics(
@@ -40,6 +42,24 @@ def matched_statistics(
     return of_one_model(statistics, adapters, base)
 
 
+def beside_files(item: str | Path | Statistics) -> Statistics:
+    """Statistics where adapters lie that are read from files: on the CPU, wherever collected.
+
+    Raises:
+        StatisticsError: an unreadable file.
+    """
+    found = Statistics.of(item)
+    if found.path is not None:
+        return found
+    moments = {lead: m if _on_cpu(m) else m.to("cpu") for lead, m in found.moments.items()}
+    return replace(found, moments=moments)
+
+
+def _on_cpu(moment: Moment) -> bool:
+    tensors, _ = moment.state()
+    return all(tensor.device.type == "cpu" for tensor in tensors.values())
+
+
 def of_one_model(
     statistics: Sequence[str | Path | Statistics],
     adapters: Sequence[Adapter],
@@ -50,7 +70,7 @@ def of_one_model(
     Raises:
         StatisticsError: an unreadable file, or statistics of another model or form.
     """
-    read = [Statistics.of(s) for s in statistics]
+    read = [beside_files(s) for s in statistics]
     called = [
         f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"
         for i, s in enumerate(statistics, start=1)
