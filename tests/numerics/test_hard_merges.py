@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orthomerge.factors import LoraFactors
@@ -141,6 +141,7 @@ def test_weak_directions_of_columns_far_apart_are_exact(condition):
 @every
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000), power=st.integers(-20, 20))
+@example(seed=810, power=1)  # lora_lego clustered otherwise: k-means turns on the last bit
 def test_the_unit_of_the_updates_does_not_matter(method, seed, power):
     """Updates 2^k times as large merge to 2^k times as much, to the last bits."""
     adapters = [factors(seed + 10 * s) for s in range(2 if method.name in PAIR else 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,12 @@ def lora_lego(
     present, kept = nonzero(factors, weights)
     if not present:
         return zero_like(factors[0])
-    units = torch.cat([_units(f, w) for f, w in zip(present, kept, strict=True)])
+    B = [(w * f.scaling) * f.B.double().T for f, w in zip(present, kept, strict=True)]
+    # A power of two is taken off and put back exactly, so that k-means sees the same units
+    # whatever the updates are measured in: it turns on the last bit of them.
+    largest = max(float(b.abs().max()) for b in B)
+    power = math.floor(math.log2(largest)) if 0 < largest < math.inf else 0
+    units = torch.cat([_units(f, b / 2.0**power) for f, b in zip(present, B, strict=True)])
     units = units[units.any(dim=1)]
     if not len(units):
         return zero_like(factors[0])
@@ -60,12 +66,14 @@ def lora_lego(
             rank = sum(f.rank for f in present) / len(present)
             units = units * (rank / k) ** 0.25  # on both halves: √(r / k) on their product
     like = factors[0]
-    return LoraFactors(units[:, :d_in].to(like.A), units[:, d_in:].T.to(like.B), 1.0)
+    half = power // 2
+    A, joined = 2.0**half * units[:, :d_in], 2.0 ** (power - half) * units[:, d_in:].T
+    return LoraFactors(A.to(like.A), joined.to(like.B), 1.0)
 
 
-def _units(factors: LoraFactors, weight: float) -> torch.Tensor:
+def _units(factors: LoraFactors, B: torch.Tensor) -> torch.Tensor:
     """`[r, d_in + d_out]`, float64: each row of A beside its column of B, of equal norms."""
-    A, B = factors.A.double(), (weight * factors.scaling) * factors.B.double().T
+    A = factors.A.double()
     a, b = linalg.vector_norm(A, dim=1, keepdim=True), linalg.vector_norm(B, dim=1, keepdim=True)
     balance = torch.where((a > 0) & (b > 0), (b / a).sqrt(), 0.0)
     balance = torch.nan_to_num(balance)
