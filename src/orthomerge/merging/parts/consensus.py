@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.merging.parts.options import check_choice
 
 SIGN_METHODS = ("total", "frequency")
 # Numbers of all updates together that are elected and averaged at a time: they stay in the cache.
-_IN_CACHE = 1 << 18
+_IN_CACHE = 1 << 19
 
 
 def weighted_total(
@@ -23,34 +23,28 @@ def weighted_total(
     return cast(Tensor, torch.tensordot(weights, updates, dims=1))
 
 
-def majority_sign(updates: Float[Tensor, "n ..."], method: str) -> Bool[Tensor, "n ..."]:
-    """Which entries agree with the sign elected at their place (a draw elects plus).
+def majority_sign(updates: Float[Tensor, "n ..."], method: str) -> Float[Tensor, " ..."]:
+    """The sign elected at each place, 1 or -1 (a draw elects plus).
 
     "total" elects the sign of the sum, "frequency" the sign most adapters have; zeros have no vote
-    and never agree (elect step of TIES, Yadav et al. 2023, arXiv 2306.01708). O(N · n).
+    (elect step of TIES, Yadav et al. 2023, arXiv 2306.01708). O(N · n).
     """
     votes = updates if method == "total" else updates.sign()
-    return updates * torch.where(votes.sum(dim=0) >= 0, 1.0, -1.0).to(updates) > 0
+    return torch.where(votes.sum(dim=0) >= 0, 1.0, -1.0).to(updates)
 
 
 def disjoint_mean(
     updates: Float[Tensor, "n ..."],
     weights: Float[Tensor, " n"],
-    agrees: Bool[Tensor, "n ..."],
+    sign: Float[Tensor, " ..."],
 ) -> Float[Tensor, " ..."]:
-    """`Σ w_i ΔW_i / count` at each place over the adapters that agree; 0 where none. O(N · n).
+    """`Σ w_i ΔW_i / count` at each place over the adapters whose entry has that sign; 0 where none.
 
     The count is of adapters, not of weight, as in PEFT: with unit weights it is the mean of TIES.
     """
-    total = torch.zeros_like(updates[0])
-    count = torch.zeros_like(updates[0])
-    # One adapter after the other: nothing of the size of all of them is written again.
-    shares = cast(list[float], weights.tolist())
-    for update, weight, agree in zip(updates, shares, agrees, strict=True):
-        kept = agree.to(update)
-        count += kept
-        total.addcmul_(update, kept, value=weight)
-    return total.div_(count.clamp_(min=1))
+    agreeing = (updates * sign).clamp_(min=0)
+    total = weighted_total(agreeing, weights)
+    return total.mul_(sign).div_(agreeing.sign_().sum(dim=0).clamp_(min=1))
 
 
 def elect_and_mean(
@@ -86,6 +80,6 @@ def energy_weighted(
     """
     weighted = weights[:, None, None] * updates
     energy = weighted.square().sum(dim=(1, 2), keepdim=True)
-    coefficients = energy * majority_sign(weighted, "total")
+    coefficients = energy * (weighted * majority_sign(weighted, "total") > 0)
     total = coefficients.sum(dim=0)
     return (coefficients * weighted).sum(dim=0) / torch.where(total == 0, 1.0, total)
