@@ -86,6 +86,7 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
     wide = update.double()
     flat = wide if wide.shape[0] >= wide.shape[1] else wide.T
     block, size = rank + _OVERSAMPLE, flat.shape[1]
+    norm = float(linalg.vector_norm(wide))
     found = None
     if _SMALL_PART * block <= size:
         g = torch.Generator().manual_seed(0)
@@ -102,9 +103,7 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
         B, A = image * scaled, (V * root).T
         B, A = (B, A) if flat is wide else (A.T, B.T)
         part = LoraFactors(A.to(update.dtype), B.to(update.dtype), 1.0)
-        rest = float(wide.square().sum() - image.square().sum())
-        lost = max(rest, 0.0) ** 0.5
-    norm = float(linalg.vector_norm(wide))
+        lost = max(norm**2 - float(image.square().sum()), 0.0) ** 0.5
     return part, (lost / norm if norm else 0.0)
 
 

@@ -67,7 +67,7 @@ def dense_updates(factors: Sequence[LoraFactors]) -> Float[Tensor, "n d_out d_in
     require_memory(first.shape, first.A.dtype)
     deltas = first.A.new_empty(len(factors), *first.shape)
     for delta, f in zip(deltas, factors, strict=True):
-        torch.mm(f.B, f.A, out=delta).mul_(f.scaling)
+        torch.mm(f.scaling * f.B, f.A, out=delta)
     return deltas
 
 
