@@ -146,8 +146,7 @@ def _merging(record: dict, whole: dict) -> str:
         f"layer, of which PEFT takes {record['rows'][0]['theirs_s']:.2g} s and "
         f"{record['rows'][1]['theirs_s']:.2g} s here (the SVD of a dense matrix of low rank ends "
         "early). In seconds the wish was 0.016 and 1.4. `ties` is bound by passes over eight dense "
-        "updates. "
-        "Entries at the edge of the trim of `knots_ties` are decided by rounding.",
+        "updates. Entries at the edge of the trim of `knots_ties` are decided by rounding.",
         "",
         f"Whole adapters of Llama-3-8B shape (32 blocks, all seven linears, {whole['adapters']} "
         f"adapters of rank {whole['rank']} in bfloat16, read and written a layer at a time, "

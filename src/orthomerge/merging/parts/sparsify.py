@@ -21,9 +21,8 @@ def trim(
     """
     if density >= 1:
         return update if out is None else out.copy_(update)
-    sizes = update.abs().flatten()
-    count = int(density * len(sizes))
-    below = _just_below(sizes, count)
+    count = int(density * update.numel())
+    below = _just_below(update, count)
     if below is not None:  # one pass, and nothing of the update's size beside it
         return torch.hardshrink(update, below, out=out)
     mask = _largest(update.abs().flatten(), count).view_as(update)
@@ -31,15 +30,15 @@ def trim(
     return kept if out is None else out.copy_(kept)
 
 
-def _just_below(sizes: Float[Tensor, " n"], count: int) -> float | None:
-    """The number below which all but the `count` largest lie, they themselves above; destroys it.
+def _just_below(update: Float[Tensor, " ..."], count: int) -> float | None:
+    """The size below which all but the `count` largest entries lie, they themselves above it.
 
-    None where equal sizes lie on both sides, or nothing is kept. O(n): nothing is sorted.
+    None where equal sizes lie on both sides, nothing is kept, or the update is not on the CPU.
+    O(n): nothing is sorted.
     """
-    place = len(sizes) - count
-    if count <= 0 or sizes.device.type != "cpu":
+    if count <= 0 or update.device.type != "cpu":
         return None
-    values = sizes.numpy()
+    values, place = update.abs().flatten().numpy(), update.numel() - count
     values.partition(place)
     least = values[place]
     if place and values[:place].max() == least:
