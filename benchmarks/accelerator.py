@@ -30,8 +30,8 @@ from orthomerge.adapters import (
     merge_adapters,
     new_lora,
 )
-from orthomerge.features import collect_statistics
 from orthomerge.moments import Representation, leave_one_out
+from orthomerge.statistics import collect_statistics
 
 GIB = 2**30
 QV = ["q_proj", "v_proj"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from orthomerge.io.rows import SINGLE, ResultRow, read_rows
 from orthomerge.report.summary import percent
-from orthomerge.rows import SINGLE, ResultRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "convert.md"

@@ -16,10 +16,10 @@ from benchmarks.fuzz_mutate import mutated, scratched, with_header
 from orthomerge import Statistics, read_kept_out
 from orthomerge.adapters.constrain import KEPT_OUT, Directions, write_kept_out
 from orthomerge.experiment import load_recipe, packaged_recipes
-from orthomerge.features.meta import StatisticsMeta
-from orthomerge.files import fingerprint
 from orthomerge.fisher import ENTRY, FisherMeta, load_fisher, save_fisher
+from orthomerge.io.files import fingerprint
 from orthomerge.moments import SecondMoment, SketchMoment
+from orthomerge.statistics.meta import StatisticsMeta
 
 
 def _sealed(header: Any, entry: str, rng: random.Random) -> Any:

@@ -25,11 +25,11 @@ from orthomerge import (
 )
 from orthomerge.adapters import Figure, add_figures, record_of, start_record
 from orthomerge.adapters.provenance import seal, seal_again, write_sealed
-from orthomerge.assets import resolve_model
 from orthomerge.errors import OrthomergeError
-from orthomerge.features.meta import StatisticsMeta
-from orthomerge.files import atomic_path
+from orthomerge.io.files import atomic_path
+from orthomerge.models.assets import resolve_model
 from orthomerge.moments import SecondMoment
+from orthomerge.statistics.meta import StatisticsMeta
 
 _Once = Callable[[random.Random], None]
 

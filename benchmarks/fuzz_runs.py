@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz_mutate import Left, json_bytes, mutated, nothing_but, scratched
-from orthomerge.assets import ResolvedModel
 from orthomerge.board.runs import list_runs
-from orthomerge.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
 from orthomerge.experiment import packaged_recipes
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.plan import throughput_of_run
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.sound import TRAINING, read_losses
 from orthomerge.experiment.throughput import read_rates
-from orthomerge.files import append_lines
+from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
+from orthomerge.io.files import append_lines
+from orthomerge.io.rows import ResultRow, read_rows
+from orthomerge.models.assets import ResolvedModel
 from orthomerge.report import render_report, summarize
 from orthomerge.report.trials import build_trials_page
-from orthomerge.rows import ResultRow, read_rows
 
 PAGES = 0.2
 """The share of runs of which the whole page is made: it takes a hundred times as long."""

@@ -23,12 +23,12 @@ import torch
 
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import Shift, couplings, predict_shift, shift_of_sum
-from orthomerge.evaluation import score
+from orthomerge.evaluation.classification import score
 from orthomerge.experiment import Run, load_recipe
 from orthomerge.experiment.keys import MERGE_GRANULARITY
 from orthomerge.factors import LoraFactors, inner, weighted_sum
+from orthomerge.io.rows import SINGLE, ResultRow, read_rows
 from orthomerge.merging import MergedLayer, MergedUpdate
-from orthomerge.rows import SINGLE, ResultRow, read_rows
 
 RESULTS = Path(__file__).parents[1] / "results" / "prediction"
 # The weight of the sums that an adapter or a layer is taken out of: near the best one for all arms.

@@ -28,8 +28,8 @@ from benchmarks.privacy_attacks import (
 )
 from benchmarks.privacy_features import Form, Texts, checked, encode, moments_of
 from benchmarks.timing import save
-from orthomerge.assets import resolve_model
-from orthomerge.models import load_tokenizer, load_trunk
+from orthomerge.models.assets import resolve_model
+from orthomerge.models.loading import load_tokenizer, load_trunk
 from orthomerge.tasks import get_task
 
 SIZES = (100, 1000, 10, 1)

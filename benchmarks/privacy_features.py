@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from orthomerge.features import collect_statistics
-from orthomerge.features.publish import published
 from orthomerge.moments import MeanMoment, Moment, Representation
+from orthomerge.statistics import collect_statistics
+from orthomerge.statistics.publish import published
 
 LAYERS = 6
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orthomerge.io.rows import read_rows
 from orthomerge.report import markdown_table
-from orthomerge.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "README.md"

@@ -18,12 +18,12 @@ from orthomerge.adapters import (
     kept_out_directions,
     new_lora,
 )
-from orthomerge.assets import resolve_model
 from orthomerge.experiment import load_recipe
-from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
-from orthomerge.files import derive_seed
-from orthomerge.models import load_classifier, load_tokenizer, load_trunk
+from orthomerge.io.files import derive_seed
+from orthomerge.models.assets import resolve_model
+from orthomerge.models.loading import load_classifier, load_tokenizer, load_trunk
 from orthomerge.moments import leave_one_out
+from orthomerge.statistics import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.subspace import get_solver
 from orthomerge.tasks import get_task
 

@@ -23,10 +23,10 @@ import time
 import torch
 
 from benchmarks.timing import RESULTS, gflops, median_seconds, paired_ratio, save
-from orthomerge.assets import resolve_model
-from orthomerge.features import Statistics, StatisticsMeta, batches, collect_statistics
-from orthomerge.models import load_tokenizer, load_trunk
+from orthomerge.models.assets import resolve_model
+from orthomerge.models.loading import load_tokenizer, load_trunk
 from orthomerge.moments import KINDS, Representation, SketchMoment, leave_one_out
+from orthomerge.statistics import Statistics, StatisticsMeta, batches, collect_statistics
 from orthomerge.subspace import get_solver
 from orthomerge.tasks import get_task
 

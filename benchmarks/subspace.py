@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import bandwidth, gflops, median_seconds, save
-from orthomerge.assets import resolve_model
-from orthomerge.features import batches, collect_statistics
-from orthomerge.models import load_tokenizer, load_trunk
+from orthomerge.models.assets import resolve_model
+from orthomerge.models.loading import load_tokenizer, load_trunk
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
+from orthomerge.statistics import batches, collect_statistics
 from orthomerge.subspace import get_solver
 from orthomerge.tasks import get_task
 

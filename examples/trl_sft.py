@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 import orthomerge
-from orthomerge.features import batches
+from orthomerge.statistics import batches
 
 TARGETS = ["q_proj", "v_proj"]
 # What our comparison found best: rows loud for the own task and quiet for the others', kept so.

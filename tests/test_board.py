@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from orthomerge.cli import app as cli
 from orthomerge.errors import OrthomergeError
-from orthomerge.rows import append_rows
+from orthomerge.io.rows import append_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "report"))
 from fake_rows import ARMS, TASKS, fake_rows, fake_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orthomerge.models import exact_device, preferred_device
+from orthomerge.models.loading import exact_device, preferred_device
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from tiny_text import tiny_language_tokenizer, tiny_llama, tiny_t5
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from orthomerge.errors import TaskError
-from orthomerge.features import collect_statistics
+from orthomerge.evaluation.text import TextEvaluator
 from orthomerge.prompting import IGNORED, Wording, generate, log_likelihoods
+from orthomerge.statistics import collect_statistics
 from orthomerge.tasks import Row, get_task, prompt_of
-from orthomerge.text_evaluation import TextEvaluator
 
 TASK = get_task("sentiment")
 PROMPT = prompt_of(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orthomerge.io.rows import read_rows
 from orthomerge.report import markdown_table
-from orthomerge.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

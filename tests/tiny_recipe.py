@@ -8,7 +8,7 @@ import json
 from conftest import write_task
 
 from orthomerge.experiment import Run, parse_recipe
-from orthomerge.rows import read_rows
+from orthomerge.io.rows import read_rows
 
 
 def make_recipe(folder, base):

@@ -23,8 +23,8 @@ ARMS = {
 
 def found() -> dict[str, Any]:
     """For every arm: alone, and at every weight of the sum, mean and spread × 100."""
+    from orthomerge.io.rows import read_rows
     from orthomerge.report import summarize
-    from orthomerge.rows import read_rows
 
     summary = summarize(read_rows(ROWS))
     arms = {arm.name: arm for arm in summary.arms}
@@ -43,7 +43,7 @@ def draw(scores: dict[str, Any]) -> None:
     """The picture beside this file; it names the numbers it was drawn from."""
     from matplotlib import pyplot as plt
 
-    from orthomerge.files import fingerprint
+    from orthomerge.io.files import fingerprint
 
     plt.rcParams.update({"svg.hashsalt": "orthomerge", "svg.fonttype": "none", "font.size": 10})
     figure, (alone, merged) = plt.subplots(

@@ -97,7 +97,7 @@ def draw(found: dict[str, Any]) -> None:
 
 def fingerprint_of(found: dict[str, Any]) -> str:
     """A hash of the numbers, by which a test tells a picture that is out of date."""
-    from orthomerge.files import fingerprint
+    from orthomerge.io.files import fingerprint
 
     return fingerprint(found)
 

@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthomerge import plots
     from orthomerge.adapters import (
         Adapter,
         ConvertConfig,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
         read_kept_out,
         verify,
     )
-    from orthomerge.callbacks import OsrmCallback
     from orthomerge.diagnostics import (
         Diagnosis,
         Interference,
@@ -36,13 +34,15 @@ if TYPE_CHECKING:
     from orthomerge.errors import OrthomergeError
     from orthomerge.experiment import Recipe, Run, load_recipe
     from orthomerge.factors import LoraFactors
-    from orthomerge.features import Statistics, collect_statistics, merge_statistics
     from orthomerge.fisher import Fisher, collect_fisher, load_fisher
+    from orthomerge.io.rows import ResultRow, read_rows
     from orthomerge.merging import MergedUpdate, iter_merge, list_methods, merge_layers
     from orthomerge.moments import Moment, Representation, RowMoment, SecondMoment, SketchMoment
-    from orthomerge.rows import ResultRow, read_rows
+    from orthomerge.report import plots
+    from orthomerge.statistics import Statistics, collect_statistics, merge_statistics
     from orthomerge.subspace import Subspace, get_solver, list_solvers
     from orthomerge.tasks import Task, get_task, list_tasks
+    from orthomerge.training.callbacks import OsrmCallback
 
     __version__: str
 
@@ -52,16 +52,16 @@ _HOMES = {
         "initialize_osrm_weights", "merge_adapters", "merge_to_model", "read_adapter",
         "read_kept_out", "verify",
     ),
-    "callbacks": ("OsrmCallback",),
+    "training.callbacks": ("OsrmCallback",),
     "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
     "errors": ("OrthomergeError",),
     "experiment": ("Recipe", "Run", "load_recipe"),
     "factors": ("LoraFactors",),
     "fisher": ("Fisher", "collect_fisher", "load_fisher"),
-    "features": ("Statistics", "collect_statistics", "merge_statistics"),
+    "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
     "merging": ("MergedUpdate", "iter_merge", "list_methods", "merge_layers"),
     "moments": ("Moment", "Representation", "RowMoment", "SecondMoment", "SketchMoment"),
-    "rows": ("ResultRow", "read_rows"),
+    "io.rows": ("ResultRow", "read_rows"),
     "subspace": ("Subspace", "get_solver", "list_solvers"),
     "tasks": ("Task", "get_task", "list_tasks"),
 }  # fmt: skip
@@ -124,7 +124,7 @@ def __getattr__(name: str) -> Any:
 
         return version("orthomerge")
     if name == "plots":
-        return import_module("orthomerge.plots")
+        return import_module("orthomerge.report.plots")
     if name not in _HOME:
         raise AttributeError(f"module 'orthomerge' has no attribute '{name}'")
     return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)

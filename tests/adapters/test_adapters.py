@@ -29,7 +29,7 @@ from orthomerge.errors import (
     SubspaceError,
     UnknownNameError,
 )
-from orthomerge.features import batches, collect_statistics
+from orthomerge.statistics import batches, collect_statistics
 from orthomerge.subspace import list_solvers
 
 

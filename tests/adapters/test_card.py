@@ -25,7 +25,7 @@ from orthomerge.adapters import (
     verify,
 )
 from orthomerge.errors import AdapterError
-from orthomerge.files import file_sha256
+from orthomerge.io.files import file_sha256
 
 HEADED = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
 

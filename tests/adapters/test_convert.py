@@ -14,8 +14,8 @@ from orthomerge import ConvertConfig, convert_adapters
 from orthomerge.adapters import RECORD, read_adapter, read_kept_out
 from orthomerge.cli import app
 from orthomerge.errors import AdapterError
-from orthomerge.features import batches, collect_statistics
-from orthomerge.rows import read_rows
+from orthomerge.io.rows import read_rows
+from orthomerge.statistics import batches, collect_statistics
 
 TARGETS = ["query", "value"]
 CONFIG = {"target_modules": TARGETS, "task_type": "SEQ_CLS"}

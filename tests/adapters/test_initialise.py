@@ -23,8 +23,8 @@ from orthomerge.adapters import (
 )
 from orthomerge.errors import AdapterError, RecipeError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics, batches, collect_statistics
 from orthomerge.moments import Representation, RowMoment
+from orthomerge.statistics import Statistics, batches, collect_statistics
 from orthomerge.subspace import list_solvers
 
 D, RANK = 32, 4

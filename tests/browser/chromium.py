@@ -51,8 +51,8 @@ def open_page(browser):
 def run_folder(tmp_path_factory):
     from fake_rows import ARMS, TASKS, fake_evidence, fake_rows, fake_run
 
+    from orthomerge.io.rows import append_rows
     from orthomerge.report import build_report
-    from orthomerge.rows import append_rows
 
     folder = tmp_path_factory.mktemp("browser") / "fake"
     folder.mkdir()

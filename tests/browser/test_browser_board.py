@@ -9,7 +9,7 @@ import time
 import pytest
 from browser.chromium import serious
 
-from orthomerge.rows import append_rows, read_rows
+from orthomerge.io.rows import append_rows, read_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 

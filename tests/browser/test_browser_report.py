@@ -115,8 +115,8 @@ def large(tmp_path_factory):
     """A page with more of everything than a sheet or a phone is wide."""
     from fake_rows import ARMS, MERGES, fake_evidence, fake_rows
 
+    from orthomerge.io.rows import append_rows
     from orthomerge.report import build_report
-    from orthomerge.rows import append_rows
 
     folder = tmp_path_factory.mktemp("large")
     tasks = [f"a-rather-long-name-{i}" for i in range(9)]

@@ -11,7 +11,7 @@ from conftest import call, make_texts, write_task
 
 from orthomerge.adapters import read_adapter, read_kept_out
 from orthomerge.errors import OrthomergeError
-from orthomerge.features import Statistics
+from orthomerge.statistics import Statistics
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from small_adapters import make_adapter
 from orthomerge.adapters import read_adapter
 from orthomerge.diagnostics import best_weight_of_sum, couplings
 from orthomerge.errors import OrthomergeError
-from orthomerge.features import collect_statistics
+from orthomerge.statistics import collect_statistics
 
 
 @pytest.fixture(scope="module")

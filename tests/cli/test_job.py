@@ -10,7 +10,7 @@ SCRIPT = """
 import sys, weakref
 import torch.distributed as dist
 from orthomerge.cli._job import several_processes
-from orthomerge.models import load_trunk
+from orthomerge.models.loading import load_trunk
 
 with several_processes() as job:
     load_trunk(sys.argv[1])

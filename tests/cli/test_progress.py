@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orthomerge.cli import _progress, _run_progress
 from orthomerge.errors import OrthomergeError
-from orthomerge.rows import ResultRow
+from orthomerge.io.rows import ResultRow
 
 
 def screen(monkeypatch, *, terminal):

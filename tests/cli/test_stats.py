@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError, RecipeError
-from orthomerge.features import Statistics
+from orthomerge.io.units import human_size, parse_size
 from orthomerge.moments import RowMoment
-from orthomerge.units import human_size, parse_size
+from orthomerge.statistics import Statistics
 
 
 @pytest.fixture(scope="module")

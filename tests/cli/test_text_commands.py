@@ -10,7 +10,7 @@ from conftest import call
 from tiny_text import LLAMA_TARGETS, T5_TARGETS, easy_task, save_tiny
 
 from orthomerge.adapters import new_lora, save_start
-from orthomerge.models import load_for
+from orthomerge.models.loading import load_for
 
 
 @pytest.mark.parametrize("seq2seq", [False, True], ids=["decoder", "encoder-decoder"])

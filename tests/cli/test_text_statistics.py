@@ -12,10 +12,10 @@ from tiny_text import easy_task, save_tiny
 
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AdapterError, OrthomergeError, RecipeError, StatisticsError
-from orthomerge.features import Statistics, collect_statistics, sample_texts
 from orthomerge.fisher import load_fisher
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.models.loading import load_language_model, load_tokenizer
 from orthomerge.prompting import Wording
+from orthomerge.statistics import Statistics, collect_statistics, sample_texts
 from orthomerge.tasks import get_task, prompt_of
 
 KINDS = {

@@ -7,8 +7,8 @@ from orthomerge.adapters import Adapter
 from orthomerge.diagnostics import interference
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics, StatisticsMeta
 from orthomerge.moments import SecondMoment
+from orthomerge.statistics import Statistics, StatisticsMeta
 
 
 def made(seed):

@@ -22,7 +22,7 @@ def test_the_picture_of_the_architecture_is_that_of_the_imports(monkeypatch):
 def test_the_readmes_picture_is_drawn_from_the_kept_rows(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from docs.figures.offline8 import PICTURE, found
-    from orthomerge.files import fingerprint
+    from orthomerge.io.files import fingerprint
 
     again = "run: python -m docs.figures.offline8"
     assert fingerprint(found()) in PICTURE.read_text(encoding="utf-8"), again

@@ -10,9 +10,9 @@ import torch
 from conftest import write_task
 
 from orthomerge.adapters import read_adapter
-from orthomerge.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.evidence import BANDS
+from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
 
 FILES = [kind.FILE for kind in (Curve, Disturbance, Place, Spectrum)]
 

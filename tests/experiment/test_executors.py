@@ -19,7 +19,7 @@ from orthomerge.experiment.executors.choose import choose_executor
 from orthomerge.experiment.executors.here import Here
 from orthomerge.experiment.executors.local import Local
 from orthomerge.experiment.progress import Silent
-from orthomerge.rows import read_rows
+from orthomerge.io.rows import read_rows
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"

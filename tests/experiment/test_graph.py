@@ -12,7 +12,7 @@ from orthomerge.experiment import load_recipe, parse_recipe
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.keys import Keys
-from orthomerge.rows import ResultRow, read_rows
+from orthomerge.io.rows import ResultRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = ResultRow(

@@ -11,7 +11,7 @@ from five_architectures import MODELS, model_of, write_glue
 
 from orthomerge.adapters import read_adapter
 from orthomerge.experiment import load_recipe, packaged_recipes
-from orthomerge.rows import read_rows
+from orthomerge.io.rows import read_rows
 from orthomerge.tasks import glue
 
 PAPER = sorted(MODELS)

@@ -16,11 +16,11 @@ import psutil
 import pytest
 from tiny_recipe import check_journal, execute, journal, make_recipe, untimed
 
-from orthomerge import files
-from orthomerge.disk import sweep
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import disk_error
-from orthomerge.rows import read_rows
+from orthomerge.io import files
+from orthomerge.io.disk import sweep
+from orthomerge.io.files import disk_error
+from orthomerge.io.rows import read_rows
 
 KILLS = 20
 # Seconds of work between two kills, drawn uniformly; a run of this recipe takes a few seconds. One

@@ -14,7 +14,7 @@ from orthomerge.adapters import read_adapter, read_kept_out, verify
 from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.progress import Silent
-from orthomerge.rows import SINGLE, read_rows
+from orthomerge.io.rows import SINGLE, read_rows
 
 
 class Counting(Silent):

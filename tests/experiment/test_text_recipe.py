@@ -12,15 +12,15 @@ from tiny_text import easy_task, regression_task, save_tiny
 
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AssetError, OrthomergeError, RecipeError, TaskError
+from orthomerge.evaluation.text import TextEvaluator
 from orthomerge.experiment import Run, dry_run, parse_recipe
 from orthomerge.experiment.executors.here import Here
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.plan import Plan
-from orthomerge.features import Statistics
 from orthomerge.fisher import load_fisher
-from orthomerge.models import load_language_model
-from orthomerge.rows import SINGLE, read_rows
-from orthomerge.text_evaluation import TextEvaluator
+from orthomerge.io.rows import SINGLE, read_rows
+from orthomerge.models.loading import load_language_model
+from orthomerge.statistics import Statistics
 
 KINDS = {"CAUSAL_LM": ["q_proj", "v_proj"], "SEQ_2_SEQ_LM": ["q", "v"]}
 METHODS = ("regmean", "osrm_aware", "fisher", "emr")

@@ -69,7 +69,7 @@ def watch() -> None:
     """Begin to watch this process; to be called once."""
     import safetensors.torch
 
-    from orthomerge import disk as ours
+    from orthomerge.io import disk as ours
 
     sys.addaudithook(_audit)
     flush, swap, write = os.fsync, ours._swapped, safetensors.torch.serialize_file

@@ -23,13 +23,13 @@ from orthomerge.adapters import (
     new_lora,
     read_adapter,
 )
-from orthomerge.evaluation import Evaluator
+from orthomerge.evaluation.classification import Evaluator
 from orthomerge.experiment.executors.local import Local
-from orthomerge.features import Statistics, collect_statistics
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import merge_layers
-from orthomerge.models import load_tokenizer, load_trunk
+from orthomerge.models.loading import load_tokenizer, load_trunk
 from orthomerge.moments import leave_one_out
+from orthomerge.statistics import Statistics, collect_statistics
 from orthomerge.subspace import get_solver, list_solvers
 from orthomerge.tasks import get_task
 from orthomerge.tuning import EntropySettings, minimise_entropy, read_inputs

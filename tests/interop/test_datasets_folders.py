@@ -8,7 +8,7 @@ from conftest import call, make_texts
 
 import orthomerge
 from orthomerge.errors import StatisticsError
-from orthomerge.features import read_texts
+from orthomerge.statistics import read_texts
 
 TEXTS = make_texts(12)
 

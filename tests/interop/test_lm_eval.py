@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from orthomerge.adapters import read_adapter
 from orthomerge.cli import app
 from orthomerge.errors import RecipeError, TaskError
-from orthomerge.harness import export_task, require_harness, run_harness, scores
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.evaluation.harness import export_task, require_harness, run_harness, scores
+from orthomerge.evaluation.text import TextEvaluator
+from orthomerge.models.loading import load_language_model, load_tokenizer
 from orthomerge.tasks import get_task, prompt_of
-from orthomerge.text_evaluation import TextEvaluator
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs the package lm-eval"
@@ -159,7 +159,7 @@ def test_a_task_answered_by_numbers_is_refused(tmp_path):
 
 
 def test_without_the_package_the_command_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("orthomerge.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("orthomerge.evaluation.harness.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'orthomerge\[eval\]'") as problem:
         require_harness()
     assert str(problem.value).count("\n") == 0

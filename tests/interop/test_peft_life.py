@@ -11,8 +11,8 @@ from tiny_lora import lay_out, wrapped
 from torch import nn
 
 from orthomerge.adapters import read_adapter
-from orthomerge.evaluation import applied
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.evaluation.classification import applied
+from orthomerge.models.loading import load_language_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

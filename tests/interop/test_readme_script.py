@@ -12,8 +12,8 @@ from conftest import make_texts
 from tiny_lora import TARGETS, lay_out, loudest, rows_of_A
 
 import orthomerge
-from orthomerge.features import batches
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.models.loading import load_language_model, load_tokenizer
+from orthomerge.statistics import batches
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

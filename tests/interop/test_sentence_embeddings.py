@@ -8,7 +8,7 @@ from conftest import call, make_texts, tiny_bert
 from torch import nn
 
 from orthomerge.adapters import read_adapter
-from orthomerge.evaluation import applied
+from orthomerge.evaluation.classification import applied
 
 embeddings = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import orthomerge
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AdapterError, StatisticsError
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.models.loading import load_language_model, load_tokenizer
 
 trl = pytest.importorskip("trl")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "trl_sft.py"

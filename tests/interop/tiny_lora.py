@@ -12,8 +12,8 @@ from tiny_text import save_tiny
 
 import orthomerge
 from orthomerge.adapters import lora_layers
-from orthomerge.features import batches
-from orthomerge.models import load_language_model, load_tokenizer
+from orthomerge.models.loading import load_language_model, load_tokenizer
+from orthomerge.statistics import batches
 
 TARGETS = ["q_proj", "v_proj"]
 OTHERS = 2

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orthomerge.evidence import Curve, Disturbance, Place, Spectrum, to_lines
-from orthomerge.rows import SINGLE, ResultRow
+from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, to_lines
+from orthomerge.io.rows import SINGLE, ResultRow
 
 TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
 ARMS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_methods_table import both, merge, single
 
+from orthomerge.io.rows import append_rows
 from orthomerge.merging import list_methods
-from orthomerge.rows import append_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

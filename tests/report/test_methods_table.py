@@ -8,8 +8,8 @@ import pytest
 from conftest import call
 from fake_rows import row
 
+from orthomerge.io.rows import append_rows
 from orthomerge.report import markdown_methods, method_table, methods_json
-from orthomerge.rows import append_rows
 
 TASKS = ("a", "b")
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from fake_rows import fake_rows, row
 
+from orthomerge.io.rows import SINGLE
 from orthomerge.report import Column, markdown_table, summarize
 from orthomerge.report.headline import headline
 from orthomerge.report.summary import percent
 from orthomerge.report.written import csv_table, csv_tasks
-from orthomerge.rows import SINGLE
 
 SUM = Column("task_arithmetic", 1.0)
 ALONE = Column(SINGLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_rows import ARMS, TASKS, fake_rows, row
 
-from orthomerge.evidence import Curve
+from orthomerge.io.evidence import Curve
 from orthomerge.report import summarize, task_figure, weight_figure
 from orthomerge.report.curves import curve_figure
 from orthomerge.report.style import DARK, LIGHT, colour, dash, symbol

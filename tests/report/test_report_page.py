@@ -11,8 +11,8 @@ import pytest
 from fake_rows import ARMS, TASKS, fake_evidence, fake_rows, fake_run, row
 
 from orthomerge.errors import OrthomergeError
+from orthomerge.io.rows import append_rows
 from orthomerge.report import build_comparison, build_report
-from orthomerge.rows import append_rows
 
 VOID = {"meta", "link", "br", "input", "path", "circle", "img", "hr"}
 

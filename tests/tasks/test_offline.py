@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from orthomerge.errors import AssetError
+from orthomerge.models.wheels import read_packaged
 from orthomerge.tasks import list_tasks
-from orthomerge.wheels import read_packaged
 
 TASKS = [task for task in list_tasks() if not task.name.startswith("glue/")]
 SIZES = {"train": 400, "selection": 100, "test": 300}

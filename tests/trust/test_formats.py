@@ -16,10 +16,10 @@ from hostile_files import LAYERS, PREFIX, tensors, with_header, write_adapter
 from orthomerge.adapters import load_trainable, merge_adapters, read_adapter
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.full_model import save_full_model
-from orthomerge.documents import Unreadable, parse_json, parse_yaml
 from orthomerge.errors import AdapterError, AssetError, OrthomergeError
 from orthomerge.experiment import load_recipe
-from orthomerge.models import load_classifier, load_skeleton, load_tokenizer, load_trunk
+from orthomerge.io.documents import Unreadable, parse_json, parse_yaml
+from orthomerge.models.loading import load_classifier, load_skeleton, load_tokenizer, load_trunk
 
 HUGE = 10**12
 KEY = f"{PREFIX}{LAYERS[0]}.lora_A.weight"
@@ -196,7 +196,7 @@ def test_a_model_that_brings_code_is_refused_and_its_code_never_run(tmp_path, mo
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/passwd", "pytorch_model.bin", 7])
 def test_an_index_names_safetensors_beside_it_and_nothing_else(tmp_path, shard):
-    from orthomerge.assets import resolve_model
+    from orthomerge.models.assets import resolve_model
 
     (tmp_path / "x.safetensors").write_bytes(b"")
     folder = tmp_path / "base"

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from orthomerge.adapters.verify import verify
-from orthomerge.assets import ResolvedModel
 from orthomerge.errors import AdapterError, MergeError, OrthomergeError, RecipeError
-from orthomerge.evidence import Disturbance, read_evidence
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.plan import throughput_of_run
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.throughput import read_rates
 from orthomerge.factors import LoraFactors
-from orthomerge.files import append_lines, fingerprint
+from orthomerge.io.evidence import Disturbance, read_evidence
+from orthomerge.io.files import append_lines, fingerprint
 from orthomerge.merging import merge_layers
+from orthomerge.models.assets import ResolvedModel
 from orthomerge.report.matrices import mean_disturbance
 from orthomerge.report.trials import build_trials_page
 

@@ -7,7 +7,7 @@ from conftest import call
 
 from orthomerge.adapters.licences import NOT_STATED, licence_of
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import is_folder, local
+from orthomerge.io.files import is_folder, local
 
 VERBS = [("merge", "{}", "{}"), ("convert", "{}"), ("eval", "{}", "--task", "{}.csv")]
 ODD = {"long": "x" * 300, "nobody's": "~nobody-has-this-name/adapter", "null": "a\0b"}

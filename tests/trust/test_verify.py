@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from orthomerge import verify
 from orthomerge.adapters import convert_adapters, merge_adapters, merge_to_model
-from orthomerge.assets import resolve_model
 from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import fingerprint
+from orthomerge.io.files import fingerprint
+from orthomerge.models.assets import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +125,8 @@ def test_a_record_that_names_a_file_outside_is_refused(copied, name):
 
 def test_statistics_and_conversions_are_verified(copied, tiny_base, tmp_path):
     from orthomerge import Statistics
-    from orthomerge.features.statistics import StatisticsMeta
     from orthomerge.moments import SecondMoment
+    from orthomerge.statistics.file import StatisticsMeta
 
     of_base = resolve_model(str(tiny_base)).sha256
     layers = [f"encoder.layer.{i}.attention.self.{n}" for i in range(2) for n in ("query", "value")]

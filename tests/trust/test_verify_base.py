@@ -12,8 +12,8 @@ from conftest import call, make_texts
 from small_adapters import make_adapter
 
 from orthomerge import convert_adapters, merge_adapters, merge_to_model, verify
-from orthomerge.assets import nothing_fetched, resolve_model
 from orthomerge.errors import OrthomergeError
+from orthomerge.models.assets import nothing_fetched, resolve_model
 
 KINDS = ["model", "converted", "start", "merged_by_statistics"]
 

@@ -13,8 +13,8 @@ from small_adapters import make_adapter
 from orthomerge import ConvertConfig, verify
 from orthomerge.adapters import Converted, convert_adapters, load_trainable
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.features import Statistics
-from orthomerge.files import fingerprint
+from orthomerge.io.files import fingerprint
+from orthomerge.statistics import Statistics
 
 
 @pytest.fixture(scope="module")

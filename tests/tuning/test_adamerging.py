@@ -11,9 +11,9 @@ from small_adapters import make_adapter
 
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AdapterError, MergeError
-from orthomerge.evaluation import applied
+from orthomerge.evaluation.classification import applied
 from orthomerge.merging import merge_layers
-from orthomerge.models import load_classifier, load_tokenizer
+from orthomerge.models.loading import load_classifier, load_tokenizer
 from orthomerge.tuning import EntropySettings, minimise_entropy, read_inputs
 from orthomerge.tuning.adamerging import Entropies
 

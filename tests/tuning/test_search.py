@@ -19,10 +19,10 @@ from small_adapters import make_adapter
 
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.evaluation import Evaluator, score
-from orthomerge.features import collect_statistics
+from orthomerge.evaluation.classification import Evaluator, score
 from orthomerge.merging import merge_layers
-from orthomerge.models import load_tokenizer
+from orthomerge.models.loading import load_tokenizer
+from orthomerge.statistics import collect_statistics
 from orthomerge.tasks import get_task
 from orthomerge.tuning import Method, SearchSettings, read_inputs, search_weights
 from orthomerge.tuning.study import LOCK, STUDY

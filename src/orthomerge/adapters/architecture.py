@@ -18,9 +18,9 @@ from orthomerge.adapters.checkpoint import (
     Planned,
     Stored,
 )
-from orthomerge.documents import read_json
 from orthomerge.errors import AdapterError, nearest
-from orthomerge.models import quiet
+from orthomerge.io.documents import read_json
+from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"
 

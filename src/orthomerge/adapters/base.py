@@ -11,9 +11,9 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.tensors import read_tensor
-from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
+from orthomerge.models.assets import ResolvedModel, resolve_model
 
 
 def find_base(model: str | None) -> ResolvedModel:

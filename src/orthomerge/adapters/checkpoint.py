@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from orthomerge.documents import Unreadable, parse_json, read_index
 from orthomerge.errors import AdapterError
+from orthomerge.io.documents import Unreadable, parse_json, read_index
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BLOCK = 4 * 2**20

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orthomerge.adapters.refit import RIDGE
 from orthomerge.errors import RecipeError, SubspaceError, unknown_name
-from orthomerge.refit import RIDGE
 from orthomerge.subspace import get_solver
 
 CONSTRAINTS = ("init", "freeze", "project")

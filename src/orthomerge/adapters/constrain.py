@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthomerge import linalg
-from orthomerge.documents import parse_json
 from orthomerge.errors import AdapterError
-from orthomerge.features import trunk
-from orthomerge.models import exact_device
+from orthomerge.io.documents import parse_json
+from orthomerge.models.loading import exact_device
+from orthomerge.statistics import trunk
 from orthomerge.subspace import project_rows_out
 
 ADAPTER = "default"

@@ -16,6 +16,7 @@ from orthomerge.adapters.kinds import factor_of
 from orthomerge.adapters.output import distinct_names
 from orthomerge.adapters.provenance import CONVERT, seal, sources_of
 from orthomerge.adapters.record import about_adapter, about_base, versions
+from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import layer_directions, solve_layer
 from orthomerge.adapters.statistics import beside_files, require_base
@@ -23,9 +24,8 @@ from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics, combined_moment
-from orthomerge.files import atomic_path, copy_inside
-from orthomerge.refit import Loss, measure, refit_quiet, refit_rows, refit_within
+from orthomerge.io.files import atomic_path, copy_inside
+from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import get_solver
 
 RECORD = CONVERT
@@ -67,8 +67,8 @@ def convert_adapters(
 
     `ΔW = s B A` becomes `ΔW' = s B' A'` of the same rank and scaling, whose rows avoid the other
     tasks' inputs while the own task's outputs stay as they were as far as that goes (see
-    `orthomerge.refit`). Everything else in the folder is kept: heads, biases, rank and alpha
-    patterns, rsLoRA.
+    `orthomerge.adapters.refit`). Everything else in the folder is kept: heads, biases, rank and
+    alpha patterns, rsLoRA.
 
     Args:
         adapters: PEFT folders or hub ids; every one's others are the rest.

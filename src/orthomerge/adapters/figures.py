@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Valid
 
 from orthomerge.adapters.card import model_card
 from orthomerge.adapters.provenance import MERGE, read_record, unsealed, write_sealed
-from orthomerge.documents import Unreadable, read_json
 from orthomerge.errors import AdapterError
-from orthomerge.files import file_sha256, write_text
+from orthomerge.io.documents import Unreadable, read_json
+from orthomerge.io.files import file_sha256, write_text
 
 README = "README.md"
 

@@ -17,7 +17,7 @@ from orthomerge.adapters.settings import read_settings
 from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.files import file_sha256
+from orthomerge.io.files import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 HEADS, HEAD = "heads", ".safetensors"

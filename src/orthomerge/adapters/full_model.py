@@ -29,7 +29,7 @@ from orthomerge.adapters.checkpoint import (
 )
 from orthomerge.adapters.sums import Count, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
-from orthomerge.files import atomic_path, copy_inside, write_json
+from orthomerge.io.files import atomic_path, copy_inside, write_json
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

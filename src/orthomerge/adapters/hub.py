@@ -9,8 +9,8 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
 from orthomerge.errors import AdapterError
-from orthomerge.files import local
-from orthomerge.hub import hub_reason
+from orthomerge.io.files import local
+from orthomerge.models.hub import hub_reason
 
 FILES = ["README.md", "adapter_config.json", "*.safetensors"]
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$", re.ASCII)

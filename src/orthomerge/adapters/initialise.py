@@ -17,8 +17,8 @@ from orthomerge.adapters.files import Adapter, check_start
 from orthomerge.adapters.provenance import START, seal
 from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
-from orthomerge.features import Statistics, describe_model, target_layers
-from orthomerge.files import atomic_path, derive_seed
+from orthomerge.io.files import atomic_path, derive_seed
+from orthomerge.statistics import Statistics, describe_model, target_layers
 from orthomerge.subspace import Subspace, get_solver
 
 # What PEFT trains and saves as the head of a sequence classifier.

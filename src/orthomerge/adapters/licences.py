@@ -13,8 +13,7 @@ from huggingface_hub.utils import (
     get_session,
 )
 
-from orthomerge.assets import may_fetch
-from orthomerge.documents import (
+from orthomerge.io.documents import (
     YAML_BYTES,
     Unreadable,
     is_array,
@@ -23,8 +22,9 @@ from orthomerge.documents import (
     read_json,
     read_text,
 )
-from orthomerge.files import is_folder, local
-from orthomerge.packaged import carrying
+from orthomerge.io.files import is_folder, local
+from orthomerge.models.assets import may_fetch
+from orthomerge.models.packaged import carrying
 
 CARD = "README.md"
 _CONFIGS = ("config.json", "adapter_config.json")

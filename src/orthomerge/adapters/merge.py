@@ -19,7 +19,6 @@ from orthomerge.adapters.statistics import matched_fisher, matched_statistics
 from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics
 from orthomerge.merging import (
     MergedUpdate,
     Update,
@@ -30,6 +29,7 @@ from orthomerge.merging import (
 )
 from orthomerge.merging.merged import MergedLayer
 from orthomerge.merging.plan import LayerWeights
+from orthomerge.statistics import Statistics
 
 
 def merge_adapters(

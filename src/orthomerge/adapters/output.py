@@ -17,10 +17,10 @@ from orthomerge.adapters.heads import AveragedModules, saved_modules
 from orthomerge.adapters.provenance import MERGE, seal
 from orthomerge.adapters.record import merge_record
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
-from orthomerge.documents import is_array
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.files import atomic_path, slug
+from orthomerge.io.documents import is_array
+from orthomerge.io.files import atomic_path, slug
 from orthomerge.merging import merge_layers
 from orthomerge.merging.merged import MergedLayer
 from orthomerge.merging.plan import LayerWeights

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orthomerge.assets import ResolvedModel, resolve_model
-from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.files import file_sha256, fingerprint, known_sha256, write_json
+from orthomerge.io.documents import Unreadable, is_object, read_json
+from orthomerge.io.files import file_sha256, fingerprint, known_sha256, write_json
+from orthomerge.models.assets import ResolvedModel, resolve_model
 
 MERGE, CONVERT, START = "merge.json", "convert.json", "start.json"
 RECORDS = (MERGE, CONVERT, START)

@@ -14,7 +14,7 @@ from orthomerge.adapters.heads import label_count
 from orthomerge.adapters.licences import licence_in, licence_of
 from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.tensors import shapes_of
-from orthomerge.files import fingerprint, slug
+from orthomerge.io.files import fingerprint, slug
 from orthomerge.merging import get_method
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, cast
 from peft import TaskType
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from orthomerge.documents import Unreadable, is_object, read_json
 from orthomerge.errors import AdapterError
+from orthomerge.io.documents import Unreadable, is_object, read_json
 
 CONFIG = "adapter_config.json"
 LONGEST = 1024

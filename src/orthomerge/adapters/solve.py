@@ -12,9 +12,9 @@ from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers
 from orthomerge.adapters.files import Adapter
 from orthomerge.errors import StatisticsError, SubspaceError
-from orthomerge.features import Statistics, combined_moment
-from orthomerge.files import derive_seed
+from orthomerge.io.files import derive_seed
 from orthomerge.moments import Moment, combine
+from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import (
     Solver,
     Subspace,

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from orthomerge.adapters.files import Adapter
-from orthomerge.assets import resolve_model
 from orthomerge.errors import MergeError, StatisticsError
-from orthomerge.features import Statistics
-from orthomerge.files import is_folder
 from orthomerge.fisher import load_fisher
+from orthomerge.io.files import is_folder
 from orthomerge.merging import MergeMethod
+from orthomerge.models.assets import resolve_model
 from orthomerge.moments import Moment
+from orthomerge.statistics import Statistics
 
 
 def matched_statistics(

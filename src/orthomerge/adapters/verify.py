@@ -20,14 +20,14 @@ from orthomerge.adapters.provenance import (
 )
 from orthomerge.adapters.redo import made_again
 from orthomerge.adapters.settings import CONFIG
-from orthomerge.assets import nothing_fetched
-from orthomerge.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.errors import AdapterError, StatisticsError
-from orthomerge.features import Statistics
-from orthomerge.features.statistics import ENTRY as STATISTICS
-from orthomerge.files import file_sha256, fingerprint
 from orthomerge.fisher import ENTRY as FISHER
 from orthomerge.fisher import load_fisher
+from orthomerge.io.documents import Unreadable, is_array, is_object, read_json
+from orthomerge.io.files import file_sha256, fingerprint
+from orthomerge.models.assets import nothing_fetched
+from orthomerge.statistics import Statistics
+from orthomerge.statistics.file import ENTRY as STATISTICS
 
 SAME, ALTERED, MISSING, EXTRA, AWAY = "same", "altered", "missing", "extra", "not here"
 

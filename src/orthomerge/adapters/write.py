@@ -17,7 +17,7 @@ from orthomerge.adapters.kinds import PREFIX
 from orthomerge.adapters.tensors import TensorWriter
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors, from_dense
-from orthomerge.files import slug
+from orthomerge.io.files import slug
 
 
 @dataclass(frozen=True)

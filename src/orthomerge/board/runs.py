@@ -9,12 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orthomerge.documents import is_object, read_json
 from orthomerge.errors import OrthomergeError, unknown_name
+from orthomerge.io.documents import is_object, read_json
+from orthomerge.io.rows import read_rows
 from orthomerge.report import summarize
 from orthomerge.report.source import ROWS, RUN
 from orthomerge.report.summary import percent
-from orthomerge.rows import read_rows
 
 # Runs lie in the folder or in folders of it, not deeper.
 _DEPTH = 2

@@ -120,7 +120,7 @@ def parse_options(pairs: list[str], example: str = "--option density=0.2") -> di
     Raises:
         RecipeError: no equals sign, or a value that is no YAML.
     """
-    from orthomerge.documents import Unreadable, parse_yaml
+    from orthomerge.io.documents import Unreadable, parse_yaml
 
     options: dict[str, Any] = {}
     for pair in pairs:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.cli._job import Job
 from orthomerge.cli._progress import adding, work_bar
 from orthomerge.errors import RecipeError
-from orthomerge.features import Statistics, batches, collect_statistics, target_layers
-from orthomerge.models import (
+from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.models.loading import (
     exact_device,
     language_task_type,
     load_tokenizer,
@@ -18,6 +17,7 @@ from orthomerge.models import (
     tokenizer_hash,
 )
 from orthomerge.prompting import Wording
+from orthomerge.statistics import Statistics, batches, collect_statistics, target_layers
 
 if TYPE_CHECKING:
     from orthomerge.moments import Representation

@@ -23,9 +23,9 @@ def by_harness(
 ) -> None:
     """Run the harness, print its scores and keep its result where `output` says."""
     from orthomerge.adapters import read_adapter
-    from orthomerge.assets import resolve_model
-    from orthomerge.harness import require_harness, run_harness, scores, write_result
-    from orthomerge.models import load_language_model, load_tokenizer
+    from orthomerge.evaluation.harness import require_harness, run_harness, scores, write_result
+    from orthomerge.models.assets import resolve_model
+    from orthomerge.models.loading import load_language_model, load_tokenizer
 
     require_harness()
     read = read_adapter(adapter)

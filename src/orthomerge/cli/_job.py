@@ -33,7 +33,7 @@ def several_processes() -> Generator[Job, None, None]:
     import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport]
     from accelerate import PartialState
 
-    from orthomerge.features import end_processes, failing_together
+    from orthomerge.statistics import end_processes, failing_together
 
     # Told to, or with no GPU: by itself PartialState would take each process for the only one.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"

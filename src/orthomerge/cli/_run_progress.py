@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from orthomerge.cli._progress import bars
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report import summary_table
-from orthomerge.rows import SINGLE, ResultRow
 
 # More workers than these are at work without a bar of their own.
 _BARS = 12

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthomerge.features import Statistics
+    from orthomerge.statistics import Statistics
 
 
 def kinds_of(statistics: Statistics) -> dict[str, dict[str, Any]]:
@@ -50,7 +50,7 @@ def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
     """The layers of inputs, the same in every block written once."""
     import re
 
-    from orthomerge.features import layer_label
+    from orthomerge.statistics import layer_label
 
     labels = [
         layer_label([layer for layer, owner in statistics.layers.items() if owner == lead])

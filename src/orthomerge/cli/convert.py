@@ -16,7 +16,7 @@ from orthomerge.errors import RecipeError
 
 if TYPE_CHECKING:
     from orthomerge.adapters import Converted
-    from orthomerge.refit import Loss
+    from orthomerge.adapters.refit import Loss
 
 
 @app.command()
@@ -94,7 +94,7 @@ def convert(
     """
     from orthomerge.adapters import ConvertConfig, convert_adapters
     from orthomerge.adapters.write import require_free
-    from orthomerge.files import atomic_path
+    from orthomerge.io.files import atomic_path
 
     given = {"balance": balance, "ridge": ridge, "share": share}
     config = ConvertConfig(
@@ -139,8 +139,8 @@ def _recover(
 ) -> None:
     """Train one converted adapter in its place."""
     from orthomerge.adapters import read_adapter
-    from orthomerge.assets import resolve_model
-    from orthomerge.models import load_classifier, load_tokenizer
+    from orthomerge.models.assets import resolve_model
+    from orthomerge.models.loading import load_classifier, load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, recover_adapter
 

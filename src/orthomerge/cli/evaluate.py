@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from orthomerge.adapters import Adapter
-    from orthomerge.assets import ResolvedModel
+    from orthomerge.models.assets import ResolvedModel
     from orthomerge.tasks import Prompt, Row, Task
 
 
@@ -128,8 +128,8 @@ def _scored(
     import numpy as np
 
     from orthomerge.adapters import read_adapter
-    from orthomerge.assets import resolve_model
-    from orthomerge.evaluation import score
+    from orthomerge.evaluation.classification import score
+    from orthomerge.models.assets import resolve_model
     from orthomerge.tasks import majority
 
     adapter = read_adapter(folder)
@@ -152,7 +152,7 @@ def _scored(
 def _head(folder: Path, adapter: Adapter, named: Path | None, about: Task) -> Mapping[str, Tensor]:
     """The head that was named, else the task's own beside a merge, else the adapter's."""
     from orthomerge.adapters import HEADS, read_head
-    from orthomerge.files import slug
+    from orthomerge.io.files import slug
 
     if named:
         return read_head(named)
@@ -164,8 +164,8 @@ def _by_words(
     found: ResolvedModel, adapter: Adapter, about: Task, how: _Scoring, test: Sequence[Row]
 ) -> dict[str, float]:
     """The metrics of a language model's answers."""
-    from orthomerge.models import load_language_model, load_tokenizer
-    from orthomerge.text_evaluation import TextEvaluator
+    from orthomerge.evaluation.text import TextEvaluator
+    from orthomerge.models.loading import load_language_model, load_tokenizer
 
     assert how.prompt is not None
     tokenizer = load_tokenizer(found.path_or_id)
@@ -188,8 +188,8 @@ def _predictions(
     test: Sequence[Row],
 ) -> Any:
     """What the base with the adapter and a head predicts."""
-    from orthomerge.evaluation import Evaluator
-    from orthomerge.models import load_tokenizer
+    from orthomerge.evaluation.classification import Evaluator
+    from orthomerge.models.loading import load_tokenizer
 
     evaluator = Evaluator(
         found.path_or_id, load_tokenizer(found.path_or_id), max_length=how.max_length

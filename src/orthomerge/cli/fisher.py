@@ -11,7 +11,7 @@ from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
 from orthomerge.cli._options import Count, Json, MaxLength, TaskName
 from orthomerge.cli._progress import Quiet, adding, work_bar
-from orthomerge.units import human_size
+from orthomerge.io.units import human_size
 
 
 @app.command()

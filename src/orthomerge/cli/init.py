@@ -13,8 +13,8 @@ from orthomerge.cli._options import Json, SolverOptions
 
 if TYPE_CHECKING:
     from orthomerge.adapters import OsrmConfig
-    from orthomerge.assets import ResolvedModel
-    from orthomerge.features import Statistics
+    from orthomerge.models.assets import ResolvedModel
+    from orthomerge.statistics import Statistics
     from orthomerge.subspace import Subspace
 
 
@@ -84,7 +84,7 @@ def init(
     """
     from orthomerge.adapters import OsrmConfig
     from orthomerge.errors import RecipeError
-    from orthomerge.features import Statistics
+    from orthomerge.statistics import Statistics
     from orthomerge.subspace import get_solver
 
     if paper and (solver or constraint):
@@ -164,8 +164,8 @@ def _make(
 ) -> _Made:
     """Load the base, start an adapter on it, and write it."""
     from orthomerge import adapters
-    from orthomerge.assets import resolve_model
-    from orthomerge.models import load_for
+    from orthomerge.models.assets import resolve_model
+    from orthomerge.models.loading import load_for
 
     found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
     told.check(found, model, shape.task_type)

@@ -9,7 +9,7 @@ import typer
 
 from orthomerge.cli._app import app, print_json
 from orthomerge.cli._options import Json
-from orthomerge.units import human_size
+from orthomerge.io.units import human_size
 
 
 @app.command()

@@ -96,9 +96,9 @@ def _compare(folders: list[Path], output: Path | None, *, json: bool) -> None:
 
 def _methods(folder: Path, *, json: bool, markdown: bool) -> None:
     """The merging methods of a run against its arms."""
+    from orthomerge.io.rows import read_rows
     from orthomerge.merging import list_methods
     from orthomerge.report import markdown_methods, method_table, methods_json, methods_text
-    from orthomerge.rows import read_rows
 
     rows = read_rows(folder / "results.jsonl")
     table = method_table(rows, per_task=[m.name for m in list_methods() if m.per_task])

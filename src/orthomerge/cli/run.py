@@ -11,7 +11,7 @@ import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
 from orthomerge.cli._progress import Quiet
-from orthomerge.units import parse_size
+from orthomerge.io.units import parse_size
 
 if TYPE_CHECKING:
     from orthomerge.experiment.executors import Executor

@@ -15,7 +15,7 @@ from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
-from orthomerge.units import parse_size
+from orthomerge.io.units import parse_size
 
 if TYPE_CHECKING:
     from orthomerge.moments import Representation
@@ -129,7 +129,7 @@ def collect(
     """
     from orthomerge.cli._collect import Reading, load_base, measured
     from orthomerge.cli._job import several_processes
-    from orthomerge.features import sample_texts
+    from orthomerge.statistics import sample_texts
 
     held = _representation(representation, rows, size, budget)
     if directions is None and (noise is not None or noise_seed is not None):
@@ -179,7 +179,7 @@ def _texts(
     data: str, about: Task | None, text_column: str, pair_column: str | None
 ) -> list[tuple[str, str | None]]:
     """A task's training texts, or those of a file or data set."""
-    from orthomerge.features import read_texts
+    from orthomerge.statistics import read_texts
 
     if about:
         return [(r.text, r.pair) for r in about.pools()["train"]]

@@ -12,10 +12,10 @@ from orthomerge.cli._app import out, print_json
 from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
-from orthomerge.units import human_size
+from orthomerge.io.units import human_size
 
 if TYPE_CHECKING:
-    from orthomerge.features import InputSummary, StatisticsMeta
+    from orthomerge.statistics import InputSummary, StatisticsMeta
 
 
 @stats.command()
@@ -30,7 +30,7 @@ def inspect(
     """
     from dataclasses import asdict
 
-    from orthomerge.features import Statistics, disclosure, summarize
+    from orthomerge.statistics import Statistics, disclosure, summarize
 
     statistics = Statistics.load(file, lazy=True)
     size = file.stat().st_size
@@ -69,7 +69,7 @@ def merge(
     """
     from dataclasses import asdict
 
-    from orthomerge.features import Statistics, merge_statistics
+    from orthomerge.statistics import Statistics, merge_statistics
 
     read = [Statistics.load(path) for path in files]
     for path, item in zip(files[1:], read[1:], strict=True):
@@ -105,7 +105,7 @@ def publish(
     """
     from dataclasses import asdict
 
-    from orthomerge.features import Statistics
+    from orthomerge.statistics import Statistics
 
     part = Statistics.load(file).published(directions, noise, noise_seed)
     part.save(output)
@@ -145,7 +145,7 @@ def _print_tables(inputs: Sequence[InputSummary]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from orthomerge.features import layer_label
+    from orthomerge.statistics import layer_label
 
     out.print("inputs", highlight=False)
     for number, item in enumerate(inputs, 1):

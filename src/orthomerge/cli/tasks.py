@@ -67,7 +67,7 @@ def _export(
     folder: Path, names: list[str], template: str | None, rows: int, seed: int, *, as_json: bool
 ) -> None:
     """Tasks as files of the harness; by default every classification that needs no hub."""
-    from orthomerge.harness import export_task
+    from orthomerge.evaluation.harness import export_task
     from orthomerge.tasks import get_task, list_tasks, prompt_of
 
     chosen = [get_task(name) for name in names] or [

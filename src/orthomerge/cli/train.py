@@ -15,7 +15,7 @@ from orthomerge.errors import RecipeError
 
 if TYPE_CHECKING:
     from orthomerge.adapters import Adapter
-    from orthomerge.assets import ResolvedModel
+    from orthomerge.models.assets import ResolvedModel
     from orthomerge.tasks import Prompt, Task
 
 AtMost = Annotated[int, typer.Option(min=1, help="At most so many; a small task gives all it has.")]
@@ -63,13 +63,13 @@ def train(
     In words: [bold]orthomerge train start/ --form text --task sentiment --output mine/[/]
     """
     from orthomerge.adapters import read_adapter, require_form
-    from orthomerge.assets import resolve_model
     from orthomerge.cli._app import split_names
     from orthomerge.cli._job import several_processes
-    from orthomerge.models import load_tokenizer
+    from orthomerge.models.assets import resolve_model
+    from orthomerge.models.loading import load_tokenizer
     from orthomerge.tasks import get_task
-    from orthomerge.tracking import check_trackers
     from orthomerge.training import TrainingSettings, train_adapter
+    from orthomerge.training.tracking import check_trackers
 
     trackers = check_trackers(split_names(report_to or ""))
     constraint = _constraint(start, constraint)
@@ -128,7 +128,7 @@ def _check_head(start: Path, adapter: Adapter, about: Task) -> None:
 
 def _model(found: ResolvedModel, about: Task, prompt: Prompt | None) -> Any:
     """The base with the task's head, or as the language model that it is."""
-    from orthomerge.models import load_classifier, load_language_model
+    from orthomerge.models.loading import load_classifier, load_language_model
 
     if prompt:
         return load_language_model(found.path_or_id, name=found.name)

@@ -137,7 +137,7 @@ def merge_method(
     They are held to it here, as in the merge itself, so that no trial is run in vain.
     """
     from orthomerge.adapters import matched_fisher, matched_statistics
-    from orthomerge.files import file_sha256
+    from orthomerge.io.files import file_sha256
     from orthomerge.merging import get_method
     from orthomerge.tuning import Method
 

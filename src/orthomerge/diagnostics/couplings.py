@@ -13,8 +13,8 @@ from torch import Tensor
 from orthomerge.adapters import Adapter, of_one_model, read_adapter, require_same_base
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics
 from orthomerge.moments import Moment
+from orthomerge.statistics import Statistics
 
 
 class Couplings(NamedTuple):

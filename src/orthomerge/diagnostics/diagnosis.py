@@ -13,8 +13,8 @@ from orthomerge.diagnostics.couplings import Couplings, couplings, matched, read
 from orthomerge.diagnostics.interference import Interference, interference_of
 from orthomerge.diagnostics.overlap import Overlap, overlap
 from orthomerge.diagnostics.weights import BestWeight, best_weight, best_weight_of_sum
-from orthomerge.features import Statistics
 from orthomerge.merging import get_method
+from orthomerge.statistics import Statistics
 
 METHODS = ("tsv_m", "osrm_aware")
 """Compared with the plain sum unless others are named: both stay factors, whatever the width."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import Couplings, couplings
-from orthomerge.features import Statistics
+from orthomerge.statistics import Statistics
 
 
 class Interference(NamedTuple):

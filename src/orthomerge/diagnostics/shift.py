@@ -27,9 +27,9 @@ from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import Couplings, matched, read_all, stacked, sum_blocks
 from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors
-from orthomerge.features import Statistics
 from orthomerge.merging import MergedLayer
 from orthomerge.moments import Moment
+from orthomerge.statistics import Statistics
 
 BESIDE = 0.4
 """The weight c of what lies beside; chosen on two arms of the study and held to the others."""

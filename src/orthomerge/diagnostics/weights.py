@@ -11,8 +11,8 @@ from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import Couplings
 from orthomerge.diagnostics.shift import Shift, predict_shift, shift_of_sum
 from orthomerge.errors import MergeError
-from orthomerge.features import Statistics
 from orthomerge.merging import get_method, iter_merge
+from orthomerge.statistics import Statistics
 
 HIGHEST = 3.0
 """The largest weight that is tried; the best ones of all methods of the study lie below it."""

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE, ConvertConfig
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 from orthomerge.experiment.parts import Part
-from orthomerge.features import GRANULARITIES
 from orthomerge.merging import get_method
+from orthomerge.statistics import GRANULARITIES
 from orthomerge.subspace import get_solver, list_solvers
 
 PEFT_STARTS = ("default", "default_unit", "gaussian")

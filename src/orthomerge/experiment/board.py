@@ -16,8 +16,8 @@ from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import Evaluation, Job
 from orthomerge.experiment.progress import Reporter
-from orthomerge.files import append_lines
-from orthomerge.rows import ResultRow, append_rows
+from orthomerge.io.files import append_lines
+from orthomerge.io.rows import ResultRow, append_rows
 
 # How many evaluations one training takes about as long as; only the progress bar rests on it.
 TRAINING_UNITS = 6

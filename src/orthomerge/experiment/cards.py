@@ -10,7 +10,7 @@ from orthomerge.adapters import Figure, add_figures
 from orthomerge.errors import AdapterError
 from orthomerge.experiment.jobs import Evaluation
 from orthomerge.experiment.keys import Keys
-from orthomerge.rows import SINGLE, ResultRow
+from orthomerge.io.rows import SINGLE, ResultRow
 
 
 def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow]) -> None:

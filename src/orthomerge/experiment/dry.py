@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AssetError
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.run import ROWS
-from orthomerge.files import fingerprint, is_folder
-from orthomerge.rows import ResultRow, read_rows
+from orthomerge.io.files import fingerprint, is_folder
+from orthomerge.io.rows import ResultRow, read_rows
+from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.models.wheels import is_here
 from orthomerge.tasks import SUFFIXES, Task, TaskData, corpora, glue
-from orthomerge.wheels import is_here
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a finished run keeps for its page: interference, spectra, places of `A`, training losses.
 
 Read off adapters and statistics that are there; nothing is trained for it, and what a line says is
-computed once (see `orthomerge.evidence` for the files).
+computed once (see `orthomerge.io.evidence` for the files).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
-from orthomerge.evidence import (
+from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
+from orthomerge.experiment.pieces import Pieces
+from orthomerge.experiment.sound import TRAINING, read_losses
+from orthomerge.io.evidence import (
     Curve,
     Disturbance,
     Evidence,
@@ -28,13 +31,10 @@ from orthomerge.evidence import (
     read_evidence,
     to_lines,
 )
-from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
-from orthomerge.experiment.pieces import Pieces
-from orthomerge.experiment.sound import TRAINING, read_losses
-from orthomerge.features import Statistics
-from orthomerge.files import fingerprint, holds, write_text
+from orthomerge.io.files import fingerprint, holds, write_text
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.moments import Moment, combine
-from orthomerge.rows import SINGLE, ResultRow
+from orthomerge.statistics import Statistics
 
 # At most so many layers have a spectrum, evenly chosen; a figure with more is not looked through.
 LAYERS = 24

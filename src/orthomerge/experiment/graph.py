@@ -14,9 +14,9 @@ from typing import Any
 from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.jobs import Evaluation, Job
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
-from orthomerge.files import fingerprint
+from orthomerge.io.files import fingerprint
+from orthomerge.io.rows import ResultRow
 from orthomerge.merging import get_method
-from orthomerge.rows import ResultRow
 
 Rows = Mapping[str, ResultRow]
 

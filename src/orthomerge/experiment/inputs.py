@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import RecipeError, SubspaceError
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.sizes import BaseSize, Need, base_size, estimate_needs, widest_targets
-from orthomerge.features import target_layers
-from orthomerge.models import language_task_type, load_config, load_skeleton, load_tokenizer
+from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.models.loading import language_task_type, load_config, load_skeleton, load_tokenizer
 from orthomerge.prompting import Wording
+from orthomerge.statistics import target_layers
 from orthomerge.tasks import Prompt, Task, TaskData, get_task
 
 

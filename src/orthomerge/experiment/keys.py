@@ -14,10 +14,10 @@ from orthomerge.adapters import FROZEN_B
 from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.inputs import Inputs
 from orthomerge.experiment.recipe import Recipe
-from orthomerge.features import SUFFIX
-from orthomerge.files import fingerprint, slug
 from orthomerge.fisher import SUFFIX as FISHER_SUFFIX
+from orthomerge.io.files import fingerprint, slug
 from orthomerge.merging import get_method
+from orthomerge.statistics import SUFFIX
 
 # Raised when a piece would come out differently from the same inputs.
 PIECES = 1

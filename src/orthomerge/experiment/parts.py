@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from orthomerge.errors import RecipeError
+from orthomerge.io.rows import SINGLE
 from orthomerge.merging import get_method
-from orthomerge.rows import SINGLE
 from orthomerge.tasks import Task, TaskData
-from orthomerge.tracking import check_trackers
 from orthomerge.training import Precision
+from orthomerge.training.tracking import check_trackers
 
 
 class Part(BaseModel):

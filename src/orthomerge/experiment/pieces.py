@@ -31,16 +31,16 @@ from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.keys import Keys
 from orthomerge.experiment.progress import Reporter
 from orthomerge.experiment.sound import kept, read_folder
-from orthomerge.features import Statistics, batches, collect_statistics, sample_texts
-from orthomerge.files import atomic_path, derive_seed
 from orthomerge.fisher import Fisher, load_fisher, save_fisher
-from orthomerge.models import (
+from orthomerge.io.files import atomic_path, derive_seed
+from orthomerge.models.loading import (
     exact_device,
     load_classifier,
     load_language_model,
     load_trunk,
     tokenizer_hash,
 )
+from orthomerge.statistics import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.training import TrainingSettings, recover_adapter, train_adapter
 from orthomerge.tuning import fisher_on_texts
 

@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orthomerge.assets import ResolvedModel
-from orthomerge.documents import Unreadable, parse_yaml
 from orthomerge.errors import RecipeError
 from orthomerge.experiment.graph import Graph
 from orthomerge.experiment.jobs import KINDS, Job
@@ -32,6 +30,8 @@ from orthomerge.experiment.sizes import (
 )
 from orthomerge.experiment.skeletons import find_skeleton
 from orthomerge.experiment.throughput import Throughput
+from orthomerge.io.documents import Unreadable, parse_yaml
+from orthomerge.models.assets import ResolvedModel
 from orthomerge.tasks import TaskData
 
 # Operations of an eigendecomposition of a d×d matrix are about this times d³.

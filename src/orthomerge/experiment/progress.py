@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from orthomerge.rows import ResultRow
+from orthomerge.io.rows import ResultRow
 
 
 class Reporter(Protocol):

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from orthomerge.documents import is_object
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.arms import Arm, Merge
 from orthomerge.experiment.jobs import KINDS
@@ -20,6 +19,7 @@ from orthomerge.experiment.parts import (
     Training,
 )
 from orthomerge.experiment.resources import Resources
+from orthomerge.io.documents import is_object
 from orthomerge.tasks import FORMS, Prompt, get_task, prompt_of
 
 # An arm's name is a folder's, too.

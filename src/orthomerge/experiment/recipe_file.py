@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orthomerge.documents import YAML_BYTES, Unreadable, is_array, is_object, parse_yaml, read_text
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.arms import Arm, Merge
 from orthomerge.experiment.parts import (
@@ -26,6 +25,14 @@ from orthomerge.experiment.parts import (
 )
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.resources import Resources
+from orthomerge.io.documents import (
+    YAML_BYTES,
+    Unreadable,
+    is_array,
+    is_object,
+    parse_yaml,
+    read_text,
+)
 
 
 def packaged_recipes() -> dict[str, Traversable]:

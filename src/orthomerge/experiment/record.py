@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from orthomerge.assets import ResolvedModel
-from orthomerge.documents import is_object, read_json
 from orthomerge.experiment.costs import Costs
-from orthomerge.files import write_json
+from orthomerge.io.documents import is_object, read_json
+from orthomerge.io.files import write_json
+from orthomerge.models.assets import ResolvedModel
 from orthomerge.tasks import Task
 
 _PACKAGES = ("orthomerge", "torch", "transformers", "peft", "accelerate", "numpy")

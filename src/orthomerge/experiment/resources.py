@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from orthomerge.errors import RecipeError
 from orthomerge.experiment.parts import Part
-from orthomerge.units import parse_size
+from orthomerge.io.units import parse_size
 
 
 class Resources(Part):

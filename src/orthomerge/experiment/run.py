@@ -15,7 +15,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orthomerge.disk import sweep
 from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.board import Board
 from orthomerge.experiment.cards import tell_cards
@@ -29,8 +28,9 @@ from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.scores import Scores
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import holds, write_text
-from orthomerge.rows import ResultRow, read_rows
+from orthomerge.io.disk import sweep
+from orthomerge.io.files import holds, write_text
+from orthomerge.io.rows import ResultRow, read_rows
 
 ROWS, RUN, RECIPE, JOURNAL = "results.jsonl", "run.json", "recipe.yaml", "jobs.jsonl"
 OTHER_ROWS = "results-of-other-recipes.jsonl"

@@ -10,17 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter, save_merged
-from orthomerge.evaluation import Evaluator, Update, score
+from orthomerge.evaluation.classification import Evaluator, Update, score
+from orthomerge.evaluation.text import TextEvaluator
 from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.graph import Evaluation
 from orthomerge.experiment.keys import MERGE_GRANULARITY
 from orthomerge.experiment.pieces import Pieces
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.merging import MergedUpdate, get_method, merge_layers
-from orthomerge.models import load_language_model
-from orthomerge.rows import SINGLE, ResultRow
+from orthomerge.models.loading import load_language_model
 from orthomerge.tasks import Row, majority
-from orthomerge.text_evaluation import TextEvaluator
 
 
 class Scores:

@@ -11,8 +11,8 @@ from torch import nn
 
 from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.recipe import Recipe
-from orthomerge.features import target_layers
-from orthomerge.modules import is_transposed
+from orthomerge.models.modules import is_transposed
+from orthomerge.statistics import target_layers
 
 # What Python, PyTorch and Transformers take before any model; measured at 0.56 GB.
 PROCESS = 700_000_000

@@ -7,11 +7,11 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModel
 
-from orthomerge.assets import resolve_model
 from orthomerge.errors import AssetError, RecipeError
-from orthomerge.files import is_folder
-from orthomerge.models import load_skeleton, quiet
-from orthomerge.packaged import carrying
+from orthomerge.io.files import is_folder
+from orthomerge.models.assets import resolve_model
+from orthomerge.models.loading import load_skeleton, quiet
+from orthomerge.models.packaged import carrying
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32,
           "num_key_value_heads": 8, "dtype": "bfloat16"}  # fmt: skip

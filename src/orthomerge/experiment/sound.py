@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from orthomerge.adapters import read_adapter, read_kept_out
-from orthomerge.documents import read_json
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.experiment.progress import Reporter
+from orthomerge.io.documents import read_json
 
 # The losses beside a trained adapter.
 TRAINING = "training.json"

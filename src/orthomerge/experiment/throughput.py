@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from orthomerge import linalg
-from orthomerge.documents import is_object, read_json
 from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.io.documents import is_object, read_json
 
 STAGES = ("stats", "init", "convert", "train", "fisher", "merge", "eval")
 # What decomposes or merges, rather than passes texts through the model.

@@ -13,7 +13,7 @@ from orthomerge.experiment.pieces import Pieces
 from orthomerge.experiment.progress import Reporter, Silent
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.scores import Scores
-from orthomerge.rows import ResultRow
+from orthomerge.io.rows import ResultRow
 
 
 class Workshop:

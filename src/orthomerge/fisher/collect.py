@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orthomerge.errors import AdapterError, StatisticsError
-from orthomerge.modules import evaluating, inputs_on, is_transposed, layer_of
+from orthomerge.models.modules import evaluating, inputs_on, is_transposed, layer_of
 
 _AT_ONCE = 2**24
 """Numbers in the per-sample gradients that are held at once: 64 MiB in float32."""

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
-from orthomerge.sealed import SealedKind, digest
+from orthomerge.io.sealed import SealedKind, digest
 
 FORMAT = 1
 SUFFIX = ".fisher.safetensors"

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.documents import YAML_BYTES, Unreadable, is_array, is_object, parse_yaml, read_text
 from orthomerge.errors import MergeError, unknown_name
-from orthomerge.files import local
+from orthomerge.io.documents import (
+    YAML_BYTES,
+    Unreadable,
+    is_array,
+    is_object,
+    parse_yaml,
+    read_text,
+)
+from orthomerge.io.files import local
 from orthomerge.mergekit.methods import METHODS, Method, Parameters, listed
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype",

@@ -26,7 +26,7 @@ LayerWeights = Mapping[str, Sequence[float] | float]
 
 
 class HasMoments(Protocol):
-    """Statistics of a task, as `orthomerge.features.Statistics`: a moment for every layer."""
+    """Statistics of a task, as `orthomerge.statistics.Statistics`: a moment for every layer."""
 
     def moment(self, layer: str) -> Moment:
         """The moment of a layer's input."""

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.summary import PLAIN, Arm, Cell, Column, Score, Selection, Summary
-from orthomerge.rows import SINGLE, ResultRow
 
 _Values = dict[tuple[str, Column, int], dict[str, float]]
 """Each task's score, by arm, column and seed."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from orthomerge.evidence import Curve
+from orthomerge.io.evidence import Curve
 from orthomerge.report.style import MOST_BANDS, band, colour, dash, dress, safe
 
 

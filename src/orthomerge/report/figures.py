@@ -6,6 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from orthomerge.io.rows import SINGLE
 from orthomerge.report.style import (
     GRID,
     INK,
@@ -19,7 +20,6 @@ from orthomerge.report.style import (
     symbol,
 )
 from orthomerge.report.summary import PLAIN, Arm, Column, Score, Summary, percent
-from orthomerge.rows import SINGLE
 
 _FLOOR = {"dash": "dot", "width": 1.5, "color": "#5c6770"}
 """The line of what a constant answer scores."""

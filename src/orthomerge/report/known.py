@@ -14,11 +14,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from orthomerge.documents import is_object
+from orthomerge.io.documents import is_object
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.source import Source
 from orthomerge.report.summary import Column, Summary, percent
-from orthomerge.rows import SINGLE, ResultRow
 
 _SHORT = {
     "matthews": "MCC",

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orthomerge.evidence import Disturbance, Matrix
+from orthomerge.io.evidence import Disturbance, Matrix
 from orthomerge.report.style import SHADES, dress, safe, short_layer, slider
 
 ALL = "all layers"

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.aggregate import column_of
 from orthomerge.report.summary import PLAIN, Score
-from orthomerge.rows import SINGLE, ResultRow
 
 DEFAULT_ARM = "default"
 """The arm whose scores give the order of the methods."""

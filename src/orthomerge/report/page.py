@@ -10,8 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.evidence import Evidence
-from orthomerge.files import slug, write_text
+from orthomerge.io.evidence import Evidence
+from orthomerge.io.files import slug, write_text
+from orthomerge.io.rows import SINGLE
 from orthomerge.report import format as shown
 from orthomerge.report import sections
 from orthomerge.report.aggregate import summarize
@@ -23,7 +24,6 @@ from orthomerge.report.style import MOST_BANDS
 from orthomerge.report.summary import PLAIN, Column, Summary
 from orthomerge.report.templates import fill_with_figures, text_of
 from orthomerge.report.written import csv_table, csv_tasks
-from orthomerge.rows import SINGLE
 
 PAGE = "report.html"
 WIDEST = 16

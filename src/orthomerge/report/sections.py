@@ -8,13 +8,13 @@ from typing import Any, TypeVar, cast
 
 import plotly.graph_objects as go
 
-from orthomerge.evidence import Curve, Disturbance, Evidence, Place
+from orthomerge.io.evidence import Curve, Disturbance, Evidence, Place
+from orthomerge.io.rows import SINGLE
 from orthomerge.report.curves import curve_figure
 from orthomerge.report.matrices import heatmap_figure, mean_disturbance, overall
 from orthomerge.report.source import Source, arm_of
 from orthomerge.report.spectra import spectrum_figure
 from orthomerge.report.summary import Arm, Column, Summary
-from orthomerge.rows import SINGLE
 
 _Of = TypeVar("_Of", Disturbance, Curve)
 Figures = list[tuple[str, go.Figure]]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orthomerge.documents import is_array, is_object, read_json
 from orthomerge.errors import OrthomergeError
-from orthomerge.evidence import Evidence, read_evidence
-from orthomerge.files import file_sha256
-from orthomerge.rows import ResultRow, read_rows
+from orthomerge.io.documents import is_array, is_object, read_json
+from orthomerge.io.evidence import Evidence, read_evidence
+from orthomerge.io.files import file_sha256
+from orthomerge.io.rows import ResultRow, read_rows
 
 ROWS, RUN = "results.jsonl", "run.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orthomerge.evidence import Place, Spectrum
+from orthomerge.io.evidence import Place, Spectrum
 from orthomerge.report.style import INK, QUIET, colour, dash, dress, safe, short_layer, slider
 
 

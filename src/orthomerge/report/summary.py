@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from orthomerge.rows import SINGLE
+from orthomerge.io.rows import SINGLE
 
 PLAIN = "task_arithmetic"
 """The plain weighted sum of all updates."""

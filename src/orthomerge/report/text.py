@@ -9,11 +9,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.methods import MethodTable
 from orthomerge.report.methods_written import caption, grid
 from orthomerge.report.summary import PLAIN, Arm, Column, Summary, percent
-from orthomerge.rows import SINGLE, ResultRow
 
 # Up to this many arms stand beside each other; more stand below each other, in narrow columns.
 ARMS_ABREAST = 5

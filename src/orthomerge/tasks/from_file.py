@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orthomerge.documents import parse_json
 from orthomerge.errors import TaskError
-from orthomerge.files import file_sha256, local
+from orthomerge.io.documents import parse_json
+from orthomerge.io.files import file_sha256, local
 from orthomerge.tasks.corpora import Pools, draw
 from orthomerge.tasks.task import Row, Task
 

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from orthomerge.errors import AssetError
-from orthomerge.hub import hub_reason
+from orthomerge.models.hub import hub_reason
 from orthomerge.tasks.corpora import Pools
 from orthomerge.tasks.task import Metric, Row, Task
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 
 from orthomerge.errors import TaskError
-from orthomerge.files import derive_seed
+from orthomerge.io.files import derive_seed
 from orthomerge.tasks.task import Row, Task
 
 _PART = re.compile(r"^(?P<name>[^@]+)@(?P<index>\d+)/(?P<of>\d+)$")

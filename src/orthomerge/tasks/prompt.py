@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, cast
 
-from orthomerge.documents import YAML_BYTES, parse_yaml, read_text
 from orthomerge.errors import TaskError, unknown_name
-from orthomerge.files import fingerprint, local
+from orthomerge.io.documents import YAML_BYTES, parse_yaml, read_text
+from orthomerge.io.files import fingerprint, local
 from orthomerge.tasks.part import split_name
 from orthomerge.tasks.task import Task
 from orthomerge.tasks.templates import TEMPLATES, Template

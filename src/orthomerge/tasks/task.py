@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from orthomerge.errors import TaskError
-from orthomerge.files import derive_seed, fingerprint
+from orthomerge.io.files import derive_seed, fingerprint
 
 Kind = Literal["classification", "regression"]
 Metric = Literal["accuracy", "matthews", "f1", "pearson", "spearman", "pearson_spearman"]

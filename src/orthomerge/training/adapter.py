@@ -25,14 +25,14 @@ from orthomerge.adapters import (
     load_trainable,
     read_kept_out,
 )
-from orthomerge.callbacks import ProjectionCallback
 from orthomerge.errors import OrthomergeError, unknown_name
-from orthomerge.files import atomic_path, write_json
-from orthomerge.models import agree_on_padding, encode, quiet
+from orthomerge.io.files import atomic_path, write_json
+from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.prompting import Wording
 from orthomerge.tasks import Prompt, Row
-from orthomerge.tracking import following
+from orthomerge.training.callbacks import ProjectionCallback
 from orthomerge.training.settings import TrainingSettings, trainer_arguments
+from orthomerge.training.tracking import following
 
 
 class _Progress(TrainerCallback):

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.models import preferred_device
+from orthomerge.models.loading import preferred_device
 
 Precision = Literal["float32", "bf16"]
 

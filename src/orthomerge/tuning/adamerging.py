@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from orthomerge.errors import AdapterError, MergeError
-from orthomerge.evaluation import load_head
+from orthomerge.evaluation.classification import load_head
 from orthomerge.factors import LoraFactors
-from orthomerge.features import batches
-from orthomerge.files import derive_seed
+from orthomerge.io.files import derive_seed
 from orthomerge.merging import plan_merge
-from orthomerge.models import preferred_device
-from orthomerge.modules import is_transposed, layer_of
+from orthomerge.models.loading import preferred_device
+from orthomerge.models.modules import is_transposed, layer_of
+from orthomerge.statistics import batches
 from orthomerge.tasks import Row
 from orthomerge.tuning.inputs import Inputs, load_with_head, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned

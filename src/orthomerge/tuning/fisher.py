@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter, require_form
-from orthomerge.assets import ResolvedModel
-from orthomerge.evaluation import applied
-from orthomerge.features import batches
-from orthomerge.files import fingerprint
+from orthomerge.evaluation.classification import applied
 from orthomerge.fisher import FisherMeta, collect_fisher
-from orthomerge.models import load_language_model, preferred_device
+from orthomerge.io.files import fingerprint
+from orthomerge.models.assets import ResolvedModel
+from orthomerge.models.loading import load_language_model, preferred_device
 from orthomerge.prompting import Asked, Wording, generate, log_likelihoods
+from orthomerge.statistics import batches
 from orthomerge.tasks import Prompt, Task, get_task
 from orthomerge.tuning.inputs import base_of, load_with_head, tokenizer_of
 

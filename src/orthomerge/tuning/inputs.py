@@ -11,10 +11,10 @@ from torch import Tensor
 
 from orthomerge.adapters import Adapter, read_adapter, require_same_base
 from orthomerge.adapters.output import distinct_names
-from orthomerge.assets import ResolvedModel, resolve_model
 from orthomerge.errors import AdapterError, MergeError
-from orthomerge.evaluation import load_head
-from orthomerge.models import agree_on_padding, load_classifier, load_tokenizer
+from orthomerge.evaluation.classification import load_head
+from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.models.loading import agree_on_padding, load_classifier, load_tokenizer
 from orthomerge.tasks import Row, Task, get_task
 
 

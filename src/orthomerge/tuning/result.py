@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from orthomerge.adapters import merge_adapters
-from orthomerge.features import Statistics
-from orthomerge.files import write_json
+from orthomerge.io.files import write_json
 from orthomerge.merging import MergedUpdate
+from orthomerge.statistics import Statistics
 from orthomerge.tuning.inputs import Inputs
 
 WEIGHTS, MERGED = "weights.json", "merged"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import MergeError
-from orthomerge.evaluation import Evaluator, score
+from orthomerge.evaluation.classification import Evaluator, score
 from orthomerge.merging import MergedUpdate, get_method, merge_layers, plan_merge
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, tokenizer_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from orthomerge.errors import MergeError, OrthomergeError
-from orthomerge.files import derive_seed
+from orthomerge.io.files import derive_seed
 from orthomerge.tuning.result import Trial
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthomerge.experiment.board import Board
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import disk_error
+from orthomerge.io.files import disk_error
 
 
 class Here:

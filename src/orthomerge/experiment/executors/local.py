@@ -18,7 +18,7 @@ from orthomerge.experiment.executors.worker import Place, serve
 from orthomerge.experiment.jobs import Job
 from orthomerge.experiment.sizes import Need
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.units import human_size
+from orthomerge.io.units import human_size
 
 
 class _Worker:

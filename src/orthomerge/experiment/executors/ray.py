@@ -14,8 +14,8 @@ from orthomerge.experiment.jobs import Job
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.sizes import Need
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.rows import ResultRow
-from orthomerge.units import human_size
+from orthomerge.io.rows import ResultRow
+from orthomerge.io.units import human_size
 
 Outcome = tuple[str, Any, list[ResultRow]]
 

@@ -17,7 +17,7 @@ from orthomerge.errors import OrthomergeError
 from orthomerge.experiment.progress import Silent
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.workshop import Workshop
-from orthomerge.files import disk_error
+from orthomerge.io.files import disk_error
 
 
 class Place(NamedTuple):

@@ -1,0 +1,1 @@
+"""Scores: of classifiers and regressions, of answers in words, by lm-evaluation-harness."""

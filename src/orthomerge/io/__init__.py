@@ -1,0 +1,1 @@
+"""Files: whole-or-nothing writes, bounded reading, safetensors, result rows."""

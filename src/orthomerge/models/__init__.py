@@ -1,0 +1,1 @@
+"""Base models: finding them, fetching packaged ones, loading, tokenizers, layers by name."""

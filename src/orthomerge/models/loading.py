@@ -1,0 +1,249 @@
+"""Loading base models and tokenizers: quietly, safetensors only, heads drawn under a seed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.utils import logging
+
+from orthomerge.errors import AssetError, unknown_name
+from orthomerge.io.files import fingerprint
+
+# Said aloud: left unsaid, Transformers asks at the terminal whether to run what a folder brings.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
+
+@contextmanager
+def quiet() -> Generator[None, None, None]:
+    """Transformers without its load reports and bars, for the length of a block."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _said_plainly(model_id: str) -> Generator[None, None, None]:
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
+
+
+def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> Any:
+    """The model without a head, for statistics.
+
+    `device_map` spreads a base too large for one device, as in Transformers: "auto", a device, or
+    a device (or "cpu", "disk") for each module.
+
+    Raises:
+        AssetError: nothing loadable at `path`, or no such device.
+    """
+    with _said_plainly(path):
+        return cast(Any, AutoModel).from_pretrained(
+            path, use_safetensors=True, device_map=device_map, **_NO_CODE
+        )
+
+
+def load_config(path: str) -> Any:
+    """The model's configuration.
+
+    Raises:
+        AssetError: none at `path` that Transformers knows.
+    """
+    with _said_plainly(path):
+        return cast(Any, AutoConfig).from_pretrained(path, **_NO_CODE)
+
+
+def load_skeleton(path: str) -> Any:
+    """The model of `load_trunk` without its weights: shapes on the meta device, no memory.
+
+    Raises:
+        AssetError: no configuration at `path` that Transformers knows.
+    """
+    with _said_plainly(path), torch.device("meta"):
+        config = cast(Any, AutoConfig).from_pretrained(path, **_NO_CODE)
+        return cast(Any, AutoModel).from_config(config, **_NO_CODE)
+
+
+def load_classifier(
+    path: str,
+    *,
+    num_labels: int,
+    regression: bool = False,
+    seed: int = 0,
+    name: str | None = None,
+) -> Any:
+    """The model with a sequence-classification head whose new weights are drawn under `seed`.
+
+    `name` is what adapters made on it call their base; by default the path itself.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = cast(Any, AutoModelForSequenceClassification).from_pretrained(
+            path,
+            use_safetensors=True,
+            **_NO_CODE,
+            num_labels=num_labels,
+            problem_type="regression" if regression else "single_label_classification",
+        )
+    return _called(model, name or path)
+
+
+def preferred_device() -> torch.device:
+    """The accelerator that PyTorch sees, as the Trainer takes it, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def exact_device(device: torch.device | None = None) -> torch.device:
+    """Where sums and projections in float64 are worked out for what lies on `device`.
+
+    There, or on the CPU for Apple's MPS, which has no float64. By default of `preferred_device`.
+    """
+    device = device or preferred_device()
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def another_head(model: Any, *, num_labels: int, regression: bool) -> Any:
+    """A classifier with other outputs on the very trunk of `model`, its head at zero, to be loaded.
+
+    Base models are large and heads small: tasks with other labels need no second base.
+    """
+    config, prefix = copy.deepcopy(model.config), model.base_model_prefix
+    config.num_labels = num_labels
+    config.problem_type = "regression" if regression else "single_label_classification"
+    with torch.device("meta"):
+        other = type(model)(config)
+    below = getattr(model, prefix)
+    setattr(other, prefix, below)
+    place = next(below.parameters())
+    for name, module in other.named_children():
+        if name != prefix:
+            module.to_empty(device=place.device).to(place.dtype)
+            for parameter in module.parameters():
+                torch.nn.init.zeros_(parameter)
+    return other.eval()
+
+
+def _called(model: Any, name: str) -> Any:
+    """The model under the name that adapters made on it give to their base.
+
+    PEFT takes it from the model itself, which keeps what it was loaded from, not from its config.
+    """
+    model.config.name_or_path = model.name_or_path = name
+    return model
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer; a missing padding token becomes the end token, as decoders need.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path):
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(path, **_NO_CODE)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def agree_on_padding(model: Any, tokenizer: Any) -> Any:
+    """The model, its padding token the tokenizer's where it names none, as Llama does not.
+
+    A decoder reads its answer off the last token of a row that is not padding.
+    """
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of vocabulary and special tokens: equal hashes cut texts alike."""
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    return fingerprint({"vocabulary": tokenizer.get_vocab(), "special": special})
+
+
+_AUTO: dict[str, Any] = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}
+
+
+def load_for(
+    path: str,
+    task_type: str,
+    *,
+    num_labels: int = 2,
+    seed: int = 0,
+    name: str | None = None,
+) -> Any:
+    """The model with the head that PEFT's `task_type` is for, so that layers have its names.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+        UnknownNameError: a task type that cannot be started here.
+    """
+    if task_type == "SEQ_CLS":
+        return load_classifier(
+            path, num_labels=num_labels, regression=num_labels == 1, seed=seed, name=name
+        )
+    if task_type not in _AUTO:
+        raise unknown_name("task type", task_type, ["SEQ_CLS", *_AUTO])
+    with _said_plainly(path):
+        model = _AUTO[task_type].from_pretrained(path, use_safetensors=True, **_NO_CODE)
+    return _called(model, name or path)
+
+
+def language_task_type(path: str) -> str:
+    """PEFT's task type for the language model at `path`: a decoder's or an encoder-decoder's.
+
+    Raises:
+        AssetError: nothing loadable at `path`, or a model that writes no text.
+    """
+    config = load_config(path)
+    if config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    # Encoders can be had as decoders too, but only one that was made as such writes text.
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder:
+        raise AssetError(
+            f"model '{path}' ({config.model_type}) writes no text: take a decoder or an "
+            "encoder-decoder, or train it as a classifier."
+        )
+    return "CAUSAL_LM"
+
+
+def load_language_model(path: str, *, name: str | None = None) -> Any:
+    """The decoder or encoder-decoder at `path`, in eval mode; raises what `load_for` does."""
+    return load_for(path, language_task_type(path), name=name).eval()
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[tuple[str, str | None]], max_length: int
+) -> list[dict[str, Any]]:
+    """Token ids of texts or pairs, cut to `max_length`, not yet padded."""
+    return [dict(tokenizer(t, p, truncation=True, max_length=max_length)) for t, p in texts]

