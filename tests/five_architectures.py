@@ -113,13 +113,6 @@ def write_glue(folder: Path, train: int = 60, test: int = 24) -> Path:
             _rows(definition, count, labelled, draw).to_parquet(
                 _made(folder / definition.config) / f"{split}-00000-of-00001.parquet"
             )
-    blocks = ["---", "configs:"]
-    for definition in glue.DEFINITIONS:
-        blocks += [f"- config_name: {definition.config}", "  data_files:"]
-        for file in sorted((folder / definition.config).iterdir()):
-            split = file.name.split("-")[0]
-            blocks += [f"  - split: {split}", f"    path: {definition.config}/{split}-*"]
-    (folder / "README.md").write_text("\n".join([*blocks, "---"]) + "\n")
     return folder
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 from datasets import Dataset
+from five_architectures import write_glue
 
+from orthomerge.errors import AssetError
 from orthomerge.tasks import get_task
 from orthomerge.tasks import glue as glue_module
 
@@ -70,3 +73,53 @@ def test_metrics_are_glues():
         "rte": "accuracy",
         "stsb": "pearson_spearman",
     }
+
+
+@pytest.fixture
+def bare_folder(tmp_path, monkeypatch):
+    """A folder with nothing but Parquet files, in place of the data set."""
+    folder = write_glue(tmp_path / "glue")
+    monkeypatch.setenv(glue_module.FOLDER_VARIABLE, str(folder))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    glue_module.pools.cache_clear()
+    yield folder
+    assert not (tmp_path / "cache").exists()
+    glue_module.pools.cache_clear()
+
+
+@pytest.mark.parametrize("definition", glue_module.DEFINITIONS, ids=lambda d: d.config)
+def test_a_folder_with_nothing_but_parquet_files(bare_folder, definition):
+    folder = bare_folder / definition.config
+    assert {p.suffix for p in bare_folder.rglob("*") if p.is_file()} == {".parquet"}
+    pools = get_task(f"glue/{definition.config}").pools()
+    for pool, split in (("train", "train"), ("test", definition.test)):
+        (file,) = folder.glob(f"{split}-*.parquet")
+        written = Dataset.from_parquet(str(file), cache_dir=str(folder / "oracle"))
+        assert [row.text for row in pools[pool]] == list(written[definition.text])
+        assert [row.label for row in pools[pool]] == list(written["label"])
+
+
+def test_a_split_in_several_files_is_read_in_their_order(bare_folder):
+    folder = bare_folder / "sst2"
+    (file,) = folder.glob("train-*.parquet")
+    whole = glue_module._read_folder(folder)["train"]
+    file.unlink()
+    for number in range(3):
+        part = whole.shard(3, number, contiguous=True)
+        part.to_parquet(folder / f"train-0000{number}-of-00003.parquet")
+    rows = get_task("glue/sst2").pools()["train"]
+    assert [row.text for row in rows] == list(whole["sentence"])
+
+
+def test_a_folder_without_the_configuration_says_what_it_must_hold(bare_folder):
+    for file in (bare_folder / "rte").iterdir():
+        file.unlink()
+    with pytest.raises(AssetError, match=r"no Parquet file in .*rte.*must hold rte/train-\*"):
+        get_task("glue/rte").pools()
+
+
+def test_files_of_another_data_set_are_refused(bare_folder):
+    (file,) = (bare_folder / "rte").glob("train-*.parquet")
+    file.write_bytes(b"not Parquet")
+    with pytest.raises(AssetError, match="no data for 'glue/rte'"):
+        get_task("glue/rte").pools()

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 from functools import cache, partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from orthomerge.errors import AssetError
+from orthomerge.io.files import local
 from orthomerge.models.hub import hub_reason
 from orthomerge.tasks.corpora import Pools
 from orthomerge.tasks.task import Metric, Row, Task
@@ -59,9 +61,34 @@ DEFINITIONS = (
 
 
 def _load(config: str) -> Any:
+    """The splits of a configuration, by name."""
     from datasets import load_dataset  # pyright: ignore[reportUnknownVariableType]
 
-    return load_dataset(os.environ.get(FOLDER_VARIABLE) or DATASET, config)
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        return _read_folder(local(folder) / config)
+    return load_dataset(DATASET, config)
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """The splits in a folder of Parquet files, `<split>-*.parquet` or `<split>.parquet`.
+
+    The files are read as they lie there: no cache is written, and the folder needs nothing else.
+    """
+    from datasets import Dataset, concatenate_datasets
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    def read(path: Path) -> Dataset:
+        return Dataset(cast(Any, parquet).read_table(path))
+
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        files.setdefault(path.stem.split("-")[0], []).append(path)
+    if not files:
+        raise FileNotFoundError(f"there is no Parquet file in '{folder}'")
+    return {
+        split: concatenate_datasets([read(path) for path in paths])
+        for split, paths in files.items()
+    }
 
 
 @cache
