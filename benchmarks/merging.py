@@ -204,7 +204,6 @@ def dense_core(updates: Sequence[Tensor]) -> Tensor:
 # Methods whose bases are fixed up to signs agree to rounding; those that then trim entry by entry
 # agree as far as the bases do, which for core space are other ones.
 DENSE: dict[str, tuple[Callable[[Sequence[Tensor]], Tensor], bool]] = {
-    "knots_ta": (lambda u: dense_knots(u, sum), True),
     "knots_ties": (lambda u: dense_knots(u, elect), True),
     "core_space": (dense_core, False),
     "tsv_m": (dense_tsv, True),
@@ -349,9 +348,8 @@ def one(name: str) -> None:
 
 
 def factor_methods() -> list[str]:
-    """Methods that keep factors and take the adapters alone; cat is linear, slerp takes two."""
-    left_out = {"cat", "slerp"}
-    return [m.name for m in list_methods() if m.low_rank and not m.needs and m.name not in left_out]
+    """Methods that keep factors and take the adapters alone; slerp takes two."""
+    return [m.name for m in list_methods() if m.low_rank and not m.needs and m.name != "slerp"]
 
 
 def main() -> None:

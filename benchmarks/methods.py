@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.io.rows import read_rows
-from orthomerge.merging import MergeMethod, list_methods
+from orthomerge.merging import MergeMethod, get_method, list_methods
 from orthomerge.report.methods import DEFAULT_ARM, MethodLine, MethodTable, Outcome, method_table
 from orthomerge.report.methods_written import caption, grid, markdown_grid, weights_text
 from orthomerge.report.summary import percent
@@ -49,9 +49,6 @@ _NEEDS = {
 }
 # What the study leaves out, and why.
 _OUTSIDE = {
-    "linear": "the same update as `task_arithmetic`",
-    "cat": "the same update as `task_arithmetic`",
-    "knots_ta": "the same update as `task_arithmetic`",
     "slerp": "it merges two adapters alone",
     "compose": "its parts are there under their own names",
 }
@@ -65,7 +62,7 @@ def page(rows: Path = ROWS, times: Path = TIMES) -> str:
     if rows.is_file():
         apart = [m.name for m in methods if m.per_task]
         table = method_table(read_rows(rows), per_task=apart)
-        needs = {m.name: m.needs for m in methods}
+        needs = {name: m.needs for m in methods for name in (m.name, *m.aliases)}
         parts += [_bullets(advice(table, needs)), _STUDY + "\n"]
         parts += ["## Every method\n", caption(table) + "\n", *_tables(table, measured)]
         if table.notices:
@@ -253,7 +250,8 @@ def _tables(table: MethodTable, measured: Mapping[str, Mapping[str, float]]) -> 
         if measured:
             cells[0] += ["seconds a layer", "MiB a layer"]
             for line in cells[1:]:
-                line += _cost_cells(measured.get(methods.get(line[0], "")))
+                method = methods.get(line[0])
+                line += _cost_cells(measured.get(_own_name(method)) if method else None)
         if per_task:
             parts.append("An update a task: the task must be known when the model runs.\n")
         parts.append(markdown_grid(cells) + "\n")
@@ -266,7 +264,7 @@ def _cost_cells(row: Mapping[str, float] | None) -> list[str]:
 
 def _outside(methods: Iterable[MergeMethod], table: MethodTable) -> str:
     """The methods the study has no rows of."""
-    studied = {line.method for line in table.lines}
+    studied = {_own_name(line.method) for line in table.lines}
     left = [m.name for m in methods if m.name not in studied]
     if not left:
         return ""
@@ -278,6 +276,11 @@ def _times(path: Path) -> dict[str, dict[str, float]]:
     if not path.is_file():
         return {}
     return {row["method"]: row for row in _record(path)["rows"]}
+
+
+def _own_name(method: str) -> str:
+    """What a method is called in the list: an alias is listed under its method."""
+    return get_method(method).alias_of or method
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -311,6 +314,8 @@ def _section(method: MergeMethod, row: Mapping[str, float] | None) -> str:
     ]
     if method.open_options:
         options.append("every option of `inner`")
+    if method.aliases:
+        lines.append(f"- Other names: {_aliases(method)}")
     lines.append(f"- Options: {', '.join(options) or 'none'}")
     lines.append(
         f"- Needs: {' and '.join(_NEEDS[n] for n in method.needs) or 'the adapters alone'}"
@@ -325,6 +330,12 @@ def _section(method: MergeMethod, row: Mapping[str, float] | None) -> str:
     source = f"[{method.paper}]({method.url})" if method.url else method.paper
     lines.append(f"- Paper: {source}\n")
     return "\n".join(lines)
+
+
+def _aliases(method: MergeMethod) -> str:
+    """The names that give the same, each with where it is from."""
+    named = [get_method(alias) for alias in method.aliases]
+    return ", ".join(f"`{m.name}` ([{m.paper}]({m.url}))" for m in named)
 
 
 def _gives(method: MergeMethod) -> str:

@@ -49,8 +49,6 @@ from orthomerge.merging import list_methods
 # The options at which one adapter with weight 1 gives itself; None where there are none.
 NEUTRAL = {
     "linear": {},
-    "cat": {},
-    "task_arithmetic": {},
     "svd": {},
     "ties": {"density": 1.0},
     "dare_linear": {"density": 1.0},
@@ -67,7 +65,6 @@ NEUTRAL = {
     "tsv_m": {},
     "iso_c": None,  # flattens the spectrum of one adapter too
     "iso_cts": None,
-    "knots_ta": {},
     "knots_ties": {"density": 1.0},
     "knots_dare_ties": {"density": 1.0},
     "core_space": {"density": 1.0},
@@ -89,8 +86,8 @@ DRAWS = {
 # Where an adapter that is zero leaves the result of the others as it is. In the others it counts:
 # as a task to keep at zero output (regmean, osrm_aware, fisher), as a run (model_stock), as a draw.
 ZERO_CHANGES_NOTHING = {
-    "linear", "cat", "task_arithmetic", "svd", "ties", "magnitude_prune", "breadcrumbs", "sce",
-    "tall_masks", "consensus_ta", "emr", "tsv_m", "iso_c", "iso_cts", "knots_ta", "knots_ties",
+    "linear", "svd", "ties", "magnitude_prune", "breadcrumbs", "sce",
+    "tall_masks", "consensus_ta", "emr", "tsv_m", "iso_c", "iso_cts", "knots_ties",
     "knots_dare_ties", "core_space", "pico", "lora_lego", "robust_merge", "wudi", "compose",
 }  # fmt: skip
 
@@ -274,8 +271,7 @@ def test_the_factor_space_returns_factors_of_the_input_rank(method):
 
 REFERENCES = {
     "linear": ({}, lambda a, n, d, w, r: ref_sum(d, w)),
-    "cat": ({}, lambda a, n, d, w, r: ref_sum(d, w)),
-    "task_arithmetic": ({"lambda_": 0.3}, lambda a, n, d, w, r: 0.3 * ref_sum(d, w)),
+    "linear lambda": ({"lambda_": 0.3}, lambda a, n, d, w, r: 0.3 * ref_sum(d, w)),
     "svd": ({}, lambda a, n, d, w, r: ref_svd(d, w, max(r))),
     "ties": (
         {"density": 0.4, "lambda_": 0.7},
@@ -311,7 +307,6 @@ REFERENCES = {
         {"common_space_fraction": 0.5},
         lambda a, n, d, w, r: ref_iso_cts(d, w, r, 0.5),
     ),
-    "knots_ta": ({}, lambda a, n, d, w, r: ref_sum(d, w)),
     "knots_dare_ties": (
         {"density": 0.6},
         lambda a, n, d, w, r: ref_knots_dare(n, d, w, r, 0.6),

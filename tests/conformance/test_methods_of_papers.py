@@ -37,8 +37,8 @@ def test_the_tasks_own_updates_are_those_of_the_papers():
         ("magnitude_prune", {"sparsifier": "trim"}),
         ("breadcrumbs", {"sparsifier": "band"}),
         ("sce", {"consensus": "energy"}),
-        ("task_arithmetic", {"space": "core"}),
-        ("knots_ta", {"space": "knots"}),
+        ("linear", {"space": "core"}),
+        ("linear", {"space": "knots"}),
         ("knots_ties", {"sparsifier": "trim", "consensus": "elect", "space": "knots"}),
         ("knots_dare_ties", {"sparsifier": "random_drop", "consensus": "elect", "space": "knots"}),
         ("core_space", {"sparsifier": "trim", "consensus": "elect", "space": "core"}),
@@ -46,7 +46,7 @@ def test_the_tasks_own_updates_are_those_of_the_papers():
 )
 def test_published_methods_are_rows_of_sparsifier_consensus_and_space(named, row):
     method, compose = (next(m for m in list_methods() if m.name == n) for n in (named, "compose"))
-    shared = {} if named in ("sce", "task_arithmetic", "knots_ta") else {"density": 0.5}
+    shared = {} if named in ("sce", "linear") else {"density": 0.5}
     one, other = (
         merge(method, three(method), **shared),
         merge(compose, three(method), **row, **shared),
@@ -67,10 +67,7 @@ def test_the_core_space_takes_any_inner_method(inner):
         assert merged.dense(layer).isfinite().all()
     if inner.name in (
         "linear",
-        "cat",
-        "task_arithmetic",
         "svd",
-        "knots_ta",
         "tsv_m",
         "iso_c",
         "wudi",
@@ -127,7 +124,7 @@ def test_osrm_aware_of_a_rank_disturbs_the_outputs_least():
         )
 
     ours = merge(method, adapters, rank=2, ridge=1e-12)
-    for other in ("svd", "regmean", "task_arithmetic", "tsv_m", "ties"):
+    for other in ("svd", "regmean", "linear", "tsv_m", "ties"):
         rival = merge(next(m for m in list_methods() if m.name == other), adapters, rank=2)
         for layer in SHAPES:
             assert disturbance(ours.dense(layer), layer) < disturbance(rival.dense(layer), layer)

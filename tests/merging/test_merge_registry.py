@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
+from orthomerge import merging
 from orthomerge.errors import MergeError, UnknownNameError
-from orthomerge.merging import MergeMethod, get_method, list_methods, register
+from orthomerge.merging import ROWS, MergeMethod, get_method, list_methods, register
 from orthomerge.merging.registry import ENTRY_POINTS
 
-FIRST = ["linear", "cat", "task_arithmetic", "svd", "ties", "dare_linear", "dare_ties"]
+FIRST = ["linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "breadcrumbs"]
 
 
 def test_methods_are_listed_in_the_order_of_registration():
@@ -42,14 +43,37 @@ def test_options_are_the_keyword_only_parameters_with_their_defaults():
 
 
 def test_an_unknown_method_lists_the_valid_and_names_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"did you mean 'dare_ties'\? valid: linear, cat"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'dare_ties'\? valid: linear, svd"):
         get_method("dare-ties")
 
 
-def test_a_name_is_registered_once():
-    again = register(name="ties", title="", summary="", paper="", url="")
-    with pytest.raises(MergeError, match="'ties' is already registered"):
+@pytest.mark.parametrize("name", ["ties", "cat"])
+def test_a_name_is_registered_once(name):
+    again = register(name=name, title="", summary="", paper="", url="")
+    with pytest.raises(MergeError, match=f"'{name}' is already registered"):
         again(lambda factors, weights: factors[0])
+
+
+@pytest.mark.parametrize("alias", ["cat", "task_arithmetic", "knots_ta"])
+def test_an_alias_is_the_same_method_under_its_own_name(alias):
+    own, found = get_method("linear"), get_method(alias)
+    assert alias in own.aliases and alias not in {m.name for m in list_methods()}
+    assert (found.name, found.alias_of, own.alias_of) == (alias, "linear", None)
+    assert found.function is own.function and found.options == own.options
+    assert found.paper != own.paper and found.url != own.url
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_of_the_table_has_the_options_it_reads_and_no_other(row):
+    method = get_method(row.name)
+    assert method.low_rank is (row.space is not None)
+    assert method.random is row.random
+    assert ("space" in method.options) is (row.space is None)
+    assert ("density" in method.options) is (row.sparsifier != "none")
+    assert ("majority_sign_method" in method.options) is (row.consensus == "elect")
+    assert getattr(merging, row.name) is method.function
+    with pytest.raises(TypeError, match="nonsense"):
+        method.function([], [], nonsense=1)
 
 
 PLUGIN = """

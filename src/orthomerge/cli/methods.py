@@ -22,9 +22,10 @@ def methods(
     if json:
         print_json(
             [
-                {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper,
-                 "url": m.url, "options": dict(m.options), "low_rank": m.low_rank,
-                 "needs": list(m.needs), "per_task": m.per_task}
+                {"name": m.name, "aliases": list(m.aliases), "title": m.title,
+                 "summary": m.summary, "paper": m.paper, "url": m.url,
+                 "options": dict(m.options), "low_rank": m.low_rank, "needs": list(m.needs),
+                 "per_task": m.per_task}
                 for m in found
             ]
         )  # fmt: skip
@@ -43,6 +44,8 @@ def _about(method: Any) -> str:
     from rich.markup import escape
 
     lines = [escape(method.summary)]
+    if method.aliases:
+        lines.append(f"[dim]the same under other names: {', '.join(method.aliases)}[/]")
     if method.options:
         options = (f"{k.rstrip('_')}={v}" for k, v in method.options.items())
         lines.append(f"[cyan]{escape('  '.join(options))}[/]")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, weighted_sum
-from orthomerge.merging.parts.options import check_bool
-from orthomerge.merging.registry import register
+from orthomerge.merging.parts.options import check_bool, check_number
+from orthomerge.merging.registry import Alias, register
 
 
 @register(
@@ -17,34 +17,51 @@ from orthomerge.merging.registry import register
     paper="Wortsman et al. 2022, Model soups",
     url="https://arxiv.org/abs/2203.05482",
     low_rank=True,
+    aliases=(
+        Alias(
+            "task_arithmetic",
+            "Task arithmetic",
+            "Ilharco et al. 2023, Editing models with task arithmetic",
+            "https://arxiv.org/abs/2212.04089",
+        ),
+        Alias(
+            "cat",
+            "Concatenation",
+            "PEFT, add_weighted_adapter",
+            "https://huggingface.co/docs/peft/developer_guides/model_merging",
+        ),
+        Alias(
+            "knots_ta",
+            "KnOTS task arithmetic",
+            "Stoica et al. 2025, Model merging with SVD to tie the KnOTS",
+            "https://arxiv.org/abs/2410.19735",
+        ),
+    ),
 )
 def linear(
-    factors: Sequence[LoraFactors], weights: Sequence[float], *, normalize: bool = False
+    factors: Sequence[LoraFactors],
+    weights: Sequence[float],
+    *,
+    normalize: bool = False,
+    lambda_: float = 1.0,
 ) -> LoraFactors:
-    """The exact `Σ w_i ΔW_i` (divided by `Σ w_i` if `normalize`), of rank Σ r_i, nothing rounded.
+    """`λ Σ w_i ΔW_i` (divided by `Σ w_i` if `normalize`), exact, in factors of rank Σ r_i.
 
     A's rows and B's columns are stacked, weights and scalings go into B: unlike PEFT's "linear",
-    which adds √w_i A_i and √w_i B_i and so has cross terms. O(Σ r_i (d_in + d_out)).
+    which adds √w_i A_i and √w_i B_i and so has cross terms. PEFT calls this "cat"; with λ it is
+    task arithmetic, which the shared basis of KnOTS does not change. O(Σ r_i (d_in + d_out)).
 
     Raises:
-        MergeError: `normalize` and the weights sum to zero.
+        MergeError: `normalize` and the weights sum to zero, or `lambda_` is not a finite number.
 
-    Source: Wortsman et al. 2022, arXiv 2203.05482 (averaging weights).
+    Source: Wortsman et al. 2022, arXiv 2203.05482 (averaging weights); Ilharco et al. 2023,
+    arXiv 2212.04089 (λ).
     """
     check_bool("normalize", normalize)
+    check_number("lambda_", lambda_)
     if normalize:
         total = sum(weights)
         if total == 0:
             raise MergeError("option 'normalize' needs weights that do not sum to zero.")
         weights = [w / total for w in weights]
-    return weighted_sum(factors, weights)
-
-
-register(
-    name="cat",
-    title="Concatenation",
-    summary="PEFT's name for the exact weighted sum: the same result as linear.",
-    paper="PEFT, add_weighted_adapter",
-    url="https://huggingface.co/docs/peft/developer_guides/model_merging",
-    low_rank=True,
-)(linear)
+    return weighted_sum(factors, [lambda_ * w for w in weights])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -52,13 +52,25 @@ _F = TypeVar("_F", bound=MergeFunction)
 
 
 @dataclass(frozen=True)
+class Alias:
+    """Another name of a method: who calls it so, and where."""
+
+    name: str
+    title: str
+    paper: str
+    url: str
+
+
+@dataclass(frozen=True)
 class MergeMethod:
     """A registered merge method and what is promised of it.
 
     `options` are the function's keyword-only parameters with their defaults; `open_options`: it
     passes further ones on to the method named by its option `inner`. `needs` names what it must be
     given beside the adapters: "moments" (each adapter's statistics), "fisher" (each adapter's
-    diagonal Fisher information). `symmetric`: the order of the adapters (each with its weight) does
+    diagonal Fisher information). `aliases` are other names of the same method; found by one of
+    them, `name`, `title`, `paper` and `url` are the alias's and `alias_of` is the method's own
+    name. `symmetric`: the order of the adapters (each with its weight) does
     not matter. `random`: it draws from the generator it is given. `low_rank`: with default options
     the result is a `LoraFactors`. `per_task`: it returns an update for every task.
     """
@@ -76,9 +88,12 @@ class MergeMethod:
     per_task: bool = False
     needs: tuple[str, ...] = ()
     open_options: bool = False
+    aliases: tuple[str, ...] = ()
+    alias_of: str | None = None
 
 
 _METHODS: dict[str, MergeMethod] = {}
+_ALIASES: dict[str, MergeMethod] = {}
 
 
 def register(
@@ -91,19 +106,23 @@ def register(
     symmetric: bool = True,
     low_rank: bool = False,
     per_task: bool = False,
+    aliases: Sequence[Alias] = (),
 ) -> Callable[[_F], _F]:
     """Make a function a merge method under `name`; its keyword-only parameters are its options.
 
-    The parameters `generator`, `moments` and `fisher` are no options but what the method asks to
-    be given; one with a `generator` is random.
+    `aliases` are further names of the same method. The parameters `generator`, `moments` and
+    `fisher` are no options but what the method asks to be given; one with a `generator` is random.
 
     Raises:
         MergeError: the name is taken.
     """
 
     def add(function: _F) -> _F:
-        if name in _METHODS:
-            raise MergeError(f"merging method '{name}' is already registered; choose another name.")
+        for taken in (name, *(alias.name for alias in aliases)):
+            if taken in _METHODS or taken in _ALIASES:
+                raise MergeError(
+                    f"merging method '{taken}' is already registered; choose another name."
+                )
         parameters = inspect.signature(function).parameters.values()
         asked = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         options = {
@@ -111,7 +130,7 @@ def register(
             for p in parameters
             if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN
         }
-        _METHODS[name] = MergeMethod(
+        method = MergeMethod(
             name,
             title,
             summary,
@@ -125,7 +144,14 @@ def register(
             per_task=per_task,
             needs=tuple(what for what in ("moments", "fisher") if what in asked),
             open_options=any(p.kind is p.VAR_KEYWORD for p in parameters),
+            aliases=tuple(alias.name for alias in aliases),
         )
+        _METHODS[name] = method
+        for alias in aliases:
+            _ALIASES[alias.name] = replace(
+                method, name=alias.name, title=alias.title, paper=alias.paper, url=alias.url,
+                alias_of=name,
+            )  # fmt: skip
         return function
 
     return add
@@ -163,19 +189,23 @@ def _load(point: EntryPoint) -> None:
 
 
 def get_method(name: str) -> MergeMethod:
-    """The merge method of that name.
+    """The merge method of that name or alias.
 
     Raises:
         UnknownNameError: no such method; the message lists them and names the nearest.
     """
-    if name not in _METHODS:
+    if name not in _METHODS and name not in _ALIASES:
         _load_plugins()
-    if name not in _METHODS:
-        raise unknown_name("merging method", name, _METHODS)
-    return _METHODS[name]
+    found = _METHODS.get(name) or _ALIASES.get(name)
+    if found is None:
+        raise unknown_name("merging method", name, [*_METHODS, *_ALIASES])
+    return found
 
 
 def list_methods() -> list[MergeMethod]:
-    """All merge methods, in the order of registration, those of other packages last."""
+    """All merge methods, in the order of registration, those of other packages last.
+
+    A method with several names is listed once; the others are its `aliases`.
+    """
     _load_plugins()
     return list(_METHODS.values())

@@ -71,15 +71,31 @@ def elect_and_mean(
 
 
 def energy_weighted(
-    updates: Float[Tensor, "n rows columns"], weights: Float[Tensor, " n"]
+    updates: Float[Tensor, "n rows columns"],
+    weights: Float[Tensor, " n"],
+    select_topk: float = 1.0,
 ) -> Float[Tensor, "rows columns"]:
-    """`Σ η_i w_i ΔW_i / Σ η_i` over those that agree with the sign of `Σ w_i ΔW_i`.
+    """`Σ η_i ΔW'_i / Σ η_i` over those that agree with the sign of `Σ ΔW'_i`, `η_i = ‖ΔW'_i‖²`.
 
-    `η_i = ‖w_i ΔW_i‖²`: the calculate and erase steps of SCE (Wan et al. 2024, arXiv 2408.07990).
-    O(N · n).
+    `ΔW'_i` is `w_i ΔW_i` on the `select_topk` share of entries (of those that vary at all) of
+    largest variance over the adapters, zero elsewhere. Select, calculate and erase of SCE (Wan et
+    al. 2024, arXiv 2408.07990). O(N · n), and O(n log n) where entries are selected.
     """
-    weighted = weights[:, None, None] * updates
+    weighted = _of_most_variance(weights[:, None, None] * updates, select_topk)
     energy = weighted.square().sum(dim=(1, 2), keepdim=True)
     coefficients = energy * (weighted * majority_sign(weighted, "total") > 0)
     total = coefficients.sum(dim=0)
     return (coefficients * weighted).sum(dim=0) / torch.where(total == 0, 1.0, total)
+
+
+def _of_most_variance(
+    updates: Float[Tensor, "n rows columns"], share: float
+) -> Float[Tensor, "n rows columns"]:
+    """Zero all but the `share` of entries whose variance over the adapters is largest."""
+    if share >= 1:
+        return updates
+    variance = updates.var(dim=0, unbiased=False).flatten()
+    chosen = variance.topk(int(share * int(variance.count_nonzero()))).indices
+    mask = torch.zeros_like(variance)
+    mask[chosen] = 1
+    return updates * mask.view_as(updates[0])
