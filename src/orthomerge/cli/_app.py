@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,27 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the command itself; typer shows the help given above instead of this."""
+    _print_notes()
+
+
+class _Notes(logging.Handler):
+    """What the library says on the way: plain lines beside standard output.
+
+    `--quiet` leaves out what is only progress.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from orthomerge.cli._progress import bars
+
+        place = err if record.levelno >= logging.WARNING else bars
+        place.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_notes() -> None:
+    log = logging.getLogger("orthomerge")
+    if not any(isinstance(handler, _Notes) for handler in log.handlers):
+        log.addHandler(_Notes())
+        log.setLevel(logging.INFO)
 
 
 class _Stopped(BaseException):

