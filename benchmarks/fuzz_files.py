@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from benchmarks.fuzz_mutate import mutated, scratched, with_header
-from orthomerge import Statistics, read_kept_out
+from orthomerge import Statistics
+from orthomerge.adapters import read_kept_out
 from orthomerge.adapters.constrain import KEPT_OUT, Directions, write_kept_out
 from orthomerge.experiment import load_recipe, packaged_recipes
 from orthomerge.fisher import ENTRY, FisherMeta, load_fisher, save_fisher

@@ -14,16 +14,15 @@ from safetensors.torch import save_file
 
 from benchmarks.fuzz_adapters import NAME, write_adapter
 from benchmarks.fuzz_mutate import json_bytes, mutated, nothing_but
-from orthomerge import (
+from orthomerge import OsrmConfig, Statistics, convert_adapters, merge_adapters, verify
+from orthomerge.adapters import (
     ConvertConfig,
-    OsrmConfig,
-    Statistics,
-    convert_adapters,
-    merge_adapters,
+    Figure,
+    add_figures,
     read_adapter,
-    verify,
+    record_of,
+    start_record,
 )
-from orthomerge.adapters import Figure, add_figures, record_of, start_record
 from orthomerge.adapters.provenance import seal, seal_again, write_sealed
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.files import atomic_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def loaded_by(code: str) -> tuple[set[str], str]:
 
 
 def test_the_check_sees_what_is_loaded():
-    assert loaded_by("import orthomerge; orthomerge.SecondMoment")[0] >= {"torch", "numpy"}
+    assert loaded_by("import orthomerge; orthomerge.moments.SecondMoment")[0] >= {"torch", "numpy"}
 
 
 def test_importing_loads_nothing_heavy():
@@ -69,6 +70,14 @@ def test_what_type_checkers_see_is_what_python_gives():
     assert seen == set(orthomerge.__all__)
     for name in orthomerge.__all__:
         assert getattr(orthomerge, name) is not None
+
+
+def test_a_name_that_moved_still_works_and_says_where_it_is():
+    for home, names in orthomerge.PACKAGES.items():
+        for name in names:
+            with pytest.deprecated_call(match=rf"orthomerge\.{home}\.{name}"):
+                found = getattr(orthomerge, name)
+            assert found is getattr(import_module(f"orthomerge.{home}"), name)
 
 
 def test_an_unknown_name_is_an_attribute_error():

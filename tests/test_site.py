@@ -75,3 +75,6 @@ def test_every_public_name_has_its_docstring_in_the_reference(site):
     text = (site / "reference" / "python.html").read_text(encoding="utf-8")
     for name in orthomerge.__all__:
         assert f'id="orthomerge.{name}"' in text, name
+    for home, names in orthomerge.PACKAGES.items():
+        for name in names:
+            assert f'id="orthomerge.{home}.{name}"' in text, name

@@ -1,119 +1,79 @@
-"""Make LoRA adapters mergeable: orthogonal starts before training, exact merging after it.
+"""Make LoRA adapters mergeable: orthogonal initialization before training, exact merging after it.
 
-The names below are the whole public API. They are imported when first used, so that importing
-orthomerge does not load torch.
+The names below are what a PEFT user needs; everything else is imported from its package
+(`orthomerge.adapters`, `orthomerge.merging`, ...). They are imported when first used, so that
+importing orthomerge does not load torch.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orthomerge.adapters import (
-        Adapter,
-        ConvertConfig,
         OsrmConfig,
-        Projection,
         convert_adapters,
-        freeze_A,
         initialize_osrm_weights,
         merge_adapters,
         merge_to_model,
-        read_adapter,
-        read_kept_out,
         verify,
     )
-    from orthomerge.diagnostics import (
-        Diagnosis,
-        Interference,
-        diagnose,
-        interference,
-        predict_shift,
-    )
+    from orthomerge.diagnostics import diagnose, interference
     from orthomerge.errors import OrthomergeError
-    from orthomerge.experiment import Recipe, Run, load_recipe
-    from orthomerge.factors import LoraFactors
-    from orthomerge.fisher import Fisher, collect_fisher, load_fisher
-    from orthomerge.io.rows import ResultRow, read_rows
-    from orthomerge.merging import MergedUpdate, iter_merge, list_methods, merge_layers
-    from orthomerge.moments import Moment, Representation, RowMoment, SecondMoment, SketchMoment
-    from orthomerge.report import plots
+    from orthomerge.merging import list_methods
     from orthomerge.statistics import Statistics, collect_statistics, merge_statistics
-    from orthomerge.subspace import Subspace, get_solver, list_solvers
-    from orthomerge.tasks import Task, get_task, list_tasks
     from orthomerge.training.callbacks import OsrmCallback
 
     __version__: str
 
 _HOMES = {
     "adapters": (
-        "Adapter", "ConvertConfig", "OsrmConfig", "Projection", "convert_adapters", "freeze_A",
-        "initialize_osrm_weights", "merge_adapters", "merge_to_model", "read_adapter",
-        "read_kept_out", "verify",
+        "OsrmConfig", "convert_adapters", "initialize_osrm_weights", "merge_adapters",
+        "merge_to_model", "verify",
     ),
-    "training.callbacks": ("OsrmCallback",),
-    "diagnostics": ("Diagnosis", "Interference", "diagnose", "interference", "predict_shift"),
+    "diagnostics": ("diagnose", "interference"),
     "errors": ("OrthomergeError",),
+    "merging": ("list_methods",),
+    "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
+    "training.callbacks": ("OsrmCallback",),
+}  # fmt: skip
+
+PACKAGES = {
+    "adapters": (
+        "Adapter", "ConvertConfig", "Projection", "freeze_A", "read_adapter", "read_kept_out",
+    ),
+    "diagnostics": ("Diagnosis", "Interference", "predict_shift"),
     "experiment": ("Recipe", "Run", "load_recipe"),
     "factors": ("LoraFactors",),
     "fisher": ("Fisher", "collect_fisher", "load_fisher"),
-    "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
-    "merging": ("MergedUpdate", "iter_merge", "list_methods", "merge_layers"),
-    "moments": ("Moment", "Representation", "RowMoment", "SecondMoment", "SketchMoment"),
     "io.rows": ("ResultRow", "read_rows"),
+    "merging": ("MergedUpdate", "iter_merge", "merge_layers"),
+    "moments": ("Moment", "Representation", "RowMoment", "SecondMoment", "SketchMoment"),
     "subspace": ("Subspace", "get_solver", "list_solvers"),
     "tasks": ("Task", "get_task", "list_tasks"),
 }  # fmt: skip
+"""Public names by package. Version 0.1 had them here too, where they work for one release more."""
+
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
+_OLD_HOME = {name: home for home, names in PACKAGES.items() for name in names}
+_PACKAGES = {home.split(".")[0] for home in (*_HOMES, *PACKAGES, "report")}
 
 __all__ = [
-    "Adapter",
-    "ConvertConfig",
-    "Diagnosis",
-    "Fisher",
-    "Interference",
-    "LoraFactors",
-    "MergedUpdate",
-    "Moment",
     "OrthomergeError",
     "OsrmCallback",
     "OsrmConfig",
-    "Projection",
-    "Recipe",
-    "Representation",
-    "ResultRow",
-    "RowMoment",
-    "Run",
-    "SecondMoment",
-    "SketchMoment",
     "Statistics",
-    "Subspace",
-    "Task",
-    "collect_fisher",
     "collect_statistics",
     "convert_adapters",
     "diagnose",
-    "freeze_A",
-    "get_solver",
-    "get_task",
     "initialize_osrm_weights",
     "interference",
-    "iter_merge",
     "list_methods",
-    "list_solvers",
-    "list_tasks",
-    "load_fisher",
-    "load_recipe",
     "merge_adapters",
-    "merge_layers",
     "merge_statistics",
     "merge_to_model",
-    "plots",
-    "predict_shift",
-    "read_adapter",
-    "read_kept_out",
-    "read_rows",
     "verify",
 ]
 
@@ -123,11 +83,25 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("orthomerge")
+    if name in _HOME:
+        return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)
+    if name in _PACKAGES:
+        return import_module(f"orthomerge.{name}")
     if name == "plots":
+        _say_moved(name, "report.plots")
         return import_module("orthomerge.report.plots")
-    if name not in _HOME:
-        raise AttributeError(f"module 'orthomerge' has no attribute '{name}'")
-    return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)
+    if name in _OLD_HOME:
+        _say_moved(name, f"{_OLD_HOME[name]}.{name}")
+        return getattr(import_module(f"orthomerge.{_OLD_HOME[name]}"), name)
+    raise AttributeError(f"module 'orthomerge' has no attribute '{name}'")
+
+
+def _say_moved(name: str, home: str) -> None:
+    warnings.warn(
+        f"orthomerge.{name} is now orthomerge.{home}; the old name goes in the next release.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def __dir__() -> list[str]:

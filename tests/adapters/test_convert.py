@@ -10,8 +10,8 @@ from conftest import make_texts, tiny_bert, write_task
 from peft_oracle import bert, loaded, outputs, save_adapter, weights
 from typer.testing import CliRunner
 
-from orthomerge import ConvertConfig, convert_adapters
-from orthomerge.adapters import RECORD, read_adapter, read_kept_out
+from orthomerge import convert_adapters
+from orthomerge.adapters import RECORD, ConvertConfig, read_adapter, read_kept_out
 from orthomerge.cli import app
 from orthomerge.errors import AdapterError
 from orthomerge.io.rows import read_rows

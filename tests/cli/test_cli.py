@@ -163,7 +163,7 @@ def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to
     mine = ["--own", files / "a.stats.safetensors", "--rank", 4]
     said = call("init", _base(files), *named, *mine, "--output", tmp_path / "s")
     assert "start 'contrastive'" in said
-    assert "orthomerge.Projection" in said
+    assert "orthomerge.adapters.Projection" in said
     out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
                "--epochs", 1, "--output", tmp_path / "t", "--json")  # fmt: skip
     assert json.loads(out)["constraint"] == "project"

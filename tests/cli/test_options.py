@@ -39,7 +39,7 @@ def test_convert_is_told_its_ridge_and_share(files, tmp_path):
 
 
 def test_a_smaller_share_keeps_a_start_out_of_less(tiny_base, files, tmp_path):
-    from orthomerge import read_kept_out
+    from orthomerge.adapters import read_kept_out
 
     def kept(share: float) -> int:
         out = tmp_path / str(share)

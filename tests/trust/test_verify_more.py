@@ -10,8 +10,8 @@ import pytest
 from conftest import call, make_texts, write_task
 from small_adapters import make_adapter
 
-from orthomerge import ConvertConfig, verify
-from orthomerge.adapters import Converted, convert_adapters, load_trainable
+from orthomerge import verify
+from orthomerge.adapters import ConvertConfig, Converted, convert_adapters, load_trainable
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.io.files import fingerprint
 from orthomerge.statistics import Statistics

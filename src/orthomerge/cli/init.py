@@ -77,7 +77,8 @@ def init(
 
     The folder is an ordinary PEFT adapter: load it with
     PeftModel.from_pretrained(model, folder, is_trainable=True) in any PEFT trainer. The constraint
-    is carried out by 'orthomerge train', or by orthomerge.Projection in a trainer of your own.
+    is carried out by 'orthomerge train', or by orthomerge.adapters.Projection in a trainer of your
+    own.
 
     Example: [bold]orthomerge init minilm --others b.stats.safetensors --others
     c.stats.safetensors --own a.stats.safetensors --output start/[/]
@@ -217,7 +218,7 @@ def _said(made: _Made, rank: int, solver: str, output: Path) -> Iterator[str]:
     if made.kept_out:
         yield (
             "A has to stay where it is quiet: train it with 'orthomerge train', or with "
-            "orthomerge.Projection in a trainer of your own."
+            "orthomerge.adapters.Projection in a trainer of your own."
         )
 
 
