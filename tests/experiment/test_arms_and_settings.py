@@ -13,7 +13,7 @@ from five_architectures import model_of, write_glue
 from tiny_recipe import execute, make_recipe
 
 from orthomerge.adapters import read_adapter
-from orthomerge.errors import AssetError, OrthomergeError
+from orthomerge.errors import AssetError, OrthomergeError, RecipeError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.tasks import glue
 
@@ -172,3 +172,55 @@ def test_tasks_share_a_draw_where_the_arm_says_so(small, tmp_path):
         return all(one[name].A.equal(other[name].A) for name in one)
 
     assert alike("shared") and not alike("own")
+
+
+def test_the_penalty_shares_starts_and_lowers_what_others_get(tmp_path, tiny_base):
+    values = make_recipe(tmp_path, tiny_base)
+    charged = {"start": "default", "constraint": "penalty", "strength": 100}
+    values |= {
+        "arms": {
+            "default": {"start": "default"},
+            "penalty": charged,
+            "random": {**charged, "penalty_moment": "random"},
+            "osrm": {"start": "min_eigen"},
+            "osrm-penalty": {**charged, "start": "min_eigen", "isotropic_share": 0.1},
+        },
+        "merges": [{"method": "linear"}],
+    }
+    run = Run(parse_recipe(values), tmp_path / "out")
+    rows = run.execute()
+    assert {r.constraint for r in rows if "penalty" in r.arm} == {"penalty"}
+    keys = run.pieces.keys
+    task = next(iter(keys.tasks))
+    start = {a: keys.start_path(a, task, 0) for a in values["arms"]}
+    assert start["default"] == start["penalty"] == start["random"]
+    assert start["osrm"] == start["osrm-penalty"]
+    adapters = {a: keys.adapter_path(a, task, 0, 5e-3) for a in values["arms"]}
+    assert len(set(adapters.values())) == len(adapters)
+    told = {a: json.loads((p / "training.json").read_text()) for a, p in adapters.items()}
+    assert "penalties" not in told["default"]
+    assert all(value >= 0 for _, value in told["penalty"]["penalties"])
+    others = run.pieces.statistics(list(keys.tasks)[1], "token")
+
+    def disturbs(arm):
+        updates = {n: f.delta().double() for n, f in factors(adapters[arm])}
+        return sum(float((d @ others.second_moment(n) * d).sum()) for n, d in updates.items())
+
+    assert disturbs("penalty") < 0.9 * disturbs("default")
+    assert disturbs("osrm-penalty") < 0.9 * disturbs("osrm")
+    assert execute(values, tmp_path / "out") == rows  # nothing is made again
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"start": "default", "strength": 1},
+        {"start": "default", "constraint": "penalty", "strength": -1},
+        {"start": "default", "constraint": "penalty", "penalty_moment": "own"},
+        {"start": "default", "constraint": "freeze", "isotropic_share": 0.1},
+    ],
+)
+def test_penalties_that_are_refused(tmp_path, tiny_base, arm):
+    values = make_recipe(tmp_path, tiny_base) | {"arms": {"a": arm}}
+    with pytest.raises((RecipeError, ValueError)):
+        parse_recipe(values)

@@ -11,11 +11,17 @@ from orthomerge.adapters.refit import RIDGE
 from orthomerge.errors import RecipeError, SubspaceError, unknown_name
 from orthomerge.subspace import get_solver
 
-CONSTRAINTS = ("init", "freeze", "project")
+CONSTRAINTS = ("init", "freeze", "project", "penalty")
 FROZEN_B = "freeze_B"
 """The control that holds `B` instead: of a training, not of an orthogonal start."""
 SHARE = 0.9
 """The share of the others' energy that `project` keeps A out of, unless said otherwise."""
+STRENGTH = 10.0
+"""The strength λ of the constraint "penalty", unless said otherwise."""
+PENALTY_MOMENTS = ("others", "isotropic", "pooled", "random")
+"""What the penalty charges along: the others' inputs, or a control of the same trace."""
+PEFT_START = "default"
+"""In the place of a solver: `A` stays where PEFT's own start drew it."""
 SUBSPACES = ("quiet", "project", "start")
 REFITS = ("outputs", "weights")
 CONVERT_SHARE = 0.7
@@ -26,16 +32,25 @@ CONVERT_SHARE = 0.7
 class OsrmConfig:
     """How to choose `A` and what training may do with it; by itself the paper's way.
 
-    `solver` names a function of `orthomerge.subspace`, `options` go to it; `granularity` is the
-    one the statistics must have; `constraint` is "init" (the paper: only the start), "freeze" (`A`
-    is held) or "project" (`A` trains, but never into the directions that hold `share` of the
-    others' energy or, with `room`, never out of the `room` best directions of the solver);
-    `weights` are the others' weights in `S_other`, equal when None.
+    `solver` names a function of `orthomerge.subspace`, or is "default" for PEFT's own start, which
+    goes with the constraint "penalty"; `options` go to it; `granularity` is the one the statistics
+    must have; `weights` are the others' weights in `S_other`, equal when None. `constraint` is
+
+    - "init": the paper's; only the start is chosen, and training is free;
+    - "freeze": `A` is held;
+    - "project": `A` trains, but never into the directions that hold `share` of the others' energy
+      or, with `room`, never out of the `room` best directions of the solver;
+    - "penalty": `A` and `B` train freely, and the loss is charged `strength` times the energy that
+      the update adds to the others' outputs (`Penalty`). `penalty_moment` puts a control of the
+      same trace in the place of `S_other`: "isotropic" the identity, "pooled" the mean of all
+      tasks with the own one, "random" `S_other` turned to directions drawn at random;
+      `isotropic_share` ρ adds `ρ tr(S_other) / d_in · I`.
 
     Raises:
         UnknownNameError: no such solver.
         SubspaceError: an option the solver does not have.
-        RecipeError: no such constraint, a share outside (0, 1), or a room below 1.
+        RecipeError: no such constraint or control, a number out of its range, or PEFT's own start
+            with the constraint "project".
     """
 
     solver: str = "min_eigen"
@@ -43,6 +58,9 @@ class OsrmConfig:
     constraint: str = "init"
     share: float = SHARE
     room: int | None = None
+    strength: float = STRENGTH
+    penalty_moment: str = PENALTY_MOMENTS[0]
+    isotropic_share: float = 0.0
     seed: int = 0
     weights: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -57,13 +75,36 @@ class OsrmConfig:
         return cls(**(settled | changes))
 
     def __post_init__(self) -> None:
-        get_solver(self.solver).check_options(self.options)
+        if self.solver != PEFT_START:
+            get_solver(self.solver).check_options(self.options)
+        elif self.options:
+            raise SubspaceError(f"the start '{PEFT_START}' has no options: leave them out.")
         if self.constraint not in CONSTRAINTS:
             raise unknown_name("constraint", self.constraint, CONSTRAINTS, error=RecipeError)
+        if self.solver == PEFT_START and self.constraint == "project":
+            raise RecipeError(
+                f"the start '{PEFT_START}' knows no statistics, which 'project' needs: name a "
+                "solver."
+            )
+        check_penalty(self.strength, self.penalty_moment, self.isotropic_share)
         if not 0 < self.share < 1:
             raise RecipeError(f"share {self.share} is not between 0 and 1: {SHARE} is the default.")
         if self.room is not None and self.room < 1:
             raise RecipeError(f"room {self.room} is not a number of directions: 32 is a start.")
+
+
+def check_penalty(strength: float, moment: str, isotropic_share: float) -> None:
+    """Refuse what no penalty is made of.
+
+    Raises:
+        RecipeError: a strength or a share that is no number from 0 up, or no such moment.
+    """
+    if not 0 <= strength < math.inf:
+        raise RecipeError(f"strength {strength} is not a number from 0 up: {STRENGTH:g} is usual.")
+    if moment not in PENALTY_MOMENTS:
+        raise unknown_name("penalty moment", moment, PENALTY_MOMENTS, error=RecipeError)
+    if not 0 <= isotropic_share < math.inf:
+        raise RecipeError(f"isotropic_share {isotropic_share} is not a number from 0 up.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orthomerge.adapters import CONSTRAINTS, FROZEN_B, SHARE, ConvertConfig
+from orthomerge.adapters import (
+    CONSTRAINTS,
+    FROZEN_B,
+    SHARE,
+    STRENGTH,
+    ConvertConfig,
+    check_penalty,
+)
 from orthomerge.errors import MergeError, RecipeError, unknown_name
 from orthomerge.experiment.parts import Part
 from orthomerge.merging import get_method
@@ -53,6 +60,8 @@ class Arm(Part):
     (PEFT's of that name, on which the paper's code starts its baseline) or a solver;
     `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
     gives layers ranks by how many directions have at most that part of the others' mean energy;
+    `strength`, `penalty_moment` and `isotropic_share` are those of the constraint "penalty"
+    (`OsrmConfig`), which goes with every start;
     `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
     whether tasks draw from one seed or each from its own. `rank`, `alpha`, `targets` and `tasks`
     (a list, or how many of the recipe's first ones) override the recipe's. An arm with `convert`
@@ -64,6 +73,9 @@ class Arm(Part):
     constraint: str = "init"
     share: float = Field(default=SHARE, gt=0, lt=1)
     room: int | None = Field(default=None, gt=0)
+    strength: float = Field(default=STRENGTH, ge=0)
+    penalty_moment: str = "others"
+    isotropic_share: float = Field(default=0.0, ge=0)
     quiet: float | None = Field(default=None, gt=0)
     samples: int | None = Field(default=None, gt=0)
     seed_policy: Literal["per_task", "shared"] = "per_task"
@@ -100,6 +112,13 @@ class Arm(Part):
             raise RecipeError(
                 f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
                 "name a solver."
+            )
+        check_penalty(self.strength, self.penalty_moment, self.isotropic_share)
+        told = {"strength", "penalty_moment", "isotropic_share"} & self.model_fields_set
+        if told and self.constraint != "penalty":
+            raise RecipeError(
+                f"'{min(told)}' is for the constraint 'penalty', not '{self.constraint}': name "
+                "that constraint, or leave the key out."
             )
         valid: Mapping[str, Any] = get_solver(self.start).options if self.solver else {}
         for option in self.options:

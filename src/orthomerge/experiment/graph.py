@@ -190,10 +190,16 @@ class _Jobs:
         """What is done for an adapter, and the jobs before it: a training, or a conversion."""
         arm = self._recipe.arms[name]
         if not arm.convert:
-            return "train", (self._start(name, task, seed),)
-        about = (arm.granularity, arm.samples, arm.targets)
-        statistics = [self._stats(t, *about) for t in self._keys.tasks_of(name)]
+            charged = self._own_stats(name) if arm.constraint == "penalty" else []
+            return "train", (self._start(name, task, seed), *charged)
+        statistics = self._own_stats(name)
         return "convert", (self._adapter(arm.convert.source, task, seed, rate), *statistics)
+
+    def _own_stats(self, name: str) -> list[str]:
+        """The statistics of every task that an arm looks at."""
+        arm = self._recipe.arms[name]
+        about = (arm.granularity, arm.samples, arm.targets)
+        return [self._stats(t, *about) for t in self._keys.tasks_of(name)]
 
     def _start(self, name: str, task: str, seed: int) -> str:
         path, arm = self._keys.start_path(name, task, seed), self._recipe.arms[name]

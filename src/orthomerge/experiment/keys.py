@@ -94,6 +94,7 @@ class Keys(Inputs):
         if asked not in self._adapters:
             arm = self.recipe.arms[name]
             training, rate_of = self.settings(task)
+            charged = self._charged(name, task, seed) if arm.constraint == "penalty" else {}
             self._adapters[asked] = fingerprint(
                 {
                     "piece": ["adapter", PIECES],
@@ -105,9 +106,28 @@ class Keys(Inputs):
                     "constraint": arm.constraint,
                     "seed": [seed, task],
                 }
+                | charged
                 | self._words(task)
             )
         return self._adapters[asked]
+
+    def _charged(self, name: str, task: str, seed: int) -> dict[str, Any]:
+        """What the constraint "penalty" adds to what an adapter depends on."""
+        arm = self.recipe.arms[name]
+        about = (arm.granularity, arm.samples, arm.targets)
+        found: dict[str, Any] = {
+            "strength": arm.strength,
+            "others": [self.stats_key(t, *about) for t in self.tasks_of(name) if t != task],
+        }
+        if arm.isotropic_share:
+            found["isotropic_share"] = arm.isotropic_share
+        if arm.penalty_moment != "others":
+            found["moment"] = arm.penalty_moment
+        if arm.penalty_moment == "pooled":
+            found["own"] = self.stats_key(task, *about)
+        if arm.penalty_moment == "random":
+            found["drawn"] = seed if arm.seed_policy == "shared" else [seed, task]
+        return {"penalty": found}
 
     def _converted_key(self, name: str, task: str, seed: int, rate: float) -> str:
         """Hash of all that a converted adapter depends on: the one it was, and how."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from orthomerge.adapters import (
     FROZEN_B,
+    PEFT_START,
     OsrmConfig,
     captured,
     convert_adapters,
@@ -41,7 +42,7 @@ from orthomerge.models.loading import (
     tokenizer_hash,
 )
 from orthomerge.statistics import Statistics, batches, collect_statistics, sample_texts
-from orthomerge.training import TrainingSettings, recover_adapter, train_adapter
+from orthomerge.training import Charged, TrainingSettings, recover_adapter, train_adapter
 from orthomerge.tuning import fisher_on_texts
 
 
@@ -127,8 +128,8 @@ class Pieces:
         arm, shape = self._recipe.arms[name], self._recipe.adapter_of(name)
         if self._is_whole(path, kept_out=arm.constraint == "project"):
             return path
-        draw = derive_seed(seed) if arm.seed_policy == "shared" else derive_seed(seed, task)
-        others, own, config = self._problem(name, task, draw)
+        draw = self._draw(name, task, seed)
+        others, own, config = self._problem(name, task, draw) if arm.solver else ([], None, None)
         ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
         self.reporter.stage(f"start {name} of {task}")
         with self.costs.stage("init"):
@@ -162,19 +163,31 @@ class Pieces:
             save_start(model, path, kept_out, record=record)
         return path
 
+    def _draw(self, name: str, task: str, seed: int) -> int:
+        """What a task's start and its penalty draw under."""
+        shared = self._recipe.arms[name].seed_policy == "shared"
+        return derive_seed(seed) if shared else derive_seed(seed, task)
+
+    def _charged(self, name: str, task: str, seed: int) -> Charged | None:
+        """What the constraint "penalty" charges a training for; None under another constraint."""
+        if self._recipe.arms[name].constraint != "penalty":
+            return None
+        return Charged(*self._problem(name, task, self._draw(name, task, seed)))
+
     def _problem(
         self, name: str, task: str, seed: int
-    ) -> tuple[list[Statistics], Statistics | None, OsrmConfig | None]:
-        """Others' statistics, own ones and how to choose; nothing for PEFT's own starts."""
+    ) -> tuple[list[Statistics], Statistics, OsrmConfig]:
+        """Others' statistics, own ones, how to choose and how to train."""
         arm = self._recipe.arms[name]
-        if arm.solver is None:
-            return [], None, None
         config = OsrmConfig(
-            solver=arm.solver,
+            solver=arm.solver or PEFT_START,
             granularity=arm.granularity,
             constraint=arm.constraint,
             share=arm.share,
             room=arm.room,
+            strength=arm.strength,
+            penalty_moment=arm.penalty_moment,
+            isotropic_share=arm.isotropic_share,
             seed=seed,
             options=arm.options,
         )
@@ -208,6 +221,7 @@ class Pieces:
             return path
         if how:
             return self._converted(name, task, seed, rate, path)
+        charged = self._charged(name, task, seed)
         start, key = self.start(name, task, seed), self.keys.adapter_key(name, task, seed, rate)
         told, rate_of = self.keys.settings(task)
         held = told.pop("seed", seed)
@@ -225,6 +239,7 @@ class Pieces:
                 ),
                 prompt=self.keys.prompts.get(task),
                 constraint=self._recipe.arms[name].constraint,
+                charged=charged,
                 seed=derive_seed(held, task, "training"),
                 output=path,
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},

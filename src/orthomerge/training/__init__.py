@@ -6,14 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthomerge.training.adapter import train_adapter
+    from orthomerge.training.adapter import Charged, train_adapter
     from orthomerge.training.recover import recover_adapter
     from orthomerge.training.settings import Precision, TrainingSettings
 
-__all__ = ["Precision", "TrainingSettings", "recover_adapter", "train_adapter"]
+__all__ = ["Charged", "Precision", "TrainingSettings", "recover_adapter", "train_adapter"]
 
 # Imported when first used: the Trainer takes seconds to import, and its trackers need none of it.
 _HOMES = {
+    "Charged": "adapter",
     "Precision": "settings",
     "TrainingSettings": "settings",
     "recover_adapter": "recover",

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, distributed, nn
 from transformers import (
@@ -19,18 +19,23 @@ from transformers import (
 from orthomerge.adapters import (
     CONSTRAINTS,
     FROZEN_B,
+    OsrmConfig,
+    Penalty,
     Projection,
     freeze_A,
     freeze_B,
     load_trainable,
+    penalty_charges,
     read_kept_out,
+    read_penalty,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.io.files import atomic_path, write_json
 from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.prompting import Wording
+from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
-from orthomerge.training.callbacks import ProjectionCallback
+from orthomerge.training.callbacks import PenaltyCallback, ProjectionCallback, require_whole
 from orthomerge.training.settings import TrainingSettings, trainer_arguments
 from orthomerge.training.tracking import following
 
@@ -43,6 +48,14 @@ class _Progress(TrainerCallback):
         self._report(state.global_step, state.max_steps)
 
 
+class Charged(NamedTuple):
+    """What a penalty is made of where the start does not carry it: see `penalty_charges`."""
+
+    others: Sequence[Statistics | str | Path]
+    own: Statistics | str | Path | None
+    config: OsrmConfig
+
+
 def train_adapter(
     model: Any,
     start: str | Path,
@@ -52,6 +65,7 @@ def train_adapter(
     regression: bool,
     settings: TrainingSettings,
     constraint: str = "init",
+    charged: Charged | None = None,
     fresh_head: bool = True,
     seed: int = 0,
     output: str | Path,
@@ -67,7 +81,9 @@ def train_adapter(
     `model` is the base with the task's head; it is changed in place. With a `prompt` it is a
     language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
     is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
-    keeps it out of the directions that the start carries, "freeze_B" holds B instead. A head that
+    keeps it out of the directions that the start carries, "penalty" charges the update for what
+    it does to the others' outputs (`charged`, or what the start carries), "freeze_B" holds B
+    instead. A head that
     was trained before is no `fresh_head`. In a job of several processes each takes its share of
     every batch, and the first one writes. The order of the rows is drawn under `seed`; batches are
     grouped by length. `record` is kept beside the weights as `training.json`, together with the
@@ -79,15 +95,16 @@ def train_adapter(
         UnknownNameError: no such constraint.
         OrthomergeError: the loss is not finite (the learning rate is too high), or the batch cannot
             be shared among the processes.
-        AdapterError: the constraint "project" and a start that carries no directions, or
-            "freeze_B" and one whose B is zero.
+        AdapterError: the constraint "project" and a start that carries no directions, "penalty"
+            and one that carries no statistics, or "freeze_B" and one whose B is zero.
     """
     if constraint not in (*CONSTRAINTS, FROZEN_B):
         raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
     label = label or Path(output).name
     followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
-    callbacks = _held(peft_model, start, constraint)
+    held = _held(peft_model, start, constraint, charged)
+    callbacks = list(held)
     callbacks += [_Progress(progress)] if progress else []
     if settings.precision == "bf16":
         for parameter in peft_model.parameters():
@@ -115,20 +132,34 @@ def train_adapter(
     if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
             peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
-            write_json(folder / "training.json", {**(record or {}), "losses": losses})
+            write_json(
+                folder / "training.json",
+                {**(record or {}), "losses": losses, **_penalties(held)},
+            )
     if world > 1:
         distributed.barrier()
     return Path(output)
 
 
-def _held(peft_model: Any, start: str | Path, constraint: str) -> list[TrainerCallback]:
-    """Put the constraint on the model; what it needs after every step."""
+def _penalties(held: Sequence[TrainerCallback]) -> dict[str, list[tuple[int, float]]]:
+    """The penalty's values by step, where there is one."""
+    charged = [c for c in held if isinstance(c, PenaltyCallback)]
+    return {"penalties": charged[0].history} if charged else {}
+
+
+def _held(
+    peft_model: Any, start: str | Path, constraint: str, charged: Charged | None
+) -> list[TrainerCallback]:
+    """Put the constraint on the model; what it needs at every step."""
     if constraint == "freeze":
         freeze_A(peft_model)
     elif constraint == FROZEN_B:
         freeze_B(peft_model)
     elif constraint == "project":
         return [ProjectionCallback(Projection(peft_model, read_kept_out(start)))]
+    elif constraint == "penalty":
+        charges = penalty_charges(peft_model, *charged) if charged else read_penalty(start)
+        return [PenaltyCallback(Penalty(peft_model, charges))]
     return []
 
 
@@ -154,14 +185,12 @@ def _run(trainer: Trainer, start: str | Path, constraint: str) -> dict[str, Tens
     """Train; the whole weights where each process holds but a piece of them, else None.
 
     Raises:
-        OrthomergeError: pieces under the constraint "project", or a loss that is not finite.
+        OrthomergeError: pieces under a constraint that looks at A and B, or a loss that is not
+            finite.
     """
     trainer.remove_callback(PrinterCallback)
-    if constraint == "project" and _cuts(trainer):
-        raise OrthomergeError(
-            "FSDP and DeepSpeed cut A into pieces, which the constraint 'project' cannot see "
-            "whole: train with 'freeze' or 'init', or with plain data-parallel processes."
-        )
+    if constraint in ("project", "penalty") and _cuts(trainer):
+        require_whole(constraint)
     mean_loss = trainer.train().training_loss
     # Where weights are cut, all processes have to give their pieces before one can write.
     pieces: Any = trainer.accelerator
