@@ -30,7 +30,7 @@ TIMES = ROOT / "benchmarks" / "results" / "merging-methods.json"
 _INTRO = """# Merging methods
 
 Written by `python -m benchmarks.methods` from the study's rows and the methods' own descriptions.
-How to merge is in [merging.md](merging.md); `orthomerge methods` prints this list.
+How to merge is in [merging.md](merging.md); `orthomerge list methods` prints this list.
 """
 _STUDY = """The study is the recipe `which-method`: the eight offline tasks on MiniLM, adapters of
 rank 8 on query and value. Arms: `default` is PEFT's own start, `osrm` the paper's start with A

@@ -145,4 +145,4 @@ def test_a_missing_folder_or_extra_is_named(root, monkeypatch, tmp_path):
 
 
 def test_help_says_what_it_does():
-    assert "this machine alone" in call("board", "--help")
+    assert "local page" in call("report", "--help")

@@ -67,14 +67,14 @@ def test_the_steps_meet_in_files(files):
 
 
 def test_methods_and_tasks_say_where_they_come_from():
-    methods = json.loads(call("methods", "--json"))
+    methods = json.loads(call("list", "methods", "--json"))
     assert {"linear", "ties", "dare_ties", "svd"} <= {m["name"] for m in methods}
     assert "task_arithmetic" in next(m for m in methods if m["name"] == "linear")["aliases"]
     assert all(m["paper"] and m["summary"] for m in methods)
-    tasks = json.loads(call("tasks", "--json"))
+    tasks = json.loads(call("list", "tasks", "--json"))
     assert len([t for t in tasks if "/" not in t["name"]]) == 8
     assert all(t["licence"] and t["made"] for t in tasks if "/" not in t["name"])
-    assert "ties" in call("methods")
+    assert "ties" in call("list", "methods")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,10 @@ def test_ranks_follow_the_room_and_the_command_says_so(files, tmp_path):
     assert "have fewer than 30 quiet directions" in out
     config = json.loads((tmp_path / "r" / "adapter_config.json").read_text())
     assert config["rank_pattern"]
-    assert {s["name"] for s in json.loads(call("solvers", "--json"))} >= {"min_eigen", "joint"}
+    assert {s["name"] for s in json.loads(call("list", "solvers", "--json"))} >= {
+        "min_eigen",
+        "joint",
+    }
 
 
 def _base(files):

@@ -227,14 +227,14 @@ def test_overwrite_workers_devices_and_typed_options(files, tmp_path):
 
 
 def test_methods_say_what_they_need_and_fit_a_page(monkeypatch):
-    found = {m["name"]: m for m in json.loads(call("methods", "--json"))}
+    found = {m["name"]: m for m in json.loads(call("list", "methods", "--json"))}
     assert found["linear"]["needs"] == []
     assert found["linear"]["per_task"] is False
     assert {m.name: (list(m.needs), m.per_task) for m in list_methods()} == {
         name: (m["needs"], m["per_task"]) for name, m in found.items()
     }
     monkeypatch.setenv("COLUMNS", "100")
-    lines = call("methods").splitlines()
+    lines = call("list", "methods").splitlines()
     assert max(map(len, lines)) <= 100
     for name in found:
         assert any(line.split()[:1] == [name] for line in lines)

@@ -98,7 +98,7 @@ def test_the_board_listens_where_it_is_told(tmp_path, monkeypatch):
 
     given = []
     monkeypatch.setattr(orthomerge.board, "serve", lambda *told: given.extend(told[:2]))
-    call("board", tmp_path, "--port", 9123)
+    call("report", tmp_path, "--serve", "--port", 9123)
     assert given == [tmp_path, 9123]
 
 

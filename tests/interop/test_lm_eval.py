@@ -87,7 +87,7 @@ def test_a_merged_adapter_is_scored_by_the_harness_from_the_command_line(place, 
     """Exported and run as a user does, next to the same rows by our own scoring."""
     data, base = place / "rows.jsonl", place / "base"
     words = ("--template", "{text}\nAnswer:")
-    said = call("tasks", "--export-harness", tmp_path / "tasks", "--task", data, *words,
+    said = call("list", "tasks", "--export-harness", tmp_path / "tasks", "--task", data, *words,
                 "--rows", ROWS, "--json")  # fmt: skip
     (exported,) = json.loads(said)
     assert exported["task"] == "orthomerge_rows"
@@ -108,7 +108,7 @@ def test_a_merged_adapter_is_scored_by_the_harness_from_the_command_line(place, 
 
 
 def test_without_tasks_named_every_offline_classification_is_exported(tmp_path):
-    said = call("tasks", "--export-harness", tmp_path, "--rows", 4)
+    said = call("list", "tasks", "--export-harness", tmp_path, "--rows", 4)
     files = {f.stem for f in tmp_path.glob("*.yaml")}
     assert files == {f"orthomerge_{n}" for n in (
         "acceptability", "excerpt", "role", "sentiment", "subjectivity", "topic")}  # fmt: skip

@@ -149,7 +149,7 @@ def test_a_file_gives_back_what_was_written(file, tmp_path):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        ("absent", ["no Fisher file", "orthomerge fisher"]),
+        ("absent", ["no Fisher file", "orthomerge stats fisher"]),
         ("cut", ["cannot be read", "cut"]),
         ("empty", ["cannot be read"]),
         ("altered", ["is not what was written"]),

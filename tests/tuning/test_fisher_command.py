@@ -1,4 +1,4 @@
-"""`orthomerge fisher` on a tiny adapter: what it writes, and what it refuses."""
+"""`orthomerge stats fisher` on a tiny adapter: what it writes, and what it refuses."""
 
 from __future__ import annotations
 

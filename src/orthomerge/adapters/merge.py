@@ -59,7 +59,7 @@ def merge_adapters(
     Args:
         adapters: PEFT folders, ids of the hub (`org/name`, `org/name@revision`) or adapters read
             before, in the order of `weights`.
-        method: a name of `orthomerge methods`.
+        method: a name of `orthomerge list methods`.
         weights: one an adapter, one for all, or None for 1.0 each.
         layer_weights: other weights for layers that a regular expression finds; the first decides.
         rank: truncate every layer to this rank (best approximation); None keeps what the method

@@ -37,7 +37,7 @@ def matched_statistics(
     if "moments" not in method.needs and not method.open_options:
         raise MergeError(
             f"the method '{method.name}' takes no statistics: leave them out, or choose one that "
-            "needs moments ('orthomerge methods')."
+            "needs moments ('orthomerge list methods')."
         )
     return of_one_model(statistics, adapters, base)
 
@@ -123,7 +123,7 @@ def matched_fisher(
     if "fisher" not in method.needs and not method.open_options:
         raise MergeError(
             f"the method '{method.name}' takes no Fisher information: leave it out, or choose one "
-            "that needs it ('orthomerge methods')."
+            "that needs it ('orthomerge list methods')."
         )
     if len(fisher) != len(adapters):
         raise MergeError(

@@ -8,14 +8,13 @@ from orthomerge.cli import (
     evaluate,
     fisher,
     init,
+    listing,
     merge,
-    methods,
     plan,
     report,
     run,
     stats,
     stats_files,
-    tasks,
     train,
     tune,
     verify,
@@ -23,6 +22,6 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "card", "convert", "diagnose", "evaluate", "fisher", "init", "main", "merge",
-    "methods", "plan", "report", "run", "stats", "stats_files", "tasks", "train", "tune", "verify",
+    "app", "board", "card", "convert", "diagnose", "evaluate", "fisher", "init", "listing",
+    "main", "merge", "plan", "report", "run", "stats", "stats_files", "train", "tune", "verify",
 ]  # fmt: skip

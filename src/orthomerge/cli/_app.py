@@ -15,25 +15,42 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from orthomerge.cli._help import OLD_VERBS, VERBS, arrange
 from orthomerge.errors import OrthomergeError, RecipeError
-
-# The help lists the verbs in the order in which a person meets them.
-_ORDER = (
-    "demo", "run", "plan", "report", "board", "stats", "init", "train", "convert", "merge", "tune",
-    "fisher", "eval", "card", "diagnose", "verify", "methods", "solvers", "tasks",
-)  # fmt: skip
 
 
 class _Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        known: dict[str, int] = {verb: place for place, verb in enumerate(_ORDER)}
+        """The visible verbs in the order in which a person meets them, then the old ones."""
+        known: dict[str, int] = {verb: place for place, verb in enumerate(VERBS)}
         return sorted(super().list_commands(ctx), key=lambda verb: known.get(verb, len(known)))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in OLD_VERBS and not ctx.resilient_parsing:
+            err.print(
+                f"note: 'orthomerge {name}' is now 'orthomerge {OLD_VERBS[name]}'; the old name "
+                "goes in the next release.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        return name, command, rest
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            arrange(cmd_name, command)
+            for name, inner in getattr(command, "commands", {}).items():
+                arrange(f"{cmd_name} {name}", inner)
+        return command
 
 
 app = typer.Typer(
     name="orthomerge",
     cls=_Verbs,
-    help="Make LoRA adapters mergeable: orthogonal starts before training, exact merging after.",
+    help="Make LoRA adapters mergeable: orthogonal initialization before training, exact merging "
+    "after it.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -8,7 +8,7 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TaskName = Annotated[
-    str, typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file.")
+    str, typer.Option(help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file.")
 ]
 Count = Annotated[int, typer.Option(min=1)]
 """A number of which there is at least one, whose name says it all."""

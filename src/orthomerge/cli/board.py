@@ -10,17 +10,19 @@ import typer
 from orthomerge.cli._app import app, out
 
 
-@app.command()
+@app.command(hidden=True)
 def board(
     folder: Annotated[Path, typer.Argument(help="The folder that your runs lie in.")] = Path(
         "runs"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on this machine.")] = 8765,
 ) -> None:
-    """List all runs on a local page: follow them, open their reports, compare them.
+    """The same as 'orthomerge report FOLDER --serve'."""
+    serve_runs(folder, port)
 
-    Read-only, and for this machine alone. Example: [bold]orthomerge board runs/ --port 8765[/]
-    """
+
+def serve_runs(folder: Path, port: int) -> None:
+    """Serve the page that follows all runs of a folder, until it is stopped."""
     from orthomerge.board import serve
 
     def ready(address: str) -> None:

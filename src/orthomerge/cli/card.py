@@ -11,7 +11,7 @@ from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._options import Json
 
 
-@app.command()
+@app.command(hidden=True)
 def card(
     folder: Annotated[Path, typer.Argument(help="A folder that 'orthomerge merge' wrote.")],
     results: Annotated[

@@ -61,7 +61,8 @@ def convert(
         typer.Option(min=1, help="project: instead, A within the solver's ROOM best rows."),
     ] = None,
     solver: Annotated[
-        str, typer.Option(help="start, and project with --room: a name of 'orthomerge solvers'.")
+        str,
+        typer.Option(help="start, and project with --room: a name of 'orthomerge list solvers'."),
     ] = "min_eigen",
     option: SolverOptions = None,
     recover: Annotated[

@@ -28,13 +28,13 @@ def evaluate(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, merged or not.")],
     task: Annotated[
         str | None,
-        typer.Option(help="A task of 'orthomerge tasks', or a CSV, JSONL or Parquet file."),
+        typer.Option(help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file."),
     ] = None,
     harness: Annotated[
         str | None,
         typer.Option(
             help="Instead of --task: tasks of lm-evaluation-harness with commas between them, or "
-            "YAML files and folders of them ('orthomerge tasks --export-harness')."
+            "YAML files and folders of them ('orthomerge list tasks --export-harness')."
         ),
     ] = None,
     head: Annotated[

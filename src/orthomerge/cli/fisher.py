@@ -1,4 +1,4 @@
-"""`orthomerge fisher`: an adapter's Fisher information as a file."""
+"""`orthomerge stats fisher`: an adapter's Fisher information as a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
 from orthomerge.cli._options import Count, Json, MaxLength, TaskName
 from orthomerge.cli._progress import Quiet, adding, work_bar
+from orthomerge.cli.stats import stats
 from orthomerge.io.units import human_size
 
 
-@app.command()
+@app.command("fisher", hidden=True)
+@stats.command("fisher")
 def fisher(
     adapter: Annotated[Path, typer.Argument(help="A PEFT folder; a classifier's with its head.")],
     task: TaskName,
@@ -31,9 +33,10 @@ def fisher(
 ) -> None:
     """How much each weight matters to an adapter's answers, for the merging method 'fisher'.
 
-    Example: [bold]orthomerge fisher mine/ --task sentiment --output mine.fisher.safetensors[/]
+    Example: [bold]orthomerge stats fisher mine/ --task sentiment --output
+    mine.fisher.safetensors[/]
 
-    In words: [bold]orthomerge fisher mine/ --form text --task sentiment --output
+    In words: [bold]orthomerge stats fisher mine/ --form text --task sentiment --output
     mine.fisher.safetensors[/]
     """
     from orthomerge.fisher import save_fisher

@@ -1,4 +1,4 @@
-"""`orthomerge init` and `orthomerge solvers`."""
+"""`orthomerge init`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def init(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="How A is chosen: a name of 'orthomerge solvers'; default contrastive with --own, "
-            "min_eigen without."
+            help="How A is chosen: a name of 'orthomerge list solvers'; default contrastive with "
+            "--own, min_eigen without."
         ),
     ] = None,
     option: SolverOptions = None,
@@ -241,31 +241,3 @@ def _summary(output: Path, solver: str, rank: int, chosen: Mapping[str, Subspace
         mine = sum(s.captured_own or 0.0 for s in own) / sum(s.total_own or 0.0 for s in own)
         text += f", and {mine:.1e} of its own task's"
     return text + "."
-
-
-@app.command()
-def solvers(
-    json: Json = False,
-) -> None:
-    """The ways to choose where an adapter starts, with their options."""
-    from rich.table import Table
-
-    from orthomerge.subspace import list_solvers
-
-    found = list_solvers()
-    if json:
-        print_json(
-            [
-                {"name": s.name, "title": s.title, "paper": s.paper, "needs_own": s.needs_own,
-                 "joint": s.joint, "options": dict(s.options)}
-                for s in found
-            ]
-        )  # fmt: skip
-        return
-    table = Table(title="solvers")
-    for column in ("solver", "what it chooses", "options", "source"):
-        table.add_column(column, overflow="fold")
-    for s in found:
-        options = ", ".join(f"{k}={v}" for k, v in s.options.items())
-        table.add_row(f"[bold]{s.name}[/]", s.title, options, s.paper)
-    out.print(table)

@@ -25,7 +25,7 @@ def merge(
         typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="A name of 'orthomerge methods'; default linear.")
+        str | None, typer.Option(help="A name of 'orthomerge list methods'; default linear.")
     ] = None,
     mergekit: Annotated[
         Path | None,

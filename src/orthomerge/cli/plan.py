@@ -12,7 +12,7 @@ from orthomerge.cli._options import Json
 from orthomerge.io.units import human_size
 
 
-@app.command()
+@app.command(hidden=True)
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or one that comes along.")],
     gpus: Annotated[int, typer.Option(min=1, help="Workers side by side, one GPU each.")] = 1,

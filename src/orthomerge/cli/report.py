@@ -9,6 +9,7 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._options import Json
+from orthomerge.cli.board import serve_runs
 
 
 @app.command()
@@ -36,17 +37,33 @@ def report(
             help="The page of a comparison; default compare-A-B.html beside the first folder.",
         ),
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve", help="Serve a local page that lists and follows all runs of the folder."
+        ),
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="With --serve: the port on this machine.")
+    ] = 8765,
 ) -> None:
-    """Rebuild a run's page from its result rows alone, or set several runs side by side.
+    """Build a run's page from its result rows alone, compare runs, or follow them (--serve).
 
     Examples: [bold]orthomerge report runs/demo[/]
 
     [bold]orthomerge report runs/before runs/after[/]
 
     [bold]orthomerge report results/which-method --by-method --markdown[/]
+
+    [bold]orthomerge report runs/ --serve[/]
     """
     from orthomerge.errors import RecipeError
 
+    if serve:
+        if len(folders) > 1 or by_method or markdown or output:
+            raise RecipeError("--serve shows the runs of one folder: leave the other options out.")
+        serve_runs(folders[0], port)
+        return
     if len(folders) > 1:
         if by_method or markdown:
             raise RecipeError("--by-method and --markdown are for one run: name one folder.")

@@ -84,7 +84,10 @@ def run(
 
 @app.command()
 def demo(output: Output = None, json: AsJson = False, quiet: Quiet = False) -> None:
-    """Four real tasks, three starts, one merged adapter each: the main job in a few minutes."""
+    """Train and merge adapters of four real tasks in a few minutes, and show what merging cost.
+
+    Example: [bold]orthomerge demo --output runs/demo[/]
+    """
     _run("demo.yaml", output, {}, json=json)
 
 

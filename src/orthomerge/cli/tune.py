@@ -36,7 +36,7 @@ def tune(
             "their texts, by gradient: AdaMerging)."
         ),
     ] = "validation",
-    method: Annotated[str, typer.Option(help="A name of 'orthomerge methods'.")] = "linear",
+    method: Annotated[str, typer.Option(help="A name of 'orthomerge list methods'.")] = "linear",
     option: MethodOptions = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the merge.")] = None,
     stats: Annotated[

@@ -16,7 +16,7 @@ from orthomerge.io.sealed import SealedKind, digest
 FORMAT = 1
 SUFFIX = ".fisher.safetensors"
 ENTRY = "orthomerge-fisher"
-_FILE = SealedKind(ENTRY, FORMAT, "Fisher file", "Fisher information", "orthomerge fisher")
+_FILE = SealedKind(ENTRY, FORMAT, "Fisher file", "Fisher information", "orthomerge stats fisher")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_fisher(
     """The Fisher information in a file, layer by layer when asked for.
 
     Args:
-        path: a file of `save_fisher` or `orthomerge fisher`.
+        path: a file of `save_fisher` or `orthomerge stats fisher`.
         adapter_sha256: the adapter it must be of, by the SHA-256 of its weights file.
         model_sha256: the base model it must be of.
 

@@ -1,0 +1,66 @@
+"""What `--help` shows first: the verbs in order, each verb's example, and its usual options."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+VERBS = (
+    "demo", "run", "stats", "init", "train", "merge", "distill", "tune", "eval", "diagnose",
+    "convert", "report", "verify", "list",
+)  # fmt: skip
+"""The verbs of the main help, in the order in which a person meets them."""
+
+OLD_VERBS = {
+    "methods": "list methods",
+    "solvers": "list solvers",
+    "tasks": "list tasks",
+    "plan": "run RECIPE --dry-run",
+    "fisher": "stats fisher",
+    "board": "report FOLDER --serve",
+    "card": "eval --card",
+}
+"""Verbs of version 0.1, hidden for one release, each with the words that replace it."""
+
+USUAL = {
+    "run": "--output --base --set --dry-run --jobs --executor --json --quiet",
+    "stats collect": "--data --output --targets --samples --granularity --representation "
+    "--max-length --form --json --quiet",
+    "init": "--others --own --output --rank --alpha --solver --constraint --strength --paper "
+    "--labels --json",
+    "train": "--task --output --epochs --learning-rate --batch-size --max-length --constraint "
+    "--seed --overwrite --json",
+    "merge": "--output --method --weights --option --rank --base --save-as --heads --overwrite "
+    "--json",
+    "distill": "--data --output --from --method --weights --rank --steps --learning-rate "
+    "--samples --json",
+    "tune": "--task --output --objective --method --option --trials --rows --base --overwrite "
+    "--json",
+    "eval": "--task --head --base --rows --test-file --form --max-length --harness --card --json",
+    "diagnose": "--stats --method --weights --option --json --quiet",
+    "convert": "--output --stats --others --subspace --refit --base --overwrite --json",
+    "stats fisher": "--task --output --samples --base --max-length --form --json --quiet",
+}
+"""The options that most calls need, by verb; `--help` lists the others under "More"."""
+
+_EXAMPLE = re.compile(r"Examples?:|\[bold\]orthomerge ")
+
+
+def arrange(name: str, command: Any) -> None:
+    """Put a verb's example right after its first sentence, and rare options under "More"."""
+    if command.help:
+        command.help = _example_first(command.help)
+    if name not in USUAL:
+        return
+    usual = {*USUAL[name].split(), "--help"}
+    for parameter in command.params:
+        if parameter.opts[0].startswith("-") and not usual & set(parameter.opts):
+            parameter.rich_help_panel = "More"
+
+
+def _example_first(text: str) -> str:
+    """The paragraphs of a help text: the first, then the examples, then what else there is."""
+    first, *rest = re.split(r"\n\s*\n", text.strip())
+    examples = [part for part in rest if _EXAMPLE.search(part)]
+    others = [part for part in rest if not _EXAMPLE.search(part)]
+    return "\n\n".join([first, *examples, *others])
