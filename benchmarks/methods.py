@@ -321,6 +321,8 @@ def _section(method: MergeMethod, row: Mapping[str, float] | None) -> str:
         f"- Needs: {' and '.join(_NEEDS[n] for n in method.needs) or 'the adapters alone'}"
     )
     lines.append(f"- Gives: {_gives(method)}")
+    if method.by_factors:
+        lines.append("- Depends on how an update is split between A and B, not on its value alone")
     if method.random:
         lines.append("- Can draw at random: `--seed` decides")
     elif not method.symmetric:

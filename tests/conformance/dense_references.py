@@ -121,16 +121,20 @@ def ref_knots(deltas, weights, ranks, density):
     return U[:, :k] @ ref_elect([ref_trim(b, density) for b in blocks], weights)
 
 
+def core_bases(adapters, layer):
+    B = torch.cat([a[layer].scaling * a[layer].B for a in adapters], 1)
+    A = torch.cat([a[layer].A for a in adapters], 0)
+    return torch.linalg.svd(B, full_matrices=False)[0], torch.linalg.svd(A, full_matrices=False)[2]
+
+
 def ref_core(adapters, layer, weights, density):
-    U, _, _ = torch.linalg.svd(torch.cat([a[layer].B for a in adapters], 1), full_matrices=False)
-    _, _, Vh = torch.linalg.svd(torch.cat([a[layer].A for a in adapters], 0), full_matrices=False)
+    U, Vh = core_bases(adapters, layer)
     core = [U.T @ d @ Vh.T for d in dense(adapters, layer)]
     return U @ ref_elect([ref_trim(m, density) for m in core], weights) @ Vh
 
 
 def ref_core_sce(adapters, layer, weights, density):
-    U, _, _ = torch.linalg.svd(torch.cat([a[layer].B for a in adapters], 1), full_matrices=False)
-    _, _, Vh = torch.linalg.svd(torch.cat([a[layer].A for a in adapters], 0), full_matrices=False)
+    U, Vh = core_bases(adapters, layer)
     core = [ref_trim(U.T @ d @ Vh.T, density) for d in dense(adapters, layer)]
     return U @ ref_sce(core, weights) @ Vh
 
@@ -194,18 +198,23 @@ def ref_pico(adapters, layer, deltas, weights, merge_calibrated):
     return wanted / merged.norm() * merged
 
 
-def ref_robust(adapters, layer, weights, density):
-    A = [a[layer].A.double() for a in adapters]
-    B = [a[layer].B.double() for a in adapters]
-    kept = [ref_trim(a, density) for a in A]
-    S = [a.abs().sum(1) / k.abs().sum(1) for a, k in zip(A, kept, strict=True)]
-    S = [torch.where(s.isfinite(), s, 0.0) for s in S]
-    total = torch.where(sum(S) > 0, sum(S), 1.0)
-    left = sum(
-        w * a[layer].scaling * ref_trim(b, density) @ torch.diag(s / total)
-        for a, b, s, w in zip(adapters, B, S, weights, strict=True)
-    )
-    return 2.0 * left @ sum(kept)
+def ref_robust(adapters, layer, weights, density, lambda_=2.0, att_ratio=0.2):
+    """The authors' script: kth value as threshold, scales clamped from below, λ on A and on B."""
+
+    def kept(matrix):
+        kth = matrix.abs().flatten().kthvalue(int(matrix.numel() * (1 - density))).values
+        return torch.where(matrix.abs() >= kth, matrix, 0.0)
+
+    left, right, scales = [], [], []
+    for a, w in zip(adapters, weights, strict=True):
+        A, B = a[layer].A.double(), w * a[layer].scaling * a[layer].B.double()
+        scale = A.abs().sum(1) / kept(A).abs().sum(1)
+        scale = torch.where(scale.isfinite(), scale, 0.0)
+        scales.append(scale.clamp(min=scale.sort().values[int(len(scale) * (1 - att_ratio))]))
+        left.append(kept(B))
+        right.append(kept(A))
+    top = sum(b @ torch.diag(s) for b, s in zip(left, scales, strict=True))
+    return (lambda_ * top / sum(scales)) @ (lambda_ * sum(right))
 
 
 def ref_gram(layer, number, alpha, ridge):

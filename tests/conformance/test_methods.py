@@ -177,6 +177,74 @@ def test_the_device_is_kept_and_the_draws_with_it(method):
         assert close(there.dense(layer).cpu(), here.dense(layer))
 
 
+def written_otherwise(how):
+    """Adapters whose updates are the same and whose factors are not."""
+
+    def folded(f, number):  # the scaling a part of B
+        return LoraFactors(f.A, f.scaling * f.B)
+
+    def halved(f, number):
+        return LoraFactors(f.A, 2.0**number * f.B, f.scaling / 2.0**number)
+
+    def negative(f, number):
+        return LoraFactors(f.A, -f.B, -f.scaling)
+
+    def balanced(f, number):
+        c = (0.3, 2.0, 5.0)[number]
+        return LoraFactors(c * f.A, f.B / c, f.scaling)
+
+    def mixed_rows(f, number):
+        g = torch.Generator().manual_seed(number)
+        M = torch.randn(f.rank, f.rank, generator=g, dtype=f.A.dtype)
+        return LoraFactors(M @ f.A, f.B @ torch.linalg.inv(M), f.scaling)
+
+    form = locals()[how]
+    return lambda adapters: [
+        {name: form(f, number) for name, f in a.items()} for number, a in enumerate(adapters)
+    ]
+
+
+def apart(one, other, task):
+    return max(
+        float((dense_of(one.of(task)[n]) - dense_of(other.of(task)[n])).norm()) for n in SHAPES
+    )
+
+
+@every
+@pytest.mark.parametrize("how", ["folded", "halved", "negative", "balanced", "mixed_rows"])
+def test_the_same_updates_in_other_factors_give_the_same(method, how):
+    """Where the scaling stands never matters; how an update is split does where it is declared."""
+    if method.by_factors and how in ("balanced", "mixed_rows"):
+        pytest.skip("declared to depend on A and B themselves")
+    adapters = three(method)
+    for options in ({}, DRAWS.get(method.name, {})):
+        was = merge(method, adapters, **options)
+        now = merge(method, written_otherwise(how)(adapters), **options)
+        for task in range(len(adapters)):
+            assert apart(was, now, task) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in list_methods() if m.by_factors], ids=lambda m: m.name
+)
+def test_a_method_declared_to_depend_on_the_factors_does(method):
+    adapters = three(method)
+    options = {"inner": "ties"} if method.open_options else {}
+    others = written_otherwise("mixed_rows")(adapters)
+    was, now = (merge(method, a, **options) for a in (adapters, others))
+    assert apart(was, now, 0) > 1e-3
+
+
+@pytest.mark.parametrize("how", ["balanced", "mixed_rows"])
+def test_the_core_space_of_an_inner_method_without_a_basis_does_not_depend_on_them(how):
+    method = next(m for m in list_methods() if m.name == "core_space")
+    adapters = three(method)
+    for inner in ("linear", "tsv_m", "iso_c"):
+        was = merge(method, adapters, inner=inner)
+        now = merge(method, written_otherwise(how)(adapters), inner=inner)
+        assert apart(was, now, 0) < 1e-9
+
+
 @every
 def test_a_missing_layer_is_a_zero_update(method):
     adapters = three(method)
@@ -319,6 +387,10 @@ REFERENCES = {
         ),
     ),
     "robust_merge": ({"density": 0.5}, lambda a, n, d, w, r: ref_robust(a, n, w, 0.5)),
+    "robust_merge equations": (
+        {"density": 0.5, "lambda_": 2**0.5, "att_ratio": 1.0},
+        lambda a, n, d, w, r: ref_robust(a, n, w, 0.5, 2**0.5, 1.0),
+    ),
     "lora_lego": ({"clusters": 99}, lambda a, n, d, w, r: ref_sum(d, w)),
     "wudi": ({}, lambda a, n, d, w, r: ref_wudi(d, w, 1e-2)),
     "regmean": ({}, lambda a, n, d, w, r: ref_regmean(n, d, w, 0.9, 1e-6)),

@@ -170,7 +170,8 @@ def test_adapters_that_are_the_same_and_layers_that_are_nothing(method, count):
     copies = [one] * (2 if method.name in PAIR else count)
     found = merge(method, copies).dense("q")
     assert bool(found.isfinite().all())
-    assert float(found.norm()) <= 2 * count * float(one.delta().norm())
+    doubled = 4 if method.name == "robust_merge" else 2  # its script has 2 on A and 2 on B
+    assert float(found.norm()) <= doubled * count * float(one.delta().norm())
     nothing = [LoraFactors(a.A, torch.zeros_like(a.B), 1.0) for a in copies]
     assert not merge(method, nothing).dense("q").any()
 

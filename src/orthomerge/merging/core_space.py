@@ -21,6 +21,7 @@ from orthomerge.merging.registry import register
     paper="Panariello et al. 2025, Accurate and efficient low-rank model merging in core space",
     url="https://arxiv.org/abs/2509.17786",
     low_rank=True,
+    by_factors=True,
     symmetric=False,
 )
 def core_space(
@@ -33,10 +34,12 @@ def core_space(
 ) -> LoraFactors:
     """`U inner(M_1, ..., M_N) Vᵀ` with `M_i = Uᵀ ΔW_i V`, of size at most R = Σ r_i.
 
-    U holds the left singular vectors of the stacked `[B_1 ... B_N]`, V the right ones of the
-    stacked A_i; they span every update, so `ΔW_i = U M_i Vᵀ` exactly and only the method `inner`,
-    which gets all further options, changes anything. O((d_in + d_out) R²) and the cost of `inner`
-    on N matrices of size R.
+    U holds the left singular vectors of the stacked `[s_1 B_1 ... s_N B_N]`, V the right ones of
+    the stacked A_i; they span every update, so `ΔW_i = U M_i Vᵀ` exactly and only the method
+    `inner`, which gets all further options, changes anything. The bases are those of the factors as
+    they are: an `inner` that works entry by entry, as TIES, gives another result where an update is
+    split otherwise between A and B. O((d_in + d_out) R²) and the cost of `inner` on N matrices of
+    size R.
 
     Raises:
         UnknownNameError: no method `inner`.

@@ -23,6 +23,7 @@ from orthomerge.merging.registry import register
     url="https://arxiv.org/abs/2409.16167",
     symmetric=False,
     low_rank=True,
+    by_factors=True,
 )
 def lora_lego(
     factors: Sequence[LoraFactors],

@@ -70,9 +70,11 @@ class MergeMethod:
     given beside the adapters: "moments" (each adapter's statistics), "fisher" (each adapter's
     diagonal Fisher information). `aliases` are other names of the same method; found by one of
     them, `name`, `title`, `paper` and `url` are the alias's and `alias_of` is the method's own
-    name. `symmetric`: the order of the adapters (each with its weight) does
-    not matter. `random`: it draws from the generator it is given. `low_rank`: with default options
-    the result is a `LoraFactors`. `per_task`: it returns an update for every task.
+    name. `symmetric`: the order of the adapters (each with its weight) does not matter. `random`:
+    it draws from the generator it is given. `low_rank`: with default options the result is a
+    `LoraFactors`. `per_task`: it returns an update for every task. `by_factors`: the result depends
+    on how an update is split between A and B, not on the product `s B A` alone; where the scaling
+    `s` stands never matters.
     """
 
     name: str
@@ -86,6 +88,7 @@ class MergeMethod:
     random: bool = False
     low_rank: bool = False
     per_task: bool = False
+    by_factors: bool = False
     needs: tuple[str, ...] = ()
     open_options: bool = False
     aliases: tuple[str, ...] = ()
@@ -106,6 +109,7 @@ def register(
     symmetric: bool = True,
     low_rank: bool = False,
     per_task: bool = False,
+    by_factors: bool = False,
     aliases: Sequence[Alias] = (),
 ) -> Callable[[_F], _F]:
     """Make a function a merge method under `name`; its keyword-only parameters are its options.
@@ -142,6 +146,7 @@ def register(
             random="generator" in asked,
             low_rank=low_rank,
             per_task=per_task,
+            by_factors=by_factors,
             needs=tuple(what for what in ("moments", "fisher") if what in asked),
             open_options=any(p.kind is p.VAR_KEYWORD for p in parameters),
             aliases=tuple(alias.name for alias in aliases),

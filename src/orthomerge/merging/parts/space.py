@@ -124,8 +124,12 @@ def knots_coordinates(
 def core_bases(
     factors: Sequence[LoraFactors],
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in l"]]:
-    """U and V: the singular vectors of the stacked B_i and of the stacked A_i, in float64."""
-    U = column_basis(torch.cat([f.B for f in factors], dim=1))
+    """U and V: the singular vectors of the stacked `s_i B_i` and of the stacked A_i, in float64.
+
+    They depend on how an update is split between A and B, but not on where its scaling stands: as
+    in the authors' code it is a part of B.
+    """
+    U = column_basis(torch.cat([f.scaling * f.B for f in factors], dim=1))
     V = column_basis(torch.cat([f.A for f in factors], dim=0).T)
     return U, V
 

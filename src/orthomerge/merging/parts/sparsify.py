@@ -21,7 +21,13 @@ def trim(
     """
     if density >= 1:
         return update if out is None else out.copy_(update)
-    count = int(density * update.numel())
+    return keep_largest(update, int(density * update.numel()), out)
+
+
+def keep_largest(
+    update: Float[Tensor, " ..."], count: int, out: Float[Tensor, " ..."] | None = None
+) -> Float[Tensor, " ..."]:
+    """`trim` to a number of entries, fewer than there are."""
     below = _just_below(update, count)
     if below is not None:  # one pass, and nothing of the update's size beside it
         return torch.hardshrink(update, below, out=out)
