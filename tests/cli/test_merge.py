@@ -110,7 +110,7 @@ BAD = [
     pytest.param("a b --weights 1,x", ["weights '1,x'"], id="weights words"),
     pytest.param("a b -m ties -o densty=1", ["'densty'", "did you mean 'density'"], id="option"),
     pytest.param("a b -m ties -o density", ["key=value"], id="option without a value"),
-    pytest.param("a b -o rank=3", ["'rank'", "the command itself"], id="option of the command"),
+    pytest.param("a b -o rank=3", ["'rank'", "the merge itself"], id="option of the command"),
     pytest.param("a b -m tie", ["did you mean 'ties'"], id="method"),
     pytest.param("a cut", ["cut", "copy it again"], id="truncated file"),
     pytest.param("a pickled", ["pickled", "never read", "save_pretrained"], id="pickled"),

@@ -84,8 +84,9 @@ def test_a_file_is_read_and_merged(
     path = write(place, method, given, base=str(tiny_base), **dict(more))
     plan = read_mergekit(path)
     assert plan.adapters == [str(place / "a"), str(place / "b")]
-    assert (plan.method, plan.base, plan.options) == (ours, str(tiny_base), options)
-    assert plan.weights == pytest.approx(weights)
+    assert (plan.config.method, plan.config.base) == (ours, str(tiny_base))
+    assert plan.config.options == options
+    assert plan.config.weights == pytest.approx(weights)
     said = json.loads(
         call("merge", "--mergekit", path, "--seed", 3, "--output", tmp_path / "m", "--json")
         .partition("{")[2]
@@ -114,7 +115,7 @@ def test_slerp_starts_at_the_base_model_and_says_what_differs(place):
     path.write_text(yaml.safe_dump(values))
     plan = read_mergekit(path)
     assert plan.adapters == [str(place / "b"), str(place / "a")]
-    assert plan.weights == [0.75, 0.25]
+    assert plan.config.weights == (0.75, 0.25)
     assert "between the whole weights" in plan.notes[0]
 
 
@@ -138,8 +139,8 @@ def test_adapters_without_a_base_and_a_base_among_the_models(place):
     path.write_text(yaml.safe_dump(values))
     plan = read_mergekit(path)
     assert plan.adapters == [str(place / "a"), str(place / "b")]
-    assert plan.weights == [0.25, 0.5]  # the base weighs a quarter
-    assert plan.base == "org/base"
+    assert plan.config.weights == (0.25, 0.5)  # the base weighs a quarter
+    assert plan.config.base == "org/base"
 
 
 REFUSED = [

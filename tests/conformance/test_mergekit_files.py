@@ -98,9 +98,7 @@ def merged(tmp_path_factory):
 def test_one_file_makes_one_model(merged, name):
     plan = read_mergekit(merged / f"{name}.yaml")
     assert [n for n in plan.notes if "float64" not in n and "dtype" not in n] == []
-    ours = merge_adapters(
-        plan.adapters, method=plan.method, weights=plan.weights, base=plan.base, **plan.options
-    )
+    ours = merge_adapters(plan.adapters, plan.config)
     theirs = difference(weights(merged / "out" / name), weights(merged / "base"))
     assert len(ours.layers) == 21
     for layer in ours.layers:

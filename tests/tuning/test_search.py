@@ -20,7 +20,7 @@ from small_adapters import make_adapter
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.evaluation.classification import Evaluator, score
-from orthomerge.merging import merge_layers
+from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.models.loading import load_tokenizer
 from orthomerge.statistics import collect_statistics
 from orthomerge.tasks import get_task
@@ -122,7 +122,7 @@ def test_weights_by_group_of_layers_are_layer_weights(files, tmp_path):
     other = search_weights(
         inputs_of(files),
         tmp_path / "ties",
-        method=Method("ties", {"density": 0.5}),
+        method=Method(MergeConfig("ties", options={"density": 0.5})),
         settings=SearchSettings(trials=2),
     )
     assert other.weights in ([1.0, 1.0], [0.5, 0.5])

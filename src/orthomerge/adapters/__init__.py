@@ -65,7 +65,7 @@ from orthomerge.adapters.penalty import (
 from orthomerge.adapters.provenance import record_of, seal_again
 from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
-from orthomerge.adapters.statistics import matched_fisher, matched_statistics, of_one_model
+from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
 from orthomerge.adapters.verify import Check, verify
 from orthomerge.adapters.write import as_factors
 
@@ -92,6 +92,7 @@ __all__ = [
     "Converted",
     "Directions",
     "Figure",
+    "Needed",
     "OsrmConfig",
     "Penalty",
     "Projection",
@@ -111,8 +112,6 @@ __all__ = [
     "licence_remarks",
     "load_trainable",
     "lora_layers",
-    "matched_fisher",
-    "matched_statistics",
     "merge_adapters",
     "merge_to_model",
     "new_lora",
@@ -124,6 +123,7 @@ __all__ = [
     "read_figures",
     "read_head",
     "read_kept_out",
+    "read_needed",
     "read_penalty",
     "record_of",
     "require_form",

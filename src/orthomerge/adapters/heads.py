@@ -9,20 +9,19 @@ from torch import Tensor
 
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.tensors import shapes_of
-from orthomerge.errors import AdapterError, unknown_name
+from orthomerge.errors import AdapterError
+from orthomerge.merging import HEADS
 
-POLICIES = ("keep", "average", "refuse")
+POLICIES = HEADS
 
 
 def check_heads(adapters: Sequence[Adapter], policy: str) -> None:
     """Refuse heads that cannot be treated as the user asks, before any work.
 
     Raises:
-        AdapterError: no such policy, heads though they are refused, or heads of different shapes
-            that should be averaged.
+        AdapterError: heads though they are refused, or heads of different shapes that should be
+            averaged.
     """
-    if policy not in POLICIES:
-        raise unknown_name("treatment of heads", policy, POLICIES, error=AdapterError)
     if policy == "refuse":
         for adapter in adapters:
             if adapter.modules:

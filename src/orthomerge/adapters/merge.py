@@ -15,35 +15,38 @@ from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
 from orthomerge.adapters.provenance import sources_of
-from orthomerge.adapters.statistics import matched_fisher, matched_statistics
+from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import (
+    LayerWeights,
+    MergeConfig,
     MergedUpdate,
     Update,
+    Weights,
     get_method,
     iter_merge,
     merge_layers,
     plan_merge,
 )
 from orthomerge.merging.merged import MergedLayer
-from orthomerge.merging.plan import LayerWeights
 from orthomerge.statistics import Statistics
 
 
 def merge_adapters(
     adapters: Sequence[str | Path | Adapter],
+    config: MergeConfig | None = None,
     *,
-    method: str = "linear",
-    weights: Sequence[float] | float | None = None,
+    method: str | None = None,
+    weights: Weights | None = None,
     layer_weights: LayerWeights | None = None,
-    rank: int | None = None,
-    seed: int = 0,
+    rank: int | str | None = None,
+    seed: int | None = None,
+    heads: str | None = None,
+    base: str | None = None,
     statistics: Sequence[str | Path | Statistics] | None = None,
     fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
-    base: str | None = None,
-    heads: str = "keep",
     output: str | Path | None = None,
     overwrite: bool = False,
     workers: int = 1,
@@ -53,31 +56,26 @@ def merge_adapters(
 ) -> MergedUpdate:
     """Merge LoRA adapters of one base model, straight from their factors, a layer at a time.
 
+    `merge_adapters(["a/", "b/"], method="ties", weights=0.5, density=0.2, output="merged/")`.
     A layer that an adapter lacks counts as zero. Biases of `lora_bias` are summed with the weights
     whatever the method is, since methods are about `ΔW`; they are written, not returned.
 
     Args:
         adapters: PEFT folders, ids of the hub (`org/name`, `org/name@revision`) or adapters read
             before, in the order of `weights`.
-        method: a name of `orthomerge list methods`.
-        weights: one an adapter, one for all, or None for 1.0 each.
-        layer_weights: other weights for layers that a regular expression finds; the first decides.
-        rank: truncate every layer to this rank (best approximation); None keeps what the method
-            gives.
-        seed: for methods that draw.
+        config: what is asked of the merge, where it was put together before. `method` (linear by
+            default), `weights`, `layer_weights`, `rank`, `seed`, `heads`, `base` and the method's
+            options (`density=0.2`) say the same in place of it, or change it; `MergeConfig` says
+            what each means.
         statistics: each adapter's statistics or file of them, for methods that need moments.
         fisher: each adapter's Fisher information or file of it, for methods that need it.
-        base: the base model's folder or id, for DoRA and where adapters call it by several names.
-        heads: what becomes of task heads and other `modules_to_save`: "keep" them a task under
-            `heads/`, "average" them into the adapter (the plain mean), or "refuse".
         output: write the merged adapter to this folder, and each task's own under `tasks/` where
             the method leaves such. The folder appears whole or not at all, and what is returned
             reads it a layer at a time.
         overwrite: replace an output folder that is not empty.
-        workers: layers merged side by side.
-        devices: devices that take layers side by side.
+        workers: number of layers merged in parallel.
+        devices: devices that take layers in parallel.
         progress: called with the number of layers done and their total.
-        options: of the method, as `density=0.2`.
 
     Raises:
         AdapterError: fewer than one adapter, different base models or shapes, unreadable folders,
@@ -85,61 +83,55 @@ def merge_adapters(
         MergeError: weights, shapes, options or statistics that do not fit.
         UnknownNameError: no such method.
     """
+    config = MergeConfig.of(
+        config, method=method, weights=weights, layer_weights=layer_weights, rank=rank, seed=seed,
+        heads=heads, base=base, **options,
+    )  # fmt: skip
     if output is not None:
         require_free(output, overwrite=overwrite)
-    plan, layers, how = _prepare(
-        adapters, method, weights, layer_weights, rank, seed, statistics, fisher, base, heads,
-        options,
-    )  # fmt: skip
-    how |= {"workers": workers, "devices": devices, "progress": progress}
+    plan, layers, given = _prepare(adapters, config, statistics, fisher)
+    run: dict[str, Any] = {"workers": workers, "devices": devices, "progress": progress}
     if output is None:
-        return merge_layers(layers, **how)
-    errors, tasks = plan.write(output, iter_merge(layers, **how))
-    return _read_back(Path(output), method, errors, tasks)
+        return merge_layers(layers, plan.config, **given, **run)
+    errors, tasks = plan.write(output, iter_merge(layers, plan.config, **given, **run))
+    return _read_back(Path(output), plan.config.method, errors, tasks)
 
 
 def merge_to_model(
     adapters: Sequence[str | Path | Adapter],
     output: str | Path,
+    config: MergeConfig | None = None,
     *,
-    method: str = "linear",
-    weights: Sequence[float] | float | None = None,
-    layer_weights: LayerWeights | None = None,
-    rank: int | None = None,
-    seed: int = 0,
     statistics: Sequence[str | Path | Statistics] | None = None,
     fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
-    base: str | None = None,
-    heads: str = "keep",
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **asked: Any,
 ) -> dict[str, float]:
     """Merge adapters into their base model and write it whole, as ordinary sharded safetensors.
 
     The base is read and the model written a block at a time (see `save_full_model`); layers are
-    merged in the order of the base's shards. Arguments and errors as of `merge_adapters`; a folder
-    has room for one head, so `heads="keep"` writes every task's under `heads/` beside the model.
+    merged in the order of the base's shards. Arguments and errors are those of `merge_adapters`,
+    `asked` being the fields of a `MergeConfig` and the method's options. A folder has room for one
+    head, so `heads="keep"` writes every task's under `heads/` next to the model.
     Returns the truncation error of every layer that was cut.
 
     Raises:
         AdapterError: besides, a base that is not to be found, is pickled or lacks a layer.
-        MergeError: besides, a method that leaves an update a task.
+        MergeError: besides, a method that leaves one update per task.
     """
-    if get_method(method).per_task:
+    config = MergeConfig.of(config, **asked)
+    if get_method(config.method).per_task:
         raise MergeError(
-            f"the method '{method}' leaves an update a task, so there is no one model to write: "
-            "write adapters, or choose another method."
+            f"the method '{config.method}' leaves an update a task, so there is no one model to "
+            "write: write adapters, or choose another method."
         )
-    plan, layers, how = _prepare(
-        adapters, method, weights, layer_weights, rank, seed, statistics, fisher, base, heads,
-        options, max_shard_size,
-    )  # fmt: skip
+    plan, layers, given = _prepare(adapters, config, statistics, fisher)
     frame = plan.frame()
-    found = find_base(base or frame.base_model)
-    plan = replace(plan, base_sha256=found.sha256)
-    merge = plan_merge(layers, **how)
+    found = find_base(config.base or frame.base_model)
+    plan = replace(plan, base_sha256=found.sha256, max_shard_size=max_shard_size)
+    merge = plan_merge(layers, plan.config, **given)
     errors: dict[str, float] = {}
 
     def update_of(layer: str) -> Update:
@@ -178,36 +170,22 @@ def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, A
 
 def _prepare(
     adapters: Sequence[str | Path | Adapter],
-    method: str,
-    weights: Sequence[float] | float | None,
-    layer_weights: LayerWeights | None,
-    rank: int | None,
-    seed: int,
+    config: MergeConfig,
     statistics: Sequence[str | Path | Statistics] | None,
     fisher: Sequence[str | Path | Mapping[str, Tensor]] | None,
-    base: str | None,
-    heads: str,
-    options: Mapping[str, Any],
-    max_shard_size: int | str | None = None,
 ) -> tuple[MergeOutput, list[Mapping[str, LoraFactors]], dict[str, Any]]:
-    """What is written beside the layers, the adapters' layers, and how they are merged."""
+    """What is written in addition to the layers, the adapters' layers, what the method is given."""
     if not adapters:
         raise AdapterError("nothing to merge: name at least one adapter folder.")
-    needs = get_method(method)
-    read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
-    require_same_base(read, base=base)
-    check_heads(read, heads)
-    how: dict[str, Any] = {
-        "method": method, "weights": weights, "layer_weights": layer_weights, "seed": seed,
-        "rank": rank, "statistics": (matched := matched_statistics(needs, statistics, read, base)),
-        "fisher": matched_fisher(needs, fisher, read), **options,
-    }  # fmt: skip
+    read = [a if isinstance(a, Adapter) else read_adapter(a, base=config.base) for a in adapters]
+    require_same_base(read, base=config.base)
+    check_heads(read, config.heads)
+    needed = read_needed(config, read, statistics, fisher)
     plan = MergeOutput(
-        read, method, weights, layer_weights or {}, rank, seed, dict(options), base, heads,
-        statistics=sources_of(statistics), fisher=sources_of(fisher),
-        max_shard_size=max_shard_size, base_sha256=_base_sha256(read, matched or ()),
+        read, config, statistics=sources_of(statistics), fisher=sources_of(fisher),
+        base_sha256=_base_sha256(read, needed.statistics or ()),
     )  # fmt: skip
-    return plan, [a.layers for a in read], how
+    return plan, [a.layers for a in read], needed._asdict()
 
 
 def _base_sha256(adapters: Sequence[Adapter], statistics: Sequence[Statistics]) -> str | None:
@@ -220,13 +198,9 @@ def save_merged(
     output: str | Path,
     merged: MergedUpdate,
     adapters: Sequence[Adapter],
-    weights: Sequence[float],
+    config: MergeConfig,
     *,
-    rank: int | None = None,
-    seed: int = 0,
-    options: dict[str, Any] | None = None,
     names: Sequence[str] | None = None,
-    heads: str = "keep",
     overwrite: bool = False,
 ) -> Path:
     """Write a merge that is in memory as `merge_adapters` writes one; `names` are the tasks'.
@@ -235,11 +209,8 @@ def save_merged(
         AdapterError: heads that cannot be treated so, or an output that is not free.
     """
     require_free(output, overwrite=overwrite)
-    check_heads(adapters, heads)
-    plan = MergeOutput(
-        adapters, merged.method, weights, {}, rank, seed, options or {}, None, heads, names
-    )
-    plan.write(output, _layers_of(merged))
+    check_heads(adapters, config.heads)
+    MergeOutput(adapters, config, names).write(output, _layers_of(merged))
     return Path(output)
 
 

@@ -21,9 +21,8 @@ from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import atomic_path, slug
-from orthomerge.merging import merge_layers
+from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.merging.merged import MergedLayer
-from orthomerge.merging.plan import LayerWeights
 
 TASKS = "tasks"
 # With these PEFT adds the head to what it loads, which the shared adapter has only if averaged.
@@ -35,19 +34,13 @@ class MergeOutput:
     """All of a merge but its layers, and the folder it is written to.
 
     For what is written in another form (a full model), `frame` says what belongs beside the layers
-    and `record` what went in. `statistics` and `fisher` say which files the method was given,
-    `base_sha256` which base they, or the full model, are of.
+    and `record` what went in. `names` are the tasks', by default the adapters' own; `statistics`
+    and `fisher` say which files the method was given, `base_sha256` which base they, or the full
+    model, are of.
     """
 
     adapters: Sequence[Adapter]
-    method: str
-    weights: Sequence[float] | float | None
-    layer_weights: LayerWeights
-    rank: int | None
-    seed: int
-    options: dict[str, Any]
-    base: str | None
-    heads: str
+    config: MergeConfig
     names: Sequence[str] | None = None
     statistics: Sequence[Mapping[str, Any]] = ()
     fisher: Sequence[Mapping[str, Any]] = ()
@@ -78,9 +71,9 @@ class MergeOutput:
                             )
                             for task, frame in zip(tasks, own, strict=True)
                         ]
-                    writer.add(layer.name, layer.update, self.rank)
+                    writer.add(layer.name, layer.update)
                     for one, update in zip(writers, layer.tasks, strict=True):
-                        one.add(layer.name, update, self.rank)
+                        one.add(layer.name, update)
                     if layer.truncation_error is not None:
                         errors[layer.name] = layer.truncation_error
             self.describe(folder, errors, tasks=bool(written))
@@ -93,7 +86,7 @@ class MergeOutput:
         modules = {
             n: a.modules for n, a in zip(self._names(), self.adapters, strict=True) if a.modules
         }
-        if self.heads == "keep":
+        if self.config.heads == "keep":
             write_heads(folder, modules)
         record = {
             **self.record(),
@@ -109,11 +102,8 @@ class MergeOutput:
     def record(self) -> dict[str, Any]:
         """What went in, as `merge.json` holds it; the truncation errors come with the layers."""
         return merge_record(
-            self.method, self.adapters, self._names(), self._spread(),
-            base=self.base, base_model=self.base or self.adapters[0].base_model,
-            base_sha256=self.base_sha256,
-            statistics=self.statistics, fisher=self.fisher, layer_weights=self.layer_weights,
-            options=self.options, seed=self.seed, rank=self.rank, heads=self.heads,
+            self.config, self.adapters, self._names(), base_sha256=self.base_sha256,
+            statistics=self.statistics, fisher=self.fisher,
         )  # fmt: skip
 
     def _names(self) -> list[str]:
@@ -121,24 +111,18 @@ class MergeOutput:
             return list(self.names)
         return distinct_names(self.adapters)
 
-    def _spread(self) -> list[float]:
-        weights = 1.0 if self.weights is None else self.weights
-        if isinstance(weights, int | float):
-            return [float(weights)] * len(self.adapters)
-        return [float(w) for w in weights]
-
     def _layers(self) -> list[str]:
         return list(dict.fromkeys(name for a in self.adapters for name in a.layers))
 
     def frame(self) -> Frame:
         """The shared adapter's, with the mean head where that is asked for."""
         modules: Mapping[str, Tensor] = (
-            AveragedModules(self.adapters) if self.heads == "average" else {}
+            AveragedModules(self.adapters) if self.config.heads == "average" else {}
         )
         kinds = {a.config.get("task_type") for a in self.adapters}
         kind = kinds.pop() if len(kinds) == 1 else None
         frame = Frame(
-            base_model=self.base or self.adapters[0].base_model,
+            base_model=self.config.base or self.adapters[0].base_model,
             targets=_targets(self.adapters, self._layers()),
             embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
             biases=self._biases(range(len(self.adapters))),
@@ -181,7 +165,8 @@ class MergeOutput:
             {n: _column((a.biases if i in chosen else none).get(n, none[n])) for n in shapes}
             for i, a in enumerate(self.adapters)
         ]
-        summed = merge_layers(columns, weights=self.weights, layer_weights=self.layer_weights)
+        sum_of = MergeConfig(weights=self.config.weights, layer_weights=self.config.layer_weights)
+        summed = merge_layers(columns, sum_of)
         return {name: summed.dense(name)[:, 0] for name in shapes}
 
 

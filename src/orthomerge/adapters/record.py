@@ -15,46 +15,34 @@ from orthomerge.adapters.licences import licence_in, licence_of
 from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.tensors import shapes_of
 from orthomerge.io.files import fingerprint, slug
-from orthomerge.merging import get_method
+from orthomerge.merging import MergeConfig, get_method
 
 
 def merge_record(
-    method: str,
+    config: MergeConfig,
     adapters: Sequence[Adapter],
     names: Sequence[str],
-    weights: Sequence[float],
     *,
-    base: str | None,
-    base_model: str | None,
     base_sha256: str | None,
     statistics: Sequence[Mapping[str, Any]],
     fisher: Sequence[Mapping[str, Any]],
-    layer_weights: Mapping[str, Any],
-    options: Mapping[str, Any],
-    seed: int,
-    rank: int | None,
-    heads: str,
 ) -> dict[str, Any]:
     """What went into a merge, as `merge.json` holds it; errors and hashes come later.
 
-    `base` is the base model as the user named it, `base_model` what it is taken for, `base_sha256`
-    its hash where it was read or statistics of it were.
+    `base_sha256` is the base's hash where it was read or statistics of it were.
     """
+    asked = config.to_dict()
     return {
-        "method": method,
-        "paper": get_method(method).paper,
-        "options": dict(options),
-        "seed": seed,
-        "rank": rank,
-        "layer_weights": dict(layer_weights),
-        "heads": heads,
+        "method": config.method,
+        "paper": get_method(config.method).paper,
+        **{key: asked[key] for key in ("options", "seed", "rank", "layer_weights", "heads")},
         "task_type": adapters[0].config.get("task_type"),
-        **about_base(base, base_model, base_sha256),
+        **about_base(config.base, config.base or adapters[0].base_model, base_sha256),
         "statistics": list(statistics),
         "fisher": list(fisher),
         "adapters": [
             {**about_adapter(n, a), "weight": w, "head": _head(n, a)}
-            for n, a, w in zip(names, adapters, weights, strict=True)
+            for n, a, w in zip(names, adapters, config.spread(len(adapters)), strict=True)
         ],
         "versions": versions(),
     }

@@ -23,6 +23,7 @@ from orthomerge.adapters.provenance import (
     read_record,
 )
 from orthomerge.errors import AdapterError, OrthomergeError
+from orthomerge.merging import MergeConfig
 
 # What values of other types come to where they are used.
 _TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
@@ -71,25 +72,36 @@ def _merge(
     base: str | None,
     target: Path,
 ) -> dict[str, str]:
-    how: dict[str, Any] = {
-        "method": record["method"],
-        "weights": [float(e["weight"]) for e in entries],
-        "layer_weights": record["layer_weights"],
-        "rank": record["rank"],
-        "seed": int(record["seed"]),
-        "heads": record["heads"],
-        # An adapter's configuration calls the base what it was called then.
-        "base": base if record["form"] == "model" else record.get("base"),
+    config = _config_of(record, entries, base)
+    needed: dict[str, Any] = {
         "statistics": _again(record.get("statistics"), "statistics", folder) or None,
         "fisher": _again(record.get("fisher"), "fisher", folder) or None,
-        **record["options"],
     }
     if record["form"] == "model":
-        merge_to_model(read, target, max_shard_size=record["max_shard_size"], **how)
+        merge_to_model(read, target, config, max_shard_size=record["max_shard_size"], **needed)
     else:
-        merge_adapters(read, output=target, **how)
+        merge_adapters(read, config, output=target, **needed)
     again = read_record(target)[1]
     return again["files"] | _hashes(cards(_told(again, record, entries)))
+
+
+def _config_of(
+    record: dict[str, Any], entries: Sequence[dict[str, Any]], base: str | None
+) -> MergeConfig:
+    """What was asked of a merge, as its record says it."""
+    # A run's merges once held their rank among the options, too.
+    options = {k: v for k, v in record["options"].items() if k != "rank" or record["rank"] is None}
+    return MergeConfig(
+        record["method"],
+        [float(e["weight"]) for e in entries],
+        record["layer_weights"],
+        record["rank"],
+        int(record["seed"]),
+        options,
+        record["heads"],
+        # An adapter's configuration calls the base what it was called then.
+        base if record["form"] == "model" else record.get("base"),
+    )
 
 
 def _convert(

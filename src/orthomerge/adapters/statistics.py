@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,34 +13,48 @@ from orthomerge.adapters.files import Adapter
 from orthomerge.errors import MergeError, StatisticsError
 from orthomerge.fisher import load_fisher
 from orthomerge.io.files import is_folder
-from orthomerge.merging import MergeMethod
+from orthomerge.merging import MergeConfig
 from orthomerge.models.assets import resolve_model
 from orthomerge.moments import Moment
 from orthomerge.statistics import Statistics
 
 
-def matched_statistics(
-    method: MergeMethod,
-    statistics: Sequence[str | Path | Statistics] | None,
-    adapters: Sequence[Adapter],
-    base: str | None,
-) -> list[Statistics] | None:
-    """The statistics, read an entry at a time, where the method needs them.
+class Needed(NamedTuple):
+    """What a method is given in addition to the adapters, one of each per adapter."""
 
-    They must be of one model; where the base model is a folder or is named, of that one.
+    statistics: list[Statistics] | None = None
+    fisher: list[Mapping[str, Tensor]] | None = None
+
+
+def read_needed(
+    config: MergeConfig,
+    adapters: Sequence[Adapter],
+    statistics: Sequence[str | Path | Statistics] | None = None,
+    fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
+) -> Needed:
+    """What the method needs, read from its files a layer at a time and held to be of the adapters.
 
     Raises:
-        StatisticsError: an unreadable file, or statistics of another model or form.
-        MergeError: statistics for a method that looks at none.
+        StatisticsError: an unreadable file, statistics of another model or form, or Fisher
+            information of another adapter.
+        MergeError: something that the method does not look at, or not one per adapter.
     """
+    return Needed(_statistics(config, statistics, adapters), _fisher(config, fisher, adapters))
+
+
+def _statistics(
+    config: MergeConfig,
+    statistics: Sequence[str | Path | Statistics] | None,
+    adapters: Sequence[Adapter],
+) -> list[Statistics] | None:
     if not statistics:
         return None
-    if "moments" not in method.needs and not method.open_options:
+    if "moments" not in config.needs:
         raise MergeError(
-            f"the method '{method.name}' takes no statistics: leave them out, or choose one that "
+            f"the method '{config.method}' takes no statistics: leave them out, or choose one that "
             "needs moments ('orthomerge list methods')."
         )
-    return of_one_model(statistics, adapters, base)
+    return of_one_model(statistics, adapters, config.base)
 
 
 def beside_files(item: str | Path | Statistics) -> Statistics:
@@ -107,23 +122,17 @@ def require_base(
     return known
 
 
-def matched_fisher(
-    method: MergeMethod,
+def _fisher(
+    config: MergeConfig,
     fisher: Sequence[str | Path | Mapping[str, Tensor]] | None,
     adapters: Sequence[Adapter],
 ) -> list[Mapping[str, Tensor]] | None:
-    """The Fisher information, read a layer at a time, where the method needs it.
-
-    Raises:
-        StatisticsError: an unreadable file, or one of another adapter.
-        MergeError: Fisher information for a method that looks at none, or not one an adapter.
-    """
     if not fisher:
         return None
-    if "fisher" not in method.needs and not method.open_options:
+    if "fisher" not in config.needs:
         raise MergeError(
-            f"the method '{method.name}' takes no Fisher information: leave it out, or choose one "
-            "that needs it ('orthomerge list methods')."
+            f"the method '{config.method}' takes no Fisher information: leave it out, or "
+            "choose one that needs it ('orthomerge list methods')."
         )
     if len(fisher) != len(adapters):
         raise MergeError(

@@ -16,7 +16,7 @@ from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS
 from orthomerge.adapters.kinds import PREFIX
 from orthomerge.adapters.tensors import TensorWriter
 from orthomerge.errors import AdapterError
-from orthomerge.factors import LoraFactors, from_dense
+from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
 
 
@@ -39,14 +39,14 @@ class Frame:
     transposed: bool = False
 
 
-def as_factors(update: LoraFactors | Tensor, rank: int | None = None) -> LoraFactors:
-    """A merged layer as factors: cut to `rank` where it is dense, exact where no rank is given.
+def as_factors(update: LoraFactors | Tensor) -> LoraFactors:
+    """A merged layer as factors, exactly; a dense one beside an identity.
 
     Factors of more than full rank, or of none, become those of full rank, or of rank 1: PEFT takes
     no others.
     """
     if isinstance(update, Tensor):
-        return dense_factors(update) if rank is None else from_dense(update, rank)
+        return dense_factors(update)
     if update.rank > min(update.shape):
         return dense_factors(update.delta())
     if update.rank == 0:
@@ -79,9 +79,9 @@ class AdapterWriter:
     def __enter__(self) -> AdapterWriter:
         return self
 
-    def add(self, name: str, update: LoraFactors | Tensor, rank: int | None = None) -> None:
+    def add(self, name: str, update: LoraFactors | Tensor) -> None:
         """Write one layer."""
-        factors = as_factors(update, rank)
+        factors = as_factors(update)
         key_A, key_B, key_bias = self._keys(name)
         self._file.add(key_A, factors.A)
         self._file.add(key_B, factors.B * factors.scaling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from orthomerge.cli._options import Json, MethodOptions
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
+
+if TYPE_CHECKING:
+    from orthomerge.merging import MergeConfig
 
 SAVE_AS = ("adapter", "full")
 
@@ -108,60 +111,63 @@ def merge(
 
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
     """
+    from orthomerge.merging import MergeConfig
+
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
-    adapters, options = list(adapters or []), _options(option or [])
-    chosen: dict[str, Any] = {
-        "method": method or "linear",
-        "weights": _weights(weights, "weights"),
-        "layer_weights": _layer_weights(layer_weights or []),
-    }
+    adapters, options = list(adapters or []), parse_options(option or [])
+    own: dict[str, Any] = {"rank": rank, "seed": seed, "heads": heads, "base": base}
     if mergekit is not None:
         if adapters or method or weights or layer_weights or options or tune or task:
             raise MergeError(
                 "--mergekit names adapters, method, weights and parameters in its file: leave them "
                 "out of the command."
             )
-        adapters, base, chosen, options = _from_mergekit(mergekit, base)
+        adapters, config = _from_mergekit(mergekit)
+        config = MergeConfig.of(config, **own)
     elif not adapters:
         raise MergeError("there is nothing to merge: name adapters, or a file with --mergekit.")
-    how: dict[str, Any] = {
-        **chosen, "rank": rank, "seed": seed, "statistics": stats, "fisher": fisher, "base": base,
-        "heads": heads, "overwrite": overwrite, **options,
-    }  # fmt: skip
+    else:
+        config = MergeConfig.of(
+            method=method, weights=_weights(weights, "weights"),
+            layer_weights=_layer_weights(layer_weights or []), options=options, **own,
+        )  # fmt: skip
+    given: dict[str, Any] = {"statistics": stats, "fisher": fisher}
     if tune is not None or task:
-        search = Search(tune, task or [], trials, rows)
-        how |= tuned_weights(adapters, output, search, how, options)
+        search = Search(tune, task or [], trials, rows, overwrite)
+        config, given["statistics"] = tuned_weights(adapters, output, search, config, **given)
+    given["overwrite"] = overwrite
     if save_as == "full":
-        _write_model(adapters, output, max_shard_size, how, as_json=json)
+        given["max_shard_size"] = max_shard_size
+        _write_model(adapters, output, config, given, as_json=json)
     elif max_shard_size is not None:
         raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
     else:
-        how |= {"workers": workers, "devices": device or ()}
-        _write_adapter(adapters, output, how, as_json=json)
+        given |= {"workers": workers, "devices": device or ()}
+        _write_adapter(adapters, output, config, given, as_json=json)
 
 
 def _write_adapter(
-    adapters: list[str], output: Path, how: dict[str, Any], *, as_json: bool
+    adapters: list[str], output: Path, config: MergeConfig, how: dict[str, Any], *, as_json: bool
 ) -> None:
     """Write the merge as an adapter."""
     from orthomerge.adapters import merge_adapters
 
     with work_bar("layers") as progress:
-        merged = merge_adapters(adapters, output=output, progress=progress, **how)
+        merged = merge_adapters(adapters, config, output=output, progress=progress, **how)
     _say_clashes(output)
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
     errors = merged.truncation_error
     if as_json:
         print_json(
-            {"path": str(output), "method": how["method"], "layers": len(layers), "rank": highest,
+            {"path": str(output), "method": config.method, "layers": len(layers), "rank": highest,
              "truncation_error": dict(errors), "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
     own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
     out.print(
-        f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {how['method']}, rank "
+        f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {config.method}, rank "
         f"{highest}{_cut(errors)}{own}.",
         soft_wrap=True,
     )
@@ -173,24 +179,21 @@ def _cut(errors: Mapping[str, float]) -> str:
     return f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
 
 
-def _from_mergekit(
-    file: Path, base: str | None
-) -> tuple[list[str], str | None, dict[str, Any], dict[str, Any]]:
-    """What a mergekit configuration says: adapters, base, method with weights, its options."""
+def _from_mergekit(file: Path) -> tuple[list[str], MergeConfig]:
+    """What a mergekit configuration says: adapters, and what is asked of their merge."""
     from orthomerge.cli._app import err
     from orthomerge.mergekit import read_mergekit
 
     plan = read_mergekit(file)
     for note in plan.notes:
         err.print(f"note: {note}.", highlight=False, markup=False, soft_wrap=True)
-    chosen = {"method": plan.method, "weights": plan.weights, "layer_weights": None}
-    return plan.adapters, base or plan.base, chosen, plan.options
+    return plan.adapters, plan.config
 
 
 def _write_model(
     adapters: list[str],
     output: Path,
-    max_shard_size: str | None,
+    config: MergeConfig,
     how: dict[str, Any],
     *,
     as_json: bool,
@@ -199,17 +202,15 @@ def _write_model(
     from orthomerge.adapters import merge_to_model
 
     with work_bar("layers") as progress:
-        errors = merge_to_model(
-            list(adapters), output, max_shard_size=max_shard_size, progress=progress, **how
-        )
+        errors = merge_to_model(adapters, output, config, progress=progress, **how)
     _say_clashes(output)
     files = sorted(p.name for p in output.glob("*.safetensors"))
     if as_json:
-        print_json({"path": str(output), "method": how["method"], "files": files,
+        print_json({"path": str(output), "method": config.method, "files": files,
                     "truncation_error": errors})  # fmt: skip
         return
     out.print(
-        f"{output}: the base model with {len(adapters)} adapters merged, method {how['method']}, "
+        f"{output}: the base model with {len(adapters)} adapters merged, method {config.method}, "
         f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors)}.",
         soft_wrap=True,
     )
@@ -244,24 +245,3 @@ def _layer_weights(pairs: list[str]) -> dict[str, list[float] | float]:
             raise RecipeError(f"layer weights for '{expression}' are given twice: keep one.")
         found[expression] = values
     return found
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """The method's options, typed; what has an option of its own on the command line is refused."""
-    import inspect
-
-    from orthomerge.adapters import merge_adapters
-
-    ours = {
-        name
-        for name, parameter in inspect.signature(merge_adapters).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    options = parse_options(pairs)
-    for name in options:
-        if name in ours:
-            raise RecipeError(
-                f"'{name}' is no option of a method: give it to the command itself "
-                "('orthomerge merge --help')."
-            )
-    return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import MergeError, unknown_name
 
 if TYPE_CHECKING:
+    from orthomerge.merging import MergeConfig
     from orthomerge.tuning import Inputs, Method, SearchSettings, Tuned
 
 OBJECTIVES = ("validation", "entropy")
@@ -82,6 +83,7 @@ def tune(
     [bold]orthomerge tune a/ b/ --task sentiment --task topic --objective entropy --layerwise
     --output tuned/[/]
     """
+    from orthomerge.merging import MergeConfig
     from orthomerge.tuning import (
         EntropySettings,
         SearchSettings,
@@ -100,6 +102,9 @@ def tune(
     else:
         require_optuna()
     _require_ours(output, entropy=entropy, overwrite=overwrite)
+    config = MergeConfig(
+        method, rank=rank, seed=seed, options=parse_options(option or []), base=base
+    )
     settings = SearchSettings(trials, groups, low, high, seed, max_length)
     inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
     if entropy:
@@ -112,8 +117,7 @@ def tune(
                 progress=progress,
             )
     else:
-        options = parse_options(option or [])
-        how = merge_method(inputs, method, options, rank, seed, stats, fisher, base)
+        how = merge_method(inputs, config, stats, fisher)
         tuned = tune_validation(inputs, output, how, settings)
     page = finish(tuned, inputs, output)
     if json:
@@ -124,33 +128,20 @@ def tune(
 
 def merge_method(
     inputs: Inputs,
-    name: str,
-    options: dict[str, Any],
-    rank: int | None,
-    seed: int,
-    stats: Sequence[Path] | None = None,
+    config: MergeConfig,
+    statistics: Sequence[Path] | None = None,
     fisher: Sequence[Path] | None = None,
-    base: str | None = None,
 ) -> Method:
     """The merge apart from its weights, its files read and held to belong to the adapters.
 
     They are held to it here, as in the merge itself, so that no trial is run in vain.
     """
-    from orthomerge.adapters import matched_fisher, matched_statistics
+    from orthomerge.adapters import read_needed
     from orthomerge.io.files import file_sha256
-    from orthomerge.merging import get_method
     from orthomerge.tuning import Method
 
-    method = get_method(name)
-    return Method(
-        name,
-        options,
-        rank,
-        seed,
-        matched_statistics(method, stats, inputs.adapters, base),
-        matched_fisher(method, fisher, inputs.adapters),
-        [file_sha256(path) for path in [*(stats or ()), *(fisher or ())]],
-    )
+    needed = read_needed(config, inputs.adapters, statistics, fisher)
+    return Method(config, needed, [file_sha256(p) for p in [*(statistics or ()), *(fisher or ())]])
 
 
 def tune_validation(

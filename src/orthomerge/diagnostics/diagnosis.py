@@ -13,7 +13,9 @@ from orthomerge.diagnostics.couplings import Couplings, couplings, matched, read
 from orthomerge.diagnostics.interference import Interference, interference_of
 from orthomerge.diagnostics.overlap import Overlap, overlap
 from orthomerge.diagnostics.weights import BestWeight, best_weight, best_weight_of_sum
-from orthomerge.merging import get_method
+from orthomerge.errors import MergeError, unknown_name
+from orthomerge.merging import MergeConfig, get_method
+from orthomerge.merging.parts.inner import known_options
 from orthomerge.statistics import Statistics
 
 METHODS = ("tsv_m", "osrm_aware")
@@ -75,7 +77,7 @@ def diagnose(
     adapters: Sequence[str | Path | Adapter],
     statistics: Sequence[str | Path | Statistics] | None = None,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str | MergeConfig] = METHODS,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
@@ -85,15 +87,18 @@ def diagnose(
         adapters: PEFT folders, or adapters read before.
         statistics: one a task, in the order of the adapters; without them only the factors are
             compared.
-        methods: compared with the plain sum, each at the weight of least predicted shift.
-        options: of the methods named; each takes the ones it knows by name.
+        methods: compared with the plain sum, each at the weight of least predicted shift. Names,
+            or what is asked of a merge whose weights are not looked at.
+        options: of the methods that are named; each takes the ones it has.
         progress: called with the trials done and their number.
 
     Raises:
         AdapterError: unreadable adapters, or adapters of different base models.
         StatisticsError: not one statistics an adapter, or a layer without statistics.
-        MergeError, UnknownNameError: a method that does not exist or cannot merge these.
+        MergeError, UnknownNameError: a method that does not exist or cannot merge these, or an
+            option that none of the methods has.
     """
+    asked = _asked(methods, options or {})
     read = read_all(adapters)
     compared = overlap(read)
     if statistics is None:
@@ -102,24 +107,44 @@ def diagnose(
     found = couplings(read, stats)
     plain = best_weight_of_sum(found)
     tried: dict[str, BestWeight] = {}
-    for place, name in enumerate(methods):
+    for place, (name, config) in enumerate(asked.items()):
 
         def told(done: int, of: int, place: int = place) -> None:
             if progress:
-                progress(place * of + done, len(methods) * of)
+                progress(place * of + done, len(asked) * of)
 
-        tried[name] = best_weight(
-            read, stats, method=name, options=_known(name, options or {}), progress=told
-        )
+        tried[name] = best_weight(read, stats, config, progress=told)
     return Diagnosis(
         compared, notes(compared), found, interference_of(found), plain, tried,
         advise(found, plain, tried),
     )  # fmt: skip
 
 
-def _known(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    valid = get_method(name).options
-    return {k: v for k, v in options.items() if k in valid or f"{k}_" in valid}
+def _asked(
+    methods: Sequence[str | MergeConfig], options: Mapping[str, Any]
+) -> dict[str, MergeConfig]:
+    """Every merge by what the diagnosis calls it: its method, with its options where two share one.
+
+    Raises:
+        MergeError: an option that none of the named methods has.
+    """
+    named = [get_method(m) for m in methods if isinstance(m, str)]
+    taken = {m.name: known_options(m, options) for m in named}
+    for option in options:
+        if not any(option in found for found in taken.values()):
+            valid = {name: None for m in named for name in m.options}
+            raise unknown_name(
+                "option", option, valid, where=f"the methods {', '.join(taken) or '(none)'}",
+                error=MergeError,
+            )  # fmt: skip
+    configs = [
+        m if isinstance(m, MergeConfig) else MergeConfig(m, options=taken[m]) for m in methods
+    ]
+    names = [c.method for c in configs]
+    return {
+        c.method if names.count(c.method) == 1 else f"{c.method} {dict(c.options)}": c
+        for c in configs
+    }
 
 
 def _plain(best: BestWeight) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from scipy.optimize import minimize_scalar  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
 from orthomerge.adapters import Adapter
 from orthomerge.diagnostics.couplings import Couplings
 from orthomerge.diagnostics.shift import Shift, predict_shift, shift_of_sum
 from orthomerge.errors import MergeError
-from orthomerge.merging import get_method, iter_merge
+from orthomerge.merging import MergeConfig, iter_merge
 from orthomerge.statistics import Statistics
 
 HIGHEST = 3.0
@@ -35,30 +37,30 @@ def best_weight_of_sum(found: Couplings) -> BestWeight:
 def best_weight(
     adapters: Sequence[Adapter],
     statistics: Sequence[Statistics],
+    config: MergeConfig | None = None,
     *,
-    method: str,
-    seed: int = 0,
-    rank: int | None = None,
-    fisher: Any = None,
-    options: Mapping[str, Any] | None = None,
+    fisher: Sequence[Mapping[str, Tensor]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **asked: Any,
 ) -> BestWeight:
-    """The common weight of any method at which the mean predicted shift is least.
+    """The common weight of any merge at which the mean predicted shift is least.
 
+    The weights of `config` are not looked at; `asked` are its fields and options in place of it, as
+    of `merge_adapters`, and `fisher` is for a method that needs it.
     Bounded search by Brent's method over (0, 3], a whole merge a trial: 13 of them.
 
     Raises:
         MergeError, StatisticsError: what the merge and the prediction raise.
     """
-    given = {"statistics": statistics} if "moments" in get_method(method).needs else {}
+    config = MergeConfig.of(config, **asked)
+    given = {"statistics": statistics} if "moments" in config.needs else {}
     tried = 0
 
     def at(weight: float) -> Shift:
         nonlocal tried
         layers = iter_merge(
-            [a.layers for a in adapters], method=method, weights=weight, seed=seed, rank=rank,
-            fisher=fisher, **given, **(options or {}),
-        )  # fmt: skip
+            [a.layers for a in adapters], replace(config, weights=weight), fisher=fisher, **given
+        )
         found = predict_shift(layers, adapters, statistics)
         tried += 1
         if progress:

@@ -15,9 +15,9 @@ from orthomerge.adapters import (
     ConvertConfig,
     check_penalty,
 )
-from orthomerge.errors import MergeError, RecipeError, unknown_name
+from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.parts import Part
-from orthomerge.merging import get_method
+from orthomerge.merging import MergeConfig
 from orthomerge.statistics import GRANULARITIES
 from orthomerge.subspace import get_solver, list_solvers
 
@@ -153,12 +153,13 @@ class Merge(Part):
         """What the merge is called with: the options, and the rank where one is asked for."""
         return dict(self.options) | ({"rank": self.rank} if self.rank else {})
 
+    def config(self, weight: float, run: int) -> MergeConfig:
+        """The merge at one of the weights in a run of the seed `run`, for the library."""
+        return MergeConfig(
+            self.method, weight, rank=self.rank, seed=self.seed_of(run), options=self.options
+        )
+
     @model_validator(mode="after")
-    def _names(self) -> Merge:
-        valid = get_method(self.method).options
-        for option in self.options:
-            if option not in valid and f"{option}_" not in valid:
-                raise unknown_name(
-                    f"option of the method '{self.method}'", option, valid, error=MergeError
-                )
+    def _fits(self) -> Merge:
+        self.config(1.0, 0)
         return self

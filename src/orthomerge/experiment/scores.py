@@ -86,12 +86,7 @@ class Scores:
         needed = self._needed(arm, seed, rate, merge, list(adapters))
         with self._pieces.costs.stage("merge"):
             return merge_layers(
-                [a.layers for a in adapters.values()],
-                method=merge.method,
-                weights=weight,
-                seed=merge.seed_of(seed),
-                **needed,
-                **merge.arguments,
+                [a.layers for a in adapters.values()], merge.config(weight, seed), **needed
             )
 
     def _needed(
@@ -124,10 +119,7 @@ class Scores:
             path,
             merged,
             list(adapters.values()),
-            [asked.weight] * len(adapters),
-            seed=merge.seed_of(asked.seed),
-            rank=merge.arguments.get("rank"),
-            options=merge.arguments,
+            merge.config(asked.weight, asked.seed),
             names=list(adapters),
         )
 

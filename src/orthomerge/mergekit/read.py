@@ -18,6 +18,7 @@ from orthomerge.io.documents import (
 )
 from orthomerge.io.files import local
 from orthomerge.mergekit.methods import METHODS, Method, Parameters, listed
+from orthomerge.merging import MergeConfig
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype",
          "tokenizer_source", "tokenizer", "chat_template", "slices", "modules")  # fmt: skip
@@ -31,10 +32,7 @@ class MergekitPlan(NamedTuple):
     """A configuration in our words: what `merge_adapters` takes, and what is not quite the same."""
 
     adapters: list[str]
-    base: str | None
-    method: str
-    weights: list[float]
-    options: dict[str, Any]
+    config: MergeConfig
     notes: list[str]
 
 
@@ -78,10 +76,10 @@ def read_mergekit(path: str | Path) -> MergekitPlan:
     if "t" in shared and _first_is_second(adapters, values.get("base_model")):
         adapters.reverse()
     weights, options = method.read(method, name, Parameters(models, shared, base_weights))
+    config = MergeConfig(method.name, weights, options={**method.options, **options}, base=base)
     return MergekitPlan(
-        [str(m.adapter) for m in adapters], base, method.name, weights,
-        {**method.options, **options}, _notes(method, name, values, options),
-    )  # fmt: skip
+        [str(m.adapter) for m in adapters], config, _notes(method, name, values, options)
+    )
 
 
 class _Model(NamedTuple):

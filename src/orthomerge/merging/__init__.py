@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from orthomerge.merging.config import FULL, HEADS, SUM, LayerWeights, MergeConfig, Weights
 from orthomerge.merging.merge import iter_merge, merge_layers
 from orthomerge.merging.merged import MergedLayer, MergedUpdate
 from orthomerge.merging.plan import MergePlan, layer_seed, plan_merge
@@ -39,7 +40,12 @@ from orthomerge.merging.fisher import fisher
 # isort: on
 
 __all__ = [
+    "FULL",
+    "HEADS",
     "ROWS",
+    "SUM",
+    "LayerWeights",
+    "MergeConfig",
     "MergeMethod",
     "MergePlan",
     "MergedLayer",
@@ -47,6 +53,7 @@ __all__ = [
     "PerTask",
     "Truncated",
     "Update",
+    "Weights",
     "compose",
     "consensus_ta",
     "core_space",

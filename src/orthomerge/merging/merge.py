@@ -10,28 +10,16 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from orthomerge.factors import LoraFactors
+from orthomerge.merging.config import MergeConfig
 from orthomerge.merging.merged import MergedLayer, MergedUpdate
-from orthomerge.merging.plan import HasMoments, LayerWeights, MergePlan, plan_merge
+from orthomerge.merging.plan import MergePlan, plan_merge
 from orthomerge.merging.registry import Update
 
 
 def merge_layers(
-    adapters: Sequence[Mapping[str, LoraFactors]],
-    *,
-    method: str = "linear",
-    weights: Sequence[float] | float | None = None,
-    layer_weights: LayerWeights | None = None,
-    seed: int = 0,
-    rank: int | None = None,
-    statistics: Sequence[HasMoments] | None = None,
-    fisher: Sequence[Mapping[str, Tensor]] | None = None,
-    workers: int = 1,
-    devices: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    adapters: Sequence[Mapping[str, LoraFactors]], config: MergeConfig | None = None, **how: Any
 ) -> MergedUpdate:
     """Merge N adapters, each a mapping from layer name to factors, by a registered method.
 
@@ -40,20 +28,8 @@ def merge_layers(
     layers: dict[str, Update] = {}
     errors: dict[str, float] = {}
     tasks: tuple[dict[str, Update], ...] = ()
-    for layer in iter_merge(
-        adapters,
-        method=method,
-        weights=weights,
-        layer_weights=layer_weights,
-        seed=seed,
-        rank=rank,
-        statistics=statistics,
-        fisher=fisher,
-        workers=workers,
-        devices=devices,
-        progress=progress,
-        **options,
-    ):
+    plan, run = _planned(adapters, config, **how)
+    for layer in run:
         layers[layer.name] = layer.update
         if layer.truncation_error is not None:
             errors[layer.name] = layer.truncation_error
@@ -61,23 +37,11 @@ def merge_layers(
             tasks = tasks or tuple({} for _ in layer.tasks)
             for own, update in zip(tasks, layer.tasks, strict=True):
                 own[layer.name] = update
-    return MergedUpdate(layers, method, errors, tasks)
+    return MergedUpdate(layers, plan.config.method, errors, tasks)
 
 
 def iter_merge(
-    adapters: Sequence[Mapping[str, LoraFactors]],
-    *,
-    method: str = "linear",
-    weights: Sequence[float] | float | None = None,
-    layer_weights: LayerWeights | None = None,
-    seed: int = 0,
-    rank: int | None = None,
-    statistics: Sequence[HasMoments] | None = None,
-    fisher: Sequence[Mapping[str, Tensor]] | None = None,
-    workers: int = 1,
-    devices: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,
+    adapters: Sequence[Mapping[str, LoraFactors]], config: MergeConfig | None = None, **how: Any
 ) -> Iterator[MergedLayer]:
     """The merged layers one after the other, so that no more than a few are in memory at once.
 
@@ -88,19 +52,13 @@ def iter_merge(
 
     Args:
         adapters: mappings from layer name to factors; a lazy mapping is read a layer at a time.
-        method: a registered name.
-        weights: 1.0 for every adapter when None (a sum, not a mean), one number for all, or one an
-            adapter.
-        layer_weights: other weights for the layers that a regular expression matches; the first
-            expression that does decides.
-        seed: a method with randomness gets a CPU generator seeded by `layer_seed(seed, layer)`.
-        rank: cut every result to its best approximation of that rank, with the error recorded.
-        statistics: each adapter's statistics, for methods that need "moments".
-        fisher: each adapter's diagonal Fisher information by layer, for methods that need it.
-        workers: layers merged side by side in threads, each with one thread of its own.
-        devices: devices that take layers side by side; results come back where the adapters are.
-        progress: called with the number of layers done and their total.
-        options: of the method; those named lambda in the papers are `lambda_` or "lambda".
+        config: what is asked of the merge; without a rank, nothing is cut.
+        how: the fields of a `MergeConfig` (`method="ties"`) and options of the method
+            (`density=0.2`), in place of a config or to change it. Then what the method needs:
+            `statistics`, each adapter's, and `fisher`, each adapter's diagonal Fisher information
+            by layer. And how it is run: `workers`, layers merged in parallel, in threads that take
+            one core each; `devices` that take layers in parallel (results come back where the
+            adapters are); `progress`, called with the number of layers done and their total.
 
     Raises:
         UnknownNameError: no such method.
@@ -108,18 +66,21 @@ def iter_merge(
             layers whose shapes or devices differ; factors that are not finite; statistics or
             Fisher information that a method needs and does not get.
     """
-    plan = plan_merge(
-        adapters,
-        method=method,
-        weights=weights,
-        layer_weights=layer_weights,
-        seed=seed,
-        rank=rank,
-        statistics=statistics,
-        fisher=fisher,
-        **options,
-    )
-    return _run(plan, max(workers, len(devices)), list(devices), progress)
+    return _planned(adapters, config, **how)[1]
+
+
+def _planned(
+    adapters: Sequence[Mapping[str, LoraFactors]],
+    config: MergeConfig | None,
+    *,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    **asked: Any,
+) -> tuple[MergePlan, Iterator[MergedLayer]]:
+    """The merge, found to be well defined, and its layers."""
+    plan = plan_merge(adapters, config, **asked)
+    return plan, _run(plan, max(workers, len(devices)), list(devices), progress)
 
 
 def _run(

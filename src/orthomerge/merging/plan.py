@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, Protocol
@@ -13,16 +12,14 @@ import torch
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.errors import MergeError, unknown_name
+from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, truncate_measured
+from orthomerge.merging.config import SUM, MergeConfig
 from orthomerge.merging.merged import MergedLayer
 from orthomerge.merging.parts.lowrank import truncate_dense
-from orthomerge.merging.parts.options import LayerProblem, check_rank
-from orthomerge.merging.registry import MergeMethod, PerTask, Truncated, Update, get_method
+from orthomerge.merging.parts.options import LayerProblem
+from orthomerge.merging.registry import PerTask, Truncated, Update, get_method
 from orthomerge.moments import Moment
-
-LayerWeights = Mapping[str, Sequence[float] | float]
-"""Weights of the layers whose name a regular expression matches (`re.search`), first match."""
 
 
 class HasMoments(Protocol):
@@ -44,25 +41,18 @@ def layer_seed(seed: int, layer: str) -> int:
 
 def plan_merge(
     adapters: Sequence[Mapping[str, LoraFactors]],
+    config: MergeConfig | None = None,
     *,
-    method: str = "linear",
-    weights: Sequence[float] | float | None = None,
-    layer_weights: LayerWeights | None = None,
-    seed: int = 0,
-    rank: int | None = None,
     statistics: Sequence[HasMoments] | None = None,
     fisher: Sequence[Mapping[str, Tensor]] | None = None,
-    **options: Any,
+    **asked: Any,
 ) -> MergePlan:
-    """A merge that was found to be well defined and whose layers are worked out when asked for.
+    """A merge that was found to be well defined and whose layers are merged when asked for.
 
     For those who write layers in an order of their own, as the shards of a full model. Arguments
-    and errors as of `iter_merge`; what concerns one layer is found when it is merged.
+    and errors are those of `iter_merge`; what concerns one layer is found when it is merged.
     """
-    return MergePlan(
-        adapters, get_method(method), _weights(weights, len(adapters)), layer_weights or {},
-        seed, rank, statistics, fisher, options,
-    )  # fmt: skip
+    return MergePlan(adapters, MergeConfig.of(config, **asked), statistics, fisher)
 
 
 class MergePlan:
@@ -74,31 +64,25 @@ class MergePlan:
     def __init__(
         self,
         adapters: Sequence[Mapping[str, LoraFactors]],
-        method: MergeMethod,
-        weights: list[float],
-        layer_weights: LayerWeights,
-        seed: int,
-        rank: int | None,
+        config: MergeConfig,
         statistics: Sequence[HasMoments] | None,
         fisher: Sequence[Mapping[str, Tensor]] | None,
-        options: Mapping[str, Any],
     ) -> None:
         self.names = list(dict.fromkeys(name for adapter in adapters for name in adapter))
         if not self.names:
             raise MergeError("there is nothing to merge: give at least one adapter with a layer.")
-        check_rank("rank", rank)
-        self._adapters, self._method, self._seed, self._rank = adapters, method, seed, rank
-        self._options = _options(method, options)
-        self._cuts = "rank" in method.options
+        self.config, self._method = config, get_method(config.method)
+        self._adapters, self._options = adapters, config.arguments
+        self._cuts = "rank" in self._method.options
         if self._cuts:
-            self._options["rank"] = rank
-        self._by_layer = _layer_weights(layer_weights, len(adapters), self.names)
-        self._weights = weights
+            self._options["rank"] = config.rank if isinstance(config.rank, int) else None
+        self._weights = config.spread(len(adapters))
+        self._by_layer = config.by_layer(len(adapters), self.names)
         self._statistics = _needed(
-            method, "moments", statistics, len(adapters), "give each adapter's statistics file"
+            config, "moments", statistics, len(adapters), "give each adapter's statistics file"
         )
         self._fisher = _needed(
-            method, "fisher", fisher, len(adapters), "give each adapter's Fisher file"
+            config, "fisher", fisher, len(adapters), "give each adapter's Fisher file"
         )
 
     def merge(self, name: str, device: str | None = None) -> MergedLayer:
@@ -108,7 +92,7 @@ class MergePlan:
             factors = [f.to(device) for f in factors]
         given: dict[str, Any] = {}
         if self._method.random:
-            given["generator"] = torch.Generator().manual_seed(layer_seed(self._seed, name))
+            given["generator"] = torch.Generator().manual_seed(layer_seed(self.config.seed, name))
         if self._statistics is not None:
             given["moments"] = [s.moment(name).to(factors[0].A.device) for s in self._statistics]
         if self._fisher is not None:
@@ -116,7 +100,7 @@ class MergePlan:
         weights = self._by_layer.get(name, self._weights)
         try:
             result = self._method.function(factors, list(weights), **self._options, **given)
-            update, tasks, error = self._parted(result)
+            update, tasks, error = self._parted(result, sum(f.rank for f in factors))
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
         except linalg.LinAlgError as problem:
@@ -133,9 +117,12 @@ class MergePlan:
         return MergedLayer(name, update, tuple(rest), error)
 
     def _parted(
-        self, result: Update | PerTask | Truncated
+        self, result: Update | PerTask | Truncated, ranks: int
     ) -> tuple[Update, tuple[Update, ...], float | None]:
-        """What a method gave, at most of the rank that was asked for, and what that cost."""
+        """What a method gave, at most of the rank that was asked for, and what that cost.
+
+        `ranks` is the sum of the adapters' ranks in this layer.
+        """
         tasks: tuple[Update, ...] = ()
         error: float | None = None
         if isinstance(result, PerTask):
@@ -144,78 +131,25 @@ class MergePlan:
             update, error = result.update, result.error
         else:
             update = result
-        if self._rank is not None and not self._cuts:
-            update, error = _cut(update, self._rank)
-            tasks = tuple(_cut(own, self._rank)[0] for own in tasks)
+        rank = self.config.rank
+        if rank == SUM:
+            update, error = _cut_dense(update, ranks, error)
+            tasks = tuple(_cut_dense(own, ranks, None)[0] for own in tasks)
+        elif isinstance(rank, int) and not self._cuts:
+            update, error = _cut(update, rank)
+            tasks = tuple(_cut(own, rank)[0] for own in tasks)
         return update, tasks, error
 
 
-def _options(method: MergeMethod, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options by their Python names, each one the method has."""
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        name = "lambda_" if key == "lambda" else key
-        if name not in method.options and not method.open_options:
-            raise unknown_name(
-                "option",
-                key,
-                method.options,
-                where=f"the method '{method.name}'",
-                error=MergeError,
-            )
-        if name in values:
-            raise MergeError("options 'lambda' and 'lambda_' are the same: give one of them.")
-        values[name] = value
-    return values
-
-
-def _weights(weights: Sequence[float] | float | None, count: int, what: str = "") -> list[float]:
-    """One finite weight an adapter."""
-    if weights is None:
-        weights = 1.0
-    if isinstance(weights, int | float):
-        weights = [weights] * count
-    if len(weights) != count:
-        raise MergeError(
-            f"{len(weights)} weights{what} for {count} adapters: give one weight for each adapter, "
-            "or a single number."
-        )
-    for number, weight in enumerate(weights, start=1):
-        if not math.isfinite(weight):
-            raise MergeError(
-                f"the weight{what} of adapter {number} is {weight}: it must be finite."
-            )
-    return [float(weight) for weight in weights]
-
-
-def _layer_weights(given: LayerWeights, count: int, names: Sequence[str]) -> dict[str, list[float]]:
-    """The weights of each layer that an expression matches; the first that does decides."""
-    found: dict[str, list[float]] = {}
-    for expression, weights in given.items():
-        values = _weights(weights, count, f" of layers '{expression}'")
-        try:
-            matched = [name for name in names if re.search(expression, name)]
-        except re.error as problem:
-            raise MergeError(
-                f"'{expression}' is not a regular expression ({problem}): give one that finds "
-                "layer names, as 'layer\\.[0-5]\\.'."
-            ) from problem
-        if not matched:
-            raise MergeError(f"no layer matches '{expression}': layers are named as '{names[0]}'.")
-        for name in matched:
-            found.setdefault(name, values)
-    return found
-
-
 def _needed(
-    method: MergeMethod, what: str, given: Sequence[Any] | None, count: int, way: str
+    config: MergeConfig, what: str, given: Sequence[Any] | None, count: int, way: str
 ) -> Sequence[Any] | None:
     """What the method needs, one an adapter; None where it does not need it."""
-    if what not in method.needs:
+    if what not in config.needs:
         return None
     if given is None:
         kind = "statistics" if what == "moments" else "Fisher information"
-        raise MergeError(f"the method '{method.name}' needs {kind}: {way}, in order.")
+        raise MergeError(f"the method '{config.method}' needs {kind}: {way}, in order.")
     if len(given) != count:
         raise MergeError(
             f"{len(given)} of {what} for {count} adapters: {way}, in the order of the adapters."
@@ -288,3 +222,10 @@ def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:
     if isinstance(update, LoraFactors):
         return (update, 0.0) if update.rank <= rank else truncate_measured(update, rank)
     return truncate_dense(update, rank)
+
+
+def _cut_dense(update: Update, rank: int, error: float | None) -> tuple[Update, float | None]:
+    """A dense update cut to `rank` where that makes it smaller; factors as they are."""
+    if isinstance(update, LoraFactors) or rank >= min(update.shape):
+        return update, error
+    return truncate_dense(update, max(rank, 1))

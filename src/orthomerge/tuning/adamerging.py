@@ -139,7 +139,7 @@ def _tuned(
         best=last.number,
         trials=trials,
         labels=inputs.names,
-        method=Method("linear"),
+        method=Method(),
         settings=asdict(settings),
     )
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from orthomerge.adapters import merge_adapters
+from orthomerge.adapters import Needed, merge_adapters
 from orthomerge.io.files import write_json
-from orthomerge.merging import MergedUpdate
-from orthomerge.statistics import Statistics
+from orthomerge.merging import MergeConfig, MergedUpdate
 from orthomerge.tuning.inputs import Inputs
 
 WEIGHTS, MERGED = "weights.json", "merged"
@@ -22,32 +18,27 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Method:
-    """How adapters are merged, apart from the weights.
+    """How adapters are merged apart from the weights: what is asked, what the method is given.
 
-    `files` are the SHA-256 of what `statistics` and `fisher` were read from.
+    `files` are the SHA-256 of what `needed` was read from.
     """
 
-    name: str = "linear"
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    rank: int | None = None
-    seed: int = 0
-    statistics: Sequence[Statistics] | None = None
-    fisher: Sequence[Mapping[str, Tensor]] | None = None
+    config: MergeConfig = field(default_factory=MergeConfig)
+    needed: Needed = field(default_factory=Needed)
     files: list[str] = field(default_factory=list[str])
 
-    def arguments(self) -> dict[str, Any]:
-        """As `merge_layers` and `merge_adapters` take them."""
-        return {
-            "method": self.name, "rank": self.rank, "seed": self.seed,
-            "statistics": self.statistics, "fisher": self.fisher, **self.options,
-        }  # fmt: skip
+    def arguments(self, **weights: Any) -> dict[str, Any]:
+        """As `merge_layers` and `merge_adapters` take it, under these weights."""
+        return {"config": replace(self.config, **weights), **self.needed._asdict()}
 
     def record(self) -> dict[str, Any]:
         """As JSON, what was read from files by its hash."""
+        asked = self.config.to_dict()
         return {
-            "name": self.name, "options": self.options, "rank": self.rank, "seed": self.seed,
+            "name": self.config.method,
+            **{key: asked[key] for key in ("options", "rank", "seed")},
             "files": self.files,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -88,11 +79,9 @@ class Tuned:
         """Merge with the weights found, into the folder `output`."""
         return merge_adapters(
             inputs.adapters,
-            weights=self.weights,
-            layer_weights=self.layer_weights or None,
             output=output,
             overwrite=True,
-            **self.method.arguments(),
+            **self.method.arguments(weights=self.weights, layer_weights=self.layer_weights),
         )
 
     def record(self, inputs: Inputs) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from orthomerge.errors import MergeError
 from orthomerge.evaluation.classification import Evaluator, score
-from orthomerge.merging import MergedUpdate, get_method, merge_layers, plan_merge
+from orthomerge.merging import MergedUpdate, merge_layers, plan_merge
 from orthomerge.tuning.groups import depth_groups
 from orthomerge.tuning.inputs import Inputs, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
@@ -118,9 +118,8 @@ class _Problem:
 
     def check(self) -> None:
         """Try everything once where it costs little: method, options, weights, base and heads."""
-        get_method(self._method.name)
         ones = [1.0] * len(self.labels)
-        plan = plan_merge(self._layers, **self._method.arguments(), **self._weights(ones))
+        plan = plan_merge(self._layers, **self._method.arguments(**self._weights(ones)))
         layer = plan.merge(plan.names[0])
         for i, task in enumerate(self._inputs.tasks):
             update = layer.tasks[i] if layer.tasks else layer.update
@@ -141,7 +140,7 @@ class _Problem:
 
     def scores(self, weights: Sequence[float]) -> list[float]:
         """Each task's main metric on its selection rows."""
-        merged = merge_layers(self._layers, **self._method.arguments(), **self._weights(weights))
+        merged = merge_layers(self._layers, **self._method.arguments(**self._weights(weights)))
         return [self._score(i, merged) for i in range(len(self._inputs.tasks))]
 
     def tuned(self, trials: list[Trial]) -> Tuned:
