@@ -10,9 +10,9 @@ from conftest import call, make_texts, tiny_bert, write_task
 from small_adapters import make_adapter
 
 from orthomerge.adapters import read_adapter
-from orthomerge.diagnostics import best_weight_of_sum, couplings
+from orthomerge.diagnostics import best_weight, best_weight_of_sum, couplings
 from orthomerge.errors import OrthomergeError
-from orthomerge.statistics import collect_statistics
+from orthomerge.statistics import Statistics, collect_statistics
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,22 @@ def test_with_statistics_it_predicts_the_shift_of_merges_at_their_best_weights(f
         assert shift["at_best"]["mean"] <= shift["at_1"]["mean"]
     layers = sum(item["shift"] for item in found["loudest_layers"])
     assert layers == pytest.approx(found["shift"]["task_arithmetic"]["at_1"]["mean"])
+
+
+def test_every_method_gets_the_options_that_it_has_and_one_that_none_has_is_refused(files):
+    ask = ["diagnose", *with_stats(files), "--method", "core_space", "--method", "ties",
+           "--option", "inner=svd", "--option", "rank=1", "--json"]  # fmt: skip
+    found = json.loads(call(*ask, "--option", "density=0.9"))["shift"]
+    other = json.loads(call(*ask, "--option", "density=0.1"))["shift"]
+    assert found["core_space"] == other["core_space"]  # svd has no density
+    assert found["ties"] != other["ties"]
+    adapters = [files / "a", files / "b"]
+    stats = [files / f"{name}.stats.safetensors" for name in "ab"]
+    alone = best_weight([read_adapter(a) for a in adapters], [Statistics.load(s) for s in stats],
+                        method="svd", rank=1)  # fmt: skip
+    assert found["core_space"]["at_best"]["mean"] == pytest.approx(alone.shift.mean, rel=1e-5)
+    with pytest.raises(OrthomergeError, match="'densty' in the methods core_space, ties: did you"):
+        call(*ask, "--option", "densty=1")
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "regmean"])

@@ -11,7 +11,7 @@ from conftest import call, make_texts, tiny_bert
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from orthomerge.adapters import read_adapter
+from orthomerge.adapters import merge_adapters, read_adapter
 from orthomerge.cli import main
 from orthomerge.fisher import FisherMeta, save_fisher
 from orthomerge.merging import MergeMethod, list_methods
@@ -224,6 +224,17 @@ def test_overwrite_workers_devices_and_typed_options(files, tmp_path):
     assert said["layers"] == 4
     for name, factors in read_adapter(target).layers.items():
         torch.testing.assert_close(factors.delta(), one[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["core_space", "pico"])
+def test_options_of_an_inner_method_are_given_like_any_other(files, tmp_path, method):
+    call("merge", files / "a", files / "b", "--method", method, "--option", "inner=dare_linear",
+         "--option", "density=0.5", "--seed", 3, "--output", tmp_path / "out")  # fmt: skip
+    expected = merge_adapters(
+        [files / "a", files / "b"], method=method, inner="dare_linear", density=0.5, seed=3
+    )
+    for name, factors in read_adapter(tmp_path / "out").layers.items():
+        torch.testing.assert_close(factors.delta(), expected.dense(name), atol=1e-6, rtol=1e-5)
 
 
 def test_methods_say_what_they_need_and_fit_a_page(monkeypatch):

@@ -47,6 +47,10 @@ def test_the_recipes_that_come_along_are_valid():
         (changed(["arms", "osrm", "stat"], "x"), ["'stat'", "did you mean 'start'", "arms.osrm"]),
         (changed(["merges", 0, "method"], "tise"), ["'tise'", "did you mean 'ties'"]),
         (changed(["merges", 0, "options"], {"densty": 1}), ["densty", "did you mean 'density'"]),
+        (
+            changed(["merges", 0], {"method": "pico", "options": {"inner": "ties", "densty": 1}}),
+            ["densty", "'ties'", "did you mean 'density'"],
+        ),
         (changed(["arms", "osrm", "start"], "min_eign"), ["did you mean 'min_eigen'"]),
         (changed(["arms", "osrm", "constraint"], "frozen"), ["valid: init, freeze"]),
         (changed(["arms", "osrm", "granularity"], "tokn"), ["did you mean 'token'"]),
@@ -75,3 +79,15 @@ def test_files_that_are_not_recipes_are_said(tmp_path):
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(OrthomergeError, match=word):
             load_recipe(tmp_path / "r.yaml")
+
+
+def test_options_of_an_inner_method_reach_the_merge():
+    options = {"inner": "ties", "density": 0.5}
+    recipe = parse_recipe(
+        changed(["merges", 0], {"method": "core_space", "options": options, "rank": 3})
+    )
+    (merge,) = recipe.merges
+    assert merge.config(0.4, run=2).to_dict() == {
+        "method": "core_space", "weights": 0.4, "layer_weights": {}, "rank": 3, "seed": 2,
+        "options": options, "heads": "keep", "base": None,
+    }  # fmt: skip
