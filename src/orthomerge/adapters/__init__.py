@@ -66,6 +66,7 @@ from orthomerge.adapters.provenance import record_of, seal_again
 from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
+from orthomerge.adapters.tensors import require_finite
 from orthomerge.adapters.verify import Check, verify
 from orthomerge.adapters.write import as_factors
 
@@ -126,6 +127,7 @@ __all__ = [
     "read_needed",
     "read_penalty",
     "record_of",
+    "require_finite",
     "require_form",
     "require_same_base",
     "save_full_model",

@@ -19,7 +19,7 @@ from orthomerge.adapters.checkpoint import (
     Stored,
 )
 from orthomerge.errors import AdapterError, nearest
-from orthomerge.io.documents import read_json
+from orthomerge.io.documents import is_object, read_json
 from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"
@@ -48,6 +48,22 @@ def read_config(base: Path) -> dict[str, Any]:
         raise AdapterError(
             f"no model at '{base}': its {CONFIG} cannot be read ({problem})."
         ) from problem
+
+
+def refuse_quantized(settings: Mapping[str, Any], base: Path) -> None:
+    """Refuse a base whose weights are packed: an update cannot be added to them.
+
+    Raises:
+        AdapterError: its configuration says that it is quantized.
+    """
+    packed = settings.get("quantization_config")
+    if packed:
+        how = packed.get("quant_method") if is_object(packed) else packed
+        raise AdapterError(
+            f"the base model '{base}' is quantized ({how}), so no update can be added to its "
+            "weights: name the base in 16 or 32 bits with --base (base=...), or write the merge as "
+            "an adapter, which loads on either."
+        )
 
 
 def architecture_of(base: Path, settings: Mapping[str, Any]) -> Architecture:

@@ -16,8 +16,8 @@ from orthomerge.factors import LoraFactors
 from orthomerge.models.assets import ResolvedModel, resolve_model
 
 
-def find_base(model: str | None) -> ResolvedModel:
-    """A base model: a folder, of a package, or the hub's snapshot.
+def find_base(model: str | None, revision: str | None = None) -> ResolvedModel:
+    """A base model: a folder, of a package, or the hub's snapshot, at a revision if one is named.
 
     Raises:
         AdapterError: no model named, or none to be found.
@@ -25,7 +25,7 @@ def find_base(model: str | None) -> ResolvedModel:
     if not model:
         raise AdapterError("the adapters do not name their base model: name it with base (--base).")
     try:
-        return resolve_model(model)
+        return resolve_model(model, revision=revision)
     except AssetError as problem:
         raise AdapterError(str(problem)) from problem
 
@@ -40,8 +40,8 @@ class BaseWeights:
         AdapterError: no such model, or none in safetensors.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model, found = model, find_base(model)
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self._model, found = model, find_base(model, revision)
         self.sha256 = found.sha256
         self._weights = {
             key.removesuffix(".weight"): stored

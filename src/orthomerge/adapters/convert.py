@@ -12,7 +12,7 @@ from orthomerge.adapters.card import converted_card
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.constrain import Directions, write_kept_out
 from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS, Adapter, read_adapter
-from orthomerge.adapters.kinds import factor_of
+from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.output import distinct_names
 from orthomerge.adapters.provenance import CONVERT, seal, sources_of
 from orthomerge.adapters.record import about_adapter, about_base, versions
@@ -198,19 +198,23 @@ class _Conversion:
         folder.mkdir(parents=True)
         stored = open_tensors(source / WEIGHTS)
         ready: dict[str, LoraFactors] = {}
-        with TensorWriter(folder / WEIGHTS, stored) as file:
+        keys = parse_keys(stored, adapter.called)
+        plain = [meaning.plain for meaning in keys.values()]
+        with TensorWriter(folder / WEIGHTS, plain) as file:
             for key, entry in stored.items():
-                part = factor_of(key)
-                if part is None:
-                    file.add(key, read_tensor(entry))
+                meaning = keys.get(key)
+                if meaning is None or meaning.part not in ("A", "B"):
+                    if meaning is not None:
+                        file.add(meaning.plain, read_tensor(entry))
                     continue
-                layer, side = part
+                layer, side = meaning.name, meaning.part
                 if layer in ready:  # both halves of a layer lie side by side in what PEFT writes
                     factors = ready.pop(layer)
                 else:
                     factors = ready[layer] = self._convert(layer)
                     yield layer
-                file.add(key, factors.A if side == "A" else factors.B.to(read_tensor(entry).dtype))
+                half = factors.A if side == "A" else factors.B.to(read_tensor(entry).dtype)
+                file.add(meaning.plain, half)
         copy_inside(source / CONFIG, folder / CONFIG, source)
         if (source / HEADS).is_dir():
             (folder / HEADS).mkdir()

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from orthomerge.adapters.base import BaseWeights, dora_update
 from orthomerge.adapters.hub import locate_adapter
+from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
+from orthomerge.adapters.mistaken import WEIGHTS, no_adapter
 from orthomerge.adapters.settings import read_settings
-from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor
+from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor, require_finite
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import file_sha256
 
-WEIGHTS = "adapter_model.safetensors"
 HEADS, HEAD = "heads", ".safetensors"
 
 
@@ -53,6 +54,11 @@ class Adapter:
         return self.config.get("base_model_name_or_path")
 
     @property
+    def revision(self) -> str | None:
+        """The revision of the base model that the adapter says it belongs to."""
+        return self.config.get("revision")
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape (d_out, d_in) of every layer's update, without reading a layer."""
         if isinstance(self.layers, LazyLayers):
@@ -74,21 +80,26 @@ class LazyLayers(Mapping[str, LoraFactors]):
         base: BaseWeights | None = None,
         *,
         transposed: bool = False,
+        source: str = "adapter",
     ) -> None:
         self._layers, self._base, self._transposed = layers, base, transposed
+        self._source = source
         self.shapes = {name: layer.shape for name, layer in layers.items()}
         self.base_sha256 = base.sha256 if base is not None else None
 
     def __getitem__(self, name: str) -> LoraFactors:
         layer = self._layers[name]
-        A, B = read_tensor(layer.A), read_tensor(layer.B)
+        A, B = (self._finite(name, read_tensor(stored)) for stored in (layer.A, layer.B))
         factors = LoraFactors(A, B.to(A.dtype), layer.scaling)
         if layer.magnitude is None:
             return factors
         assert self._base is not None
         turned = layer.embedding or self._transposed
         weight = self._base.weight(name, layer.shape, transposed=turned)
-        return dora_update(factors, read_tensor(layer.magnitude), weight)
+        return dora_update(factors, self._finite(name, read_tensor(layer.magnitude)), weight)
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        return require_finite(tensor, f"layer '{name}'", self._source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -109,22 +120,30 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
 
     Raises:
         AdapterError: no adapter there, pickled weights, a file that was cut, a kind whose update
-            is not `B A` or DoRA's, factors that do not pair up or fit, or DoRA without its base.
+            is not `B A` or DoRA's, factors that do not pair up or fit, or DoRA without its base;
+            where a layer is asked for, values that are not finite.
     """
     folder, name, source = locate_adapter(path)
     config, weights = read_settings(folder, source), folder / WEIGHTS
-    check_kind(config, source)
     require_safetensors(folder, source)
+    check_kind(config, source)
     layers, modules = sort_keys(open_tensors(weights), config, source)
     base_weights = _base_of(config, base, source) if config.get("use_dora") else None
     return Adapter(
         name,
-        LazyLayers(layers, base_weights, transposed=bool(config.get("fan_in_fan_out"))),
-        LazyTensors(modules),
+        LazyLayers(
+            layers, base_weights, transposed=bool(config.get("fan_in_fan_out")), source=source
+        ),
+        LazyTensors(modules, source),
         config,
         folder,
         file_sha256(weights),
-        {n: read_tensor(item.bias) * item.scaling for n, item in layers.items() if item.bias},
+        {
+            n: require_finite(read_tensor(item.bias), f"the bias of layer '{n}'", source)
+            * item.scaling
+            for n, item in layers.items()
+            if item.bias
+        },
         frozenset(n for n, item in layers.items() if item.embedding),
         source,
     )
@@ -143,7 +162,7 @@ def require_safetensors(folder: Path, source: str) -> None:
             f"'{source}' holds pickled weights (adapter_model.bin), which are never read: load it "
             "once in PEFT and save it again with save_pretrained to get safetensors."
         )
-    raise AdapterError(f"no adapter at '{source}': it has no {WEIGHTS}.")
+    raise no_adapter(folder, source)
 
 
 def check_start(folder: Path) -> None:
@@ -154,8 +173,15 @@ def check_start(folder: Path) -> None:
     """
     config = read_settings(folder, str(folder))
     require_safetensors(folder, str(folder))
-    stored = open_tensors(folder / WEIGHTS).values()
-    widest = max((size for item in stored for size in item.shape), default=0)
+    stored = open_tensors(folder / WEIGHTS)
+    for key, meaning in parse_keys(stored, str(folder)).items():
+        if meaning.part and meaning.plain != key and not key.endswith("magnitude_vector.weight"):
+            raise AdapterError(
+                f"'{folder}' holds '{key}', which PEFT would not read as '{meaning.plain}': "
+                "write it anew with 'orthomerge merge' (of this one adapter, weight 1)."
+            )
+        require_finite(read_tensor(stored[key]), f"'{key}'", str(folder))
+    widest = max((size for item in stored.values() for size in item.shape), default=0)
     pattern: dict[str, int] = config.get("rank_pattern") or {}
     ranks: list[int] = [r for r in (config.get("r"), *pattern.values()) if r]
     if max(ranks, default=0) > widest:
@@ -170,7 +196,7 @@ def _base_of(config: Mapping[str, Any], base: str | None, source: str) -> BaseWe
     try:
         if not named:
             raise AdapterError("its configuration names none")
-        return BaseWeights(named)
+        return BaseWeights(named, None if base else config.get("revision"))
     except AdapterError as problem:
         raise AdapterError(
             f"'{source}' is a DoRA adapter, whose update needs the base model's weights "
@@ -179,22 +205,18 @@ def _base_of(config: Mapping[str, Any], base: str | None, source: str) -> BaseWe
 
 
 def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -> None:
-    """Refuse adapters of different base models, by the base's name and by the layers' shapes.
+    """Refuse adapters of different base models, by the base's name, revision and layers' shapes.
 
-    With a `base` the user vouches for the names; different target modules are no difference.
+    An adapter that names no base, or no revision of it, goes with any. With a `base` the user
+    vouches for the names; different target modules are no difference.
 
     Raises:
         AdapterError: two adapters name different bases, or a layer has two shapes.
     """
-    first = adapters[0]
+    if not base:
+        _require_one_name(adapters)
     seen: dict[str, tuple[Adapter, tuple[int, int]]] = {}
     for other in adapters:
-        if not base and first.base_model and other.base_model not in (None, "", first.base_model):
-            raise AdapterError(
-                f"'{first.called}' belongs to '{first.base_model}' and '{other.called}' to "
-                f"'{other.base_model}': only adapters of one base model can be merged; where both "
-                "names mean one model, say which with --base (base=...)."
-            )
         for layer, shape in other.shapes.items():
             known, expected = seen.setdefault(layer, (other, shape))
             if shape != expected:
@@ -202,6 +224,32 @@ def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -
                     f"layer '{layer}' is {list(expected)} in '{known.called}' and {list(shape)} in "
                     f"'{other.called}': merge adapters of the same base model."
                 )
+
+
+def _require_one_name(adapters: Sequence[Adapter]) -> None:
+    """Refuse two names of the base, and two revisions of one name."""
+    named = [a for a in adapters if a.base_model]
+    for other in named[1:]:
+        if other.base_model != named[0].base_model:
+            raise AdapterError(
+                f"'{named[0].called}' belongs to '{named[0].base_model}' and '{other.called}' to "
+                f"'{other.base_model}': only adapters of one base model can be merged; where both "
+                "names mean one model, say which with --base (base=...)."
+            )
+    pinned = [a for a in named if a.revision]
+    for other in pinned[1:]:
+        if other.revision != pinned[0].revision:
+            raise AdapterError(
+                f"'{pinned[0].called}' belongs to '{pinned[0].base_model}' at the revision "
+                f"'{pinned[0].revision}' and '{other.called}' at '{other.revision}': where both "
+                "are the same weights, vouch for them with --base (base=...)."
+            )
+
+
+def common_base(adapters: Sequence[Adapter]) -> tuple[str | None, str | None]:
+    """The base model and its revision, as the first adapter that names them has them."""
+    name = next((a.base_model for a in adapters if a.base_model), None)
+    return name, next((a.revision for a in adapters if a.base_model and a.revision), None)
 
 
 def require_form(adapter: Adapter, form: str) -> None:

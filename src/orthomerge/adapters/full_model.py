@@ -17,6 +17,7 @@ from orthomerge.adapters.architecture import (
     key_of,
     missing_prefix,
     read_config,
+    refuse_quantized,
     untied,
 )
 from orthomerge.adapters.checkpoint import (
@@ -89,6 +90,7 @@ def save_full_model(
     size = None if max_shard_size is None else _bytes(max_shard_size)
     checkpoint = read_checkpoint(base)
     settings = read_config(base)
+    refuse_quantized(settings, base)
     shape = architecture_of(base, settings)
     tied = untied(names, checkpoint.tensors, shape, settings, base)
     changes = {**(config or {}), **({"tie_word_embeddings": False} if tied is not None else {})}

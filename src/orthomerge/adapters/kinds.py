@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, cast
+
+import peft
+from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from orthomerge.adapters.checkpoint import FLOATS, Stored
+from orthomerge.adapters.keys import EMPTY, parse_keys
 from orthomerge.adapters.settings import LayerPatterns, check_names
 from orthomerge.errors import AdapterError
 
-PREFIX = "base_model.model."
-_PART = re.compile(
-    r"^(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
-    r"(\.(?P<kind>weight|bias))?$"
-)
 _FLAGS = {
     "use_qalora": "QALoRA, which pools its inputs",
     "alora_invocation_tokens": "aLoRA, which acts from a token on only",
     "use_bdlora": "block-diagonal",
+    "arrow_config": "Arrow, which routes every token to adapters of its own",
+    "kasa_config": "KaSA, which cuts the base's own weights (kasa_config)",
     "target_parameters": "of single parameters of a layer (target_parameters)",
     "trainable_token_indices": "LoRA with single tokens trained (trainable_token_indices)",
     "layer_replication": "made for a base whose layers are repeated (layer_replication)",
     "megatron_config": "made for Megatron's parallel layers",
 }
+# Variants whose forward pass is `W + s B A`; the tensors they add are of training time alone.
+_PLAIN_VARIANTS = {
+    "velora_config": ".lora_velora_",
+    "monteclora_config": ".lora_monteclora_",
+}
+_HANDLED_VARIANTS = {"use_dora", *_PLAIN_VARIANTS, *_FLAGS}
 # PEFT changes the base weights by these starts, so that B A alone is not the update.
 _STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Types that move hidden states or turn weights: PEFT can write them into a model, if at all.
+_MULTIPLY = ("IA3", "OFT", "BOFT", "HRA", "ROAD")
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,14 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
     """Refuse what is not LoRA, or whose update is not `B A` (or DoRA's) on the plain base.
 
     Raises:
-        AdapterError: one of those; the message says which.
+        AdapterError: one of those; the message says which, and the way out.
     """
-    if config.get("peft_type") != "LORA":
+    kind = config.get("peft_type")
+    if kind != "LORA":
         raise AdapterError(
-            f"'{where}' is of type {config.get('peft_type')}: only LoRA adapters can be merged."
+            f"'{where}' is of type {kind}: only LoRA adapters can be merged{_way_out(kind)}."
         )
-    for flag, what in _FLAGS.items():
+    for flag, what in {**_FLAGS, **_unknown_variants()}.items():
         if config.get(flag):
             raise AdapterError(
                 f"'{where}' is {what}: only adapters that add a plain update to the base's weights "
@@ -71,33 +82,59 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def factor_of(key: str) -> tuple[str, str] | None:
-    """The layer and the part ("A" or "B") whose factor lies under a key of the file, else None."""
-    match = _PART.match(key.removeprefix(PREFIX))
-    if match is None or match["part"] not in ("A", "B") or match["kind"] == "bias":
-        return None
-    return match["layer"], match["part"]
+def _way_out(kind: Any) -> str:
+    """What can be done with an adapter of another type than LoRA, by the PEFT that is here."""
+    tuner: Any = cast(Any, PEFT_TYPE_TO_TUNER_MAPPING).get(kind)
+    layer = getattr(tuner, "tuner_layer_cls", None)
+    if hasattr(peft, "convert_to_lora") and layer is not None and _converts(tuner, layer):
+        return (
+            "; load it with PeftModel.from_pretrained and write it as LoRA with peft.save_as_lora "
+            "(or peft.convert_to_lora), then name that folder"
+        )
+    if kind in _MULTIPLY:
+        return "; it multiplies weights or activations, so there is no update to add up"
+    if layer is None:
+        return "; it changes no weight of the base"
+    return ""
+
+
+def _converts(tuner: Any, layer: Any) -> bool:
+    """Whether a type of PEFT's has layers of its own whose update can be written as LoRA."""
+    if layer.__module__.rpartition(".")[0] != tuner.__module__.rpartition(".")[0]:
+        return False
+    beside = vars(import_module(layer.__module__)).values()
+    own = [c for c in beside if isinstance(c, type) and c.__module__ == layer.__module__]
+    return any("supports_lora_conversion" in vars(kind) for kind in own)
+
+
+def _unknown_variants() -> dict[str, str]:
+    """Kinds of LoRA that this PEFT knows and nobody looked at: no plain update until one did."""
+    return {
+        field.name: f"a variant of LoRA that is not known here ({field.name})"
+        for field in fields(LoraConfig)
+        if field.metadata.get("is_lora_variant") and field.name not in _HANDLED_VARIANTS
+    }
 
 
 def sort_keys(
     entries: Mapping[str, Stored], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, StoredLayer], dict[str, Stored]]:
-    """The adapted layers by their name in the base model, and the other modules by name.
+    """The adapted layers by their name in the base model, and the whole tensors by name.
 
     The copies of the base's embeddings that PEFT saves beside adapted ones are left out.
 
     Raises:
         AdapterError: halves that are missing, sizes that do not fit, or tensors of no known kind.
     """
+    training = tuple(v for k, v in _PLAIN_VARIANTS.items() if config.get(k))
+    kept = [key for key in entries if not any(part in key for part in training)]
     parts: dict[str, dict[str, str]] = {}
     modules: dict[str, Stored] = {}
-    for key in entries:
-        name = key.removeprefix(PREFIX)
-        match = _PART.match(name)
-        if match:
-            part = "bias" if match["kind"] == "bias" else match["part"]
-            found = parts.setdefault(match["layer"], {})
-            found[f"embedding_{part}" if match["embedding"] else part] = key
+    for key, meaning in parse_keys(kept, where).items():
+        name = meaning.name
+        if meaning.part is not None:
+            found = parts.setdefault(name, {})
+            found[f"embedding_{meaning.part}" if meaning.embedding else meaning.part] = key
         elif ".lora_" in name or name.endswith("trainable_tokens_delta"):
             raise AdapterError(
                 f"'{where}' holds '{key}', which is no factor of a linear or embedding layer: "
@@ -110,6 +147,7 @@ def sort_keys(
             f"'{where}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
         )
     _refuse_base_biases(modules, config, where)
+    _check_modules(modules, where)
     ranks = LayerPatterns(config.get("rank_pattern"), config["r"], where)
     alphas = LayerPatterns(config.get("alpha_pattern"), config["lora_alpha"], where)
     check_names(parts, (ranks, alphas), where)
@@ -165,21 +203,30 @@ def _check_factors(
 ) -> None:
     """Refuse factors that are no matrices with entries, and a part that is not in floats."""
     a, b = factor_A.shape, factor_B.shape
+    if not all((*a, *b)):
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
+            f"{EMPTY}."
+        )
     if len(a) != 2 or len(b) != 2:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
             "embedding layers can be merged."
-        )
-    if not all((*a, *b)):
-        raise AdapterError(
-            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
-            "save it again."
         )
     for key, entry in entries.items():
         if entry.dtype not in FLOATS:
             raise AdapterError(
                 f"'{key}' of '{where}' is of type {entry.dtype}: only floating-point "
                 "factors can be merged; save it in 16 or 32 bits."
+            )
+
+
+def _check_modules(modules: Mapping[str, Stored], where: str) -> None:
+    """Refuse whole tensors without an entry."""
+    for name, stored in modules.items():
+        if not math.prod(stored.shape):
+            raise AdapterError(
+                f"'{name}' of '{where}' is {list(stored.shape)}, without an entry: {EMPTY}."
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orthomerge.adapters.card import cards
-from orthomerge.adapters.files import Adapter
+from orthomerge.adapters.files import Adapter, common_base
 from orthomerge.adapters.heads import AveragedModules, saved_modules
 from orthomerge.adapters.provenance import MERGE, seal
 from orthomerge.adapters.record import merge_record
@@ -121,8 +121,10 @@ class MergeOutput:
         )
         kinds = {a.config.get("task_type") for a in self.adapters}
         kind = kinds.pop() if len(kinds) == 1 else None
+        named, revision = common_base(self.adapters)
         frame = Frame(
-            base_model=self.config.base or self.adapters[0].base_model,
+            base_model=self.config.base or named,
+            revision=revision if self.config.base in (None, named) else None,
             targets=_targets(self.adapters, self._layers()),
             embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
             biases=self._biases(range(len(self.adapters))),

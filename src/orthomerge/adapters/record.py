@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.adapters.config import OsrmConfig
-from orthomerge.adapters.files import Adapter
+from orthomerge.adapters.files import Adapter, common_base
 from orthomerge.adapters.heads import label_count
 from orthomerge.adapters.licences import licence_in, licence_of
 from orthomerge.adapters.provenance import sources_of
@@ -37,7 +37,7 @@ def merge_record(
         "paper": get_method(config.method).paper,
         **{key: asked[key] for key in ("options", "seed", "rank", "layer_weights", "heads")},
         "task_type": adapters[0].config.get("task_type"),
-        **about_base(config.base, config.base or adapters[0].base_model, base_sha256),
+        **about_base(config.base, config.base or common_base(adapters)[0], base_sha256),
         "statistics": list(statistics),
         "fisher": list(fisher),
         "adapters": [

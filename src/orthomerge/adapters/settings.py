@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, cast
 from peft import TaskType
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from orthomerge.adapters.mistaken import CONFIG, no_adapter
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
 
-CONFIG = "adapter_config.json"
 LONGEST = 1024
 """Characters of a layer's name or of an expression for one."""
 _PAIRS = 10**7
@@ -38,6 +38,7 @@ class _Settings(BaseModel):
     peft_type: StrictStr | None = None
     task_type: Literal[_TASK_TYPES] | None = None  # pyright: ignore[reportInvalidTypeForm]
     base_model_name_or_path: StrictStr | None = None
+    revision: StrictStr | None = None
     target_modules: StrictStr | _Names | None = None
     modules_to_save: _Names | None = None
     bias: StrictStr | None = None
@@ -65,7 +66,7 @@ def read_settings(folder: Path, source: str) -> dict[str, Any]:
     """
     file = folder / CONFIG
     if not file.is_file():
-        raise AdapterError(f"no adapter at '{source}': it has no {CONFIG}.")
+        raise no_adapter(folder, source)
     try:
         config = read_json(file)
     except (Unreadable, OSError) as problem:

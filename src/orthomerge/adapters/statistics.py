@@ -90,8 +90,9 @@ def of_one_model(
         f"'{s}'" if isinstance(s, str | Path) else f"statistics {i}"
         for i, s in enumerate(statistics, start=1)
     ]
+    naming = next((a for a in adapters if a.base_model), adapters[0])
     for item, name in zip(read, called, strict=True):
-        require_base(item, name, adapters[0], base, first=read[0])
+        require_base(item, name, naming, base, first=read[0])
     return read
 
 

@@ -61,15 +61,35 @@ def read_tensor(stored: Stored) -> Tensor:
     return tensor.reshape(stored.shape)
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors of a file by names of our own, each read when it is asked for; none is kept."""
+def require_finite(tensor: Tensor, what: str, where: str) -> Tensor:
+    """The tensor, refused where a value of it is NaN or infinite.
 
-    def __init__(self, entries: Mapping[str, Stored]) -> None:
-        self._entries = dict(entries)
+    Raises:
+        AdapterError: one is; the message names `what` of `where`.
+    """
+    if tensor.is_floating_point() and tensor.numel():
+        least, greatest = torch.aminmax(tensor)
+        if not (bool(least.isfinite()) and bool(greatest.isfinite())):  # NaN comes out of both
+            raise AdapterError(
+                f"{what} of '{where}' has values that are not finite: its training diverged, or it "
+                "was saved in a type of too small a range; take an earlier checkpoint of it."
+            )
+    return tensor
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors of a file by names of our own, each read when it is asked for; none is kept.
+
+    With `source`, what an error calls the file, values that are not finite are refused.
+    """
+
+    def __init__(self, entries: Mapping[str, Stored], source: str | None = None) -> None:
+        self._entries, self._source = dict(entries), source
         self.shapes = {name: stored.shape for name, stored in entries.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return read_tensor(self._entries[name])
+        tensor = read_tensor(self._entries[name])
+        return tensor if self._source is None else require_finite(tensor, f"'{name}'", self._source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

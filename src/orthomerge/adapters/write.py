@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orthomerge.adapters.base import dense_factors
 from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS
-from orthomerge.adapters.kinds import PREFIX
+from orthomerge.adapters.keys import PREFIX
 from orthomerge.adapters.tensors import TensorWriter
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
@@ -24,12 +24,13 @@ from orthomerge.io.files import slug
 class Frame:
     """What an adapter is beside its factors.
 
-    `targets` are PEFT's target modules, None for the full names of the layers; `embeddings` the
-    layers that are embeddings; `biases` what `lora_bias` adds to a layer's output; `modules` the
-    weights of `modules_to_save`, by name.
+    `revision` is the base model's; `targets` are PEFT's target modules, None for the full names of
+    the layers; `embeddings` the layers that are embeddings; `biases` what `lora_bias` adds to a
+    layer's output; `modules` the weights of `modules_to_save`, by name.
     """
 
     base_model: str | None
+    revision: str | None = None
     targets: list[str] | None = None
     embeddings: frozenset[str] = frozenset()
     biases: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -120,6 +121,7 @@ class AdapterWriter:
             modules_to_save=frame.modules_to_save,
             task_type=frame.task_type,
             base_model_name_or_path=frame.base_model,
+            revision=frame.revision,
             inference_mode=True,
         )
 

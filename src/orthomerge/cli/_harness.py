@@ -29,7 +29,7 @@ def by_harness(
 
     require_harness()
     read = read_adapter(adapter)
-    found = resolve_model(base or read.base_model or "")
+    found = resolve_model(base or read.base_model or "", revision=None if base else read.revision)
     model, tokenizer = load_language_model(found.path_or_id), load_tokenizer(found.path_or_id)
     with redirect_stderr(StringIO()) if quiet else nullcontext():  # its bars are its own
         result = run_harness(

@@ -146,7 +146,8 @@ def _recover(
     from orthomerge.training import TrainingSettings, recover_adapter
 
     about = get_task(task)
-    found = resolve_model(base or read_adapter(item.path).base_model or "")
+    read = read_adapter(item.path)
+    found = resolve_model(base or read.base_model or "", revision=None if base else read.revision)
     data = about.data(train=rows, seed=seed)
     with work_bar(f"training {about.name}") as progress:
         recover_adapter(

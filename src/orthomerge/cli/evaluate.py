@@ -134,7 +134,9 @@ def _scored(
 
     adapter = read_adapter(folder)
     weights = _head(folder, adapter, head, about)
-    found = resolve_model(base or adapter.base_model or "")
+    found = resolve_model(
+        base or adapter.base_model or "", revision=None if base else adapter.revision
+    )
     test = about.data(test=rows, seed=seed, at_most=True).test
     truth = [row.label for row in test]
     if how.prompt:

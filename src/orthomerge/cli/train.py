@@ -77,7 +77,9 @@ def train(
     prompt = prompt_for(about, form, template)
     adapter = read_adapter(start)
     require_form(adapter, form)
-    found = resolve_model(base or adapter.base_model or "")
+    found = resolve_model(
+        base or adapter.base_model or "", revision=None if base else adapter.revision
+    )
     _check_head(start, adapter, about)
     data = about.data(train=rows, seed=seed, at_most=True)
     tokenizer, rows = load_tokenizer(found.path_or_id), len(data.train)

@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, of_one_model, read_adapter, require_same_base
+from orthomerge.adapters import (
+    Adapter,
+    of_one_model,
+    read_adapter,
+    require_finite,
+    require_same_base,
+)
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
 from orthomerge.moments import Moment
@@ -60,10 +66,16 @@ def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
     """The adapters, read where they are folders, all of one base model.
 
     Raises:
-        AdapterError: unreadable adapters, or adapters of different base models.
+        AdapterError: unreadable adapters, adapters of different base models, or values that are
+            not finite.
     """
     read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
     require_same_base(read)
+    for adapter in read:
+        if adapter.path is None:  # those of files are held to it when a layer is read
+            for name, factors in adapter.layers.items():
+                for tensor in (factors.A, factors.B):
+                    require_finite(tensor, f"layer '{name}'", adapter.called)
     return read
 
 

@@ -56,10 +56,13 @@ def may_fetch() -> bool:
     return _FETCHING.get()
 
 
-def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
+def resolve_model(
+    model_id: str, *, fetch: bool = True, revision: str | None = None
+) -> ResolvedModel:
     """The model called `model_id`: a local folder, else a package that carries it, else the hub.
 
-    Without `fetch` only what lies on this machine is found, and nothing is written.
+    Without `fetch` only what lies on this machine is found, and nothing is written. `revision` is
+    the hub's, for models that come from there.
 
     Raises:
         AssetError: no place has the model, or what it has is not the pinned weights; the message
@@ -84,10 +87,12 @@ def resolve_model(model_id: str, *, fetch: bool = True) -> ResolvedModel:
             if "/" not in model_id:  # a short name of ours: the hub does not know it
                 raise
             package_reason = str(problem).rstrip(".")
-    return _from_hub(model_id, package_reason, fetch)
+    return _from_hub(model_id, revision, package_reason, fetch)
 
 
-def _from_hub(model_id: str, package_reason: str, fetch: bool) -> ResolvedModel:
+def _from_hub(
+    model_id: str, revision: str | None, package_reason: str, fetch: bool
+) -> ResolvedModel:
     """The hub's snapshot of a model, weights in safetensors only."""
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
@@ -95,6 +100,7 @@ def _from_hub(model_id: str, package_reason: str, fetch: bool) -> ResolvedModel:
         folder = Path(
             snapshot_download(
                 model_id,
+                revision=revision,
                 allow_patterns=_HUB_FILES,
                 ignore_patterns=["*/*"],
                 local_files_only=not fetch,

@@ -126,7 +126,7 @@ def base_of(adapter: Adapter, base: str | None = None) -> ResolvedModel:
         raise AdapterError(
             f"adapter '{adapter.path or adapter.name}' names no base model: name it with --base."
         )
-    return resolve_model(name)
+    return resolve_model(name, revision=None if base else adapter.revision)
 
 
 def _tune_task(task: Task, rows: int, seed: int) -> TuneTask:

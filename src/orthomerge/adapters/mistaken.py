@@ -1,0 +1,113 @@
+"""What lies at a path that is no PEFT folder, in a sentence with the way out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from orthomerge.adapters.checkpoint import INDEX, SINGLE, read_header
+from orthomerge.errors import AdapterError, nearest
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KOHYA = re.compile(r"^lora_(unet|te\d?|transformer|prior_unet)_|\.lora_(down|up)\.weight$")
+_DIFFUSERS = re.compile(r"^(unet|transformer|text_encoder(_\d)?|diffusion_model|prior)\.")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TO_PEFT = (
+    "; it is an adapter of a diffusion model, and those are not read here: merge such with "
+    "diffusers (load_lora_weights, then fuse_lora)"
+)
+
+
+def no_adapter(folder: Path, source: str) -> AdapterError:
+    """The error for a path without an adapter that can be read: what is there, and the way out."""
+    found = _is_file(folder) if folder.is_file() else _in_folder(folder)
+    return AdapterError(f"no adapter at '{source}': {found}.")
+
+
+def _is_file(file: Path) -> str:
+    if file.name in (CONFIG, WEIGHTS):
+        return "it is a file of one; name its folder"
+    if file.suffix in _PICKLES:
+        return (
+            "it is a pickle, which is never read; load it once with the program that wrote it and "
+            "save it as a PEFT folder"
+        )
+    if file.suffix == ".gguf":
+        return "it is a GGUF file of llama.cpp; name the PEFT folder it was converted from"
+    if file.suffix == ".safetensors":
+        return f"it is a file{_of_diffusion(file) or '; name a folder that save_pretrained wrote'}"
+    return "it is a file; name a folder that save_pretrained wrote"
+
+
+def _of_diffusion(file: Path) -> str | None:
+    """What is said of a kohya or diffusers file; None for other files."""
+    try:
+        keys = list(read_header(file))
+    except AdapterError:
+        return None
+    if any(_KOHYA.search(key) for key in keys):
+        return f" in kohya's format ('{_first(keys, _KOHYA)}'){_TO_PEFT}"
+    if any(_DIFFUSERS.search(key) for key in keys):
+        return f" in diffusers' format ('{_first(keys, _DIFFUSERS)}'){_TO_PEFT}"
+    return None
+
+
+def _first(keys: list[str], kind: re.Pattern[str]) -> str:
+    return next(key for key in keys if kind.search(key))[:80]
+
+
+def _in_folder(folder: Path) -> str:
+    if not folder.is_dir():
+        return _nowhere(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    missing = WEIGHTS if CONFIG in names else CONFIG
+    below = [name for name in names if _is_adapter(folder / name)]
+    if below:
+        last = max(below, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [-1])
+        more = f" ({len(below)} of its folders do)" if len(below) > 1 else ""
+        return f"it has no {missing}, but '{folder / last}' is one{more}; name that"
+    if any(_sharded(name) for name in names):
+        return (
+            f"it has no {missing} but shards of DeepSpeed or FSDP; put them together "
+            "(zero_to_fp32.py, or 'accelerate merge-weights'), load the result in PEFT and save it "
+            "with save_pretrained"
+        )
+    if "adapters.safetensors" in names:
+        return f"it has no {missing} but MLX's adapters.safetensors; save it in PEFT's format"
+    if any(name.startswith("adapter_model-0") for name in names):
+        return (
+            "its weights are in several files (adapter_model-0...); load it once in Transformers "
+            "(load_adapter) and save it in one file"
+        )
+    for name in names:
+        if name.endswith(".safetensors") and (said := _of_diffusion(folder / name)):
+            return f"it has no {missing}, and '{name}' is{said}"
+    if SINGLE in names or INDEX in names:
+        return (
+            f"it is a whole model ({SINGLE if SINGLE in names else INDEX}), without {missing}; "
+            "name an adapter that was trained on it"
+        )
+    return f"it has no {missing}"
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _sharded(name: str) -> bool:
+    return (
+        name == "zero_to_fp32.py"
+        or name.startswith(("global_step", "pytorch_model_fsdp", "mp_rank_"))
+        or name.endswith((".distcp", "_model_states.pt", "_optim_states.pt"))
+    )
+
+
+def _nowhere(path: Path) -> str:
+    beside = path.parent
+    near = (
+        nearest(path.name, (p.name for p in beside.iterdir() if p.is_dir()))
+        if beside.is_dir()
+        else None
+    )
+    hint = f"; the nearest is '{beside / near}'" if near else ""
+    return f"there is no folder of that name{hint}"
