@@ -129,9 +129,7 @@ def merge_to_model(
         )
     plan, layers, given = _prepare(adapters, config, statistics, fisher)
     frame = plan.frame()
-    found = find_base(
-        config.base or frame.base_model, None if config.base else frame.revision
-    )
+    found = find_base(config.base or frame.base_model, None if config.base else frame.revision)
     plan = replace(plan, base_sha256=found.sha256, max_shard_size=max_shard_size)
     merge = plan_merge(layers, plan.config, **given)
     errors: dict[str, float] = {}
