@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orthomerge.merging import list_methods
     from orthomerge.statistics import Statistics, collect_statistics, merge_statistics
     from orthomerge.training.callbacks import OsrmCallback
+    from orthomerge.training.distillation import distill_adapters
 
     __version__: str
 
@@ -38,6 +39,7 @@ _HOMES = {
     "merging": ("list_methods",),
     "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
     "training.callbacks": ("OsrmCallback",),
+    "training.distillation": ("distill_adapters",),
 }  # fmt: skip
 
 PACKAGES = {
@@ -68,6 +70,7 @@ __all__ = [
     "collect_statistics",
     "convert_adapters",
     "diagnose",
+    "distill_adapters",
     "initialize_osrm_weights",
     "interference",
     "list_methods",

@@ -31,6 +31,7 @@ from orthomerge.adapters.convert import (
     described,
     total_loss,
 )
+from orthomerge.adapters.distilled import save_distilled
 from orthomerge.adapters.figures import Figure, add_figures, figure_of, read_figures
 from orthomerge.adapters.files import (
     HEADS,
@@ -130,6 +131,7 @@ __all__ = [
     "require_finite",
     "require_form",
     "require_same_base",
+    "save_distilled",
     "save_full_model",
     "save_merged",
     "save_start",

@@ -165,6 +165,8 @@ def _base(record: Mapping[str, Any]) -> str:
 
 def _expected(record: Mapping[str, Any]) -> str:
     figures: list[dict[str, Any]] = record.get("figures") or []
+    if not figures and record.get("distilled"):
+        return _agreement(record["distilled"])
     if not figures:
         return (
             "Not measured yet. `orthomerge eval FOLDER --task TASK --card` scores a task and "
@@ -181,6 +183,23 @@ def _expected(record: Mapping[str, Any]) -> str:
     ]
     measured = listed(sorted({plain(f["by"]) for f in figures}))
     note = f"Measured by {measured}, on rows kept for tests."
+    return "\n".join([*table, *rows, "", note])
+
+
+def _agreement(distilled: Mapping[str, Any]) -> str:
+    """How near a distilled merge came to each adapter's own answers."""
+    measured: list[dict[str, Any]] = distilled["measured"]
+    best = next(m for m in measured if m["step"] == distilled["best"])
+    rows = [
+        f"| {plain(task)} | {measured[0]['agreement'][task]:.3f} | **{value:.3f}** |"
+        for task, value in best["agreement"].items()
+    ]
+    table = ["| task | agreement before | after |", "| --- | ---: | ---: |"]
+    note = (
+        "Agreement with the task's own adapter on texts held out: the share of equal answers, or "
+        "the correlation of values. Scores on labelled rows: `orthomerge eval FOLDER --task TASK "
+        "--card`."
+    )
     return "\n".join([*table, *rows, "", note])
 
 

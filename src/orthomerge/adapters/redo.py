@@ -50,6 +50,11 @@ def made_again(
         raise AdapterError(f"'{folder}' is a start: only merges and conversions are done again.")
     if name == CONVERT:
         _require_untrained(folder, record)
+    if "distilled" in record:
+        raise AdapterError(
+            f"'{folder}' was distilled on texts that its record does not hold, so it is not done "
+            "again: leave out --redo (redo=True)."
+        )
     lies = base or _recorded_base(record, folder)
     read = [_named(e, p, lies) for e, p in zip(entries, places, strict=True)]
     again = _convert if name == CONVERT else _merge

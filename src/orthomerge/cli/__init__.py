@@ -5,6 +5,7 @@ from orthomerge.cli import (
     card,
     convert,
     diagnose,
+    distill,
     evaluate,
     fisher,
     init,
@@ -22,6 +23,7 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "card", "convert", "diagnose", "evaluate", "fisher", "init", "listing",
-    "main", "merge", "plan", "report", "run", "stats", "stats_files", "train", "tune", "verify",
+    "app", "board", "card", "convert", "diagnose", "distill", "evaluate", "fisher", "init",
+    "listing", "main", "merge", "plan", "report", "run", "stats", "stats_files", "train", "tune",
+    "verify",
 ]  # fmt: skip

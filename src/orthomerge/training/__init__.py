@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orthomerge.training.adapter import Charged, train_adapter
+    from orthomerge.training.distillation import DistillSettings, distill_adapters
     from orthomerge.training.recover import recover_adapter
     from orthomerge.training.settings import Precision, TrainingSettings
 
-__all__ = ["Charged", "Precision", "TrainingSettings", "recover_adapter", "train_adapter"]
+__all__ = [
+    "Charged",
+    "DistillSettings",
+    "Precision",
+    "TrainingSettings",
+    "distill_adapters",
+    "recover_adapter",
+    "train_adapter",
+]
 
 # Imported when first used: the Trainer takes seconds to import, and its trackers need none of it.
 _HOMES = {
     "Charged": "adapter",
+    "DistillSettings": "distillation",
     "Precision": "settings",
     "TrainingSettings": "settings",
+    "distill_adapters": "distillation",
     "recover_adapter": "recover",
     "train_adapter": "adapter",
 }

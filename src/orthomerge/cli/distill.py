@@ -1,0 +1,183 @@
+"""`orthomerge distill`: a merge trained to give each adapter's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._options import Count, Json, MethodOptions
+from orthomerge.cli._progress import Quiet, Report, work_bar
+from orthomerge.errors import MergeError
+
+if TYPE_CHECKING:
+    from orthomerge.training.distillation import Distilled
+
+
+@app.command()
+def distill(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Unlabelled texts of each adapter's task, in the adapters' order: a JSONL, CSV or "
+            "Parquet file, a hub data set, or a task of 'orthomerge list tasks'; repeat."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="A merged adapter to begin from, instead of --method."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="The merging method to begin from.")] = "linear",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the merge to begin from, one per adapter (1,1,0.5) or one for all; "
+            "default what comes nearest to the adapters' answers."
+        ),
+    ] = None,
+    option: MethodOptions = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="Rank of the result, or 'auto': the smallest that begins about as near as the "
+            "whole merge. Default the merge's own, the sum of the adapters' ranks."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Texts of each task.")] = 100,
+    steps: Count = 100,
+    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of each task in a step.")] = 8,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a text.")] = 48,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the texts that measures the agreement.")
+    ] = 0.1,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many measurements without gain; default never."),
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What each head's outputs are: single_label_classification, "
+            "multi_label_classification or regression; default by their number. Repeat, in order."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the adapters' answers for further runs.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model; default the one the adapters name.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of a second text; default 'pair' where there is one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample and of the batches.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge adapters and train the result, without labels, to answer as each of them does alone.
+
+    Use it where you have some texts of every task: about a hundred each are enough. The result is
+    an ordinary PEFT adapter; each task keeps its own head beside it.
+
+    Example: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --output merged/[/]
+
+    As small as one of them: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --rank 8
+    --output merged/[/]
+    """
+    from orthomerge.cli._job import several_processes
+    from orthomerge.training.distillation import DistillSettings, distill_adapters
+
+    settings = DistillSettings(
+        steps=steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,
+        held_out=held_out, patience=patience, seed=seed,
+    )  # fmt: skip
+    given = parse_numbers(weights, "weights")
+    with several_processes(), work_bar("distilling") as bar:
+        distilled = distill_adapters(
+            adapters,
+            [_texts(item) for item in data],
+            start=start,
+            method=method,
+            weights=given[0] if given and len(given) == 1 else given,
+            rank=_rank(rank),
+            samples=samples,
+            settings=settings,
+            problems=problem,
+            base=base,
+            text_column=text_column,
+            pair_column=pair_column,
+            output=output,
+            overwrite=overwrite,
+            cache=cache,
+            progress=_shown(bar),
+            **parse_options(option or []),
+        )
+    if json:
+        print_json({"path": str(output), **_said(distilled)})
+        return
+    first, best = distilled.measured[0], distilled.best
+    for task, value in best.agreement.items():
+        out.print(
+            f"{task:>18}  agreement {value:.3f}   before {first.agreement[task]:.3f}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    out.print(f"{output}: {len(adapters)} adapters in one, {_cost(distilled)}.", soft_wrap=True)
+
+
+def _texts(data: str) -> Any:
+    """A task's training texts, or the name of the file or data set."""
+    from orthomerge.tasks import get_task, list_tasks
+
+    if data in [t.name for t in list_tasks()]:
+        return [(r.text, r.pair) for r in get_task(data).pools()["train"]]
+    return data
+
+
+def _rank(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise MergeError(f"rank '{text}': it is a whole number above 0, or auto.")
+    return int(text)
+
+
+def _shown(bar: Report) -> Any:
+    def show(what: str, done: int, of: int, agreement: float | None) -> None:
+        if what == "distilling":
+            bar(done, of, agreement)
+
+    return show
+
+
+def _said(distilled: Distilled) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "agreement": distilled.best.agreement,
+        "distance": distilled.best.distance,
+        "best_step": distilled.best.step,
+        "measured": [asdict(m) for m in distilled.measured],
+        "scale": distilled.scale,
+        "ranks": {n: f.rank for n, f in distilled.factors.items()},
+        "texts": distilled.texts,
+        "seconds": distilled.seconds,
+    }
+
+
+def _cost(distilled: Distilled) -> str:
+    texts, seconds = sum(distilled.texts.values()), sum(distilled.seconds.values())
+    rank = max(f.rank for f in distilled.factors.values())
+    best = distilled.best.step
+    return f"rank {rank}, {texts} texts, step {best} kept, {seconds:.0f} s"
