@@ -390,7 +390,7 @@ def test_the_real_records_are_pinned():
             assert len(wheel.sha256) == 64 and wheel.version in wheel.file and wheel.size > 1e6
         assert len(record.wheels) == len(record.parts) if record.parts else 1
         assert record.files and all(len(s) == 64 for s in record.files.values())
-        assert not record.ids or "model.safetensors" in record.files
+        assert not record.ids or (record.gguf or "model.safetensors") in record.files
 
 
 def test_an_adapter_names_its_base_by_the_hubs_id_not_by_a_path_of_this_machine():

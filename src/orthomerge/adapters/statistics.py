@@ -12,9 +12,8 @@ from torch import Tensor
 from orthomerge.adapters.files import Adapter
 from orthomerge.errors import MergeError, StatisticsError
 from orthomerge.fisher import load_fisher
-from orthomerge.io.files import is_folder
 from orthomerge.merging import MergeConfig
-from orthomerge.models.assets import resolve_model
+from orthomerge.models.assets import is_local, resolve_model
 from orthomerge.moments import Moment
 from orthomerge.statistics import Statistics
 
@@ -110,7 +109,7 @@ def require_base(
     """
     named = base or adapter.base_model
     known, model = first.meta.model_sha256, first.meta.model_id
-    if named and (base or is_folder(named)):
+    if named and (base or is_local(named)):
         known, model = resolve_model(named).sha256, named
     if known:
         item.require_model(known, model, name=name)

