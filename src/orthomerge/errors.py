@@ -34,6 +34,10 @@ class AdapterError(OrthomergeError):
     """An adapter that cannot be read, or that does not fit the model or the other adapters."""
 
 
+class OutputError(AdapterError):
+    """An output that may not be written where it is named (until v0.1 an `AdapterError`)."""
+
+
 class SubspaceError(OrthomergeError):
     """A subspace that does not exist, as a rank larger than the admissible dimensions."""
 

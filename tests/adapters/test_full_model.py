@@ -27,6 +27,7 @@ from transformers import (
 
 from orthomerge.adapters import read_adapter
 from orthomerge.adapters.full_model import save_full_model
+from orthomerge.adapters.provenance import seal
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import plan_merge
@@ -393,7 +394,7 @@ def test_interrupted_writing_leaves_nothing(small, tmp_path, problem):
 
 def test_interrupted_overwriting_leaves_the_old_folder(small, tmp_path):
     base, adapters = small
-    merge(tmp_path / "out", base, adapters)
+    merge(tmp_path / "out", base, adapters, finish=lambda folder: seal(folder, "merge.json", {}))
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
 
     def stop(name):

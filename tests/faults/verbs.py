@@ -28,9 +28,14 @@ torch.set_num_threads(1)
 from conftest import call, make_base, make_tokenizer, write_task
 from ending import ending_of
 from injection import disk, end, kill, refuse, watch
+from safetensors.torch import save_file
 from small_adapters import make_adapter
 
+from orthomerge.adapters.provenance import seal
 from orthomerge.cli import _app
+from orthomerge.fisher import file as fisher
+from orthomerge.io.outputs import MERGE, START, TRAINING
+from orthomerge.statistics import file as statistics
 
 FAULTS = {"SIGKILL": kill, "SIGTERM": end, "ENOSPC": refuse(errno.ENOSPC)}
 # What a verb's own clock or path says, and a study, which grows trial by trial.
@@ -115,11 +120,13 @@ def _called(arguments: list[Any], root: Path, at: int, fault) -> str:
 
 def old_output(name: str, target: Path) -> None:
     """What an earlier call left: a file where the verb writes one, else a folder."""
-    if name in ("stats", "fisher"):
-        target.write_text("old", encoding="utf-8")
+    kinds = {"stats": statistics.ENTRY, "fisher": fisher.ENTRY}
+    if name in kinds:
+        save_file({"old": torch.zeros(1)}, target, metadata={kinds[name]: "old"})
     else:
         target.mkdir(parents=True)
         (target / "old.txt").write_text("old", encoding="utf-8")
+        seal(target, {"init": START, "train": TRAINING}.get(name, MERGE), {})
 
 
 def _clear(target: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_folder_is_replaced_whole_in_one_step_or_in_two(tmp_path, monkeypatch,
         monkeypatch.setattr(disk, "_swapped", lambda path, target: False)
     target = tmp_path / "out"
     for text in ("one", "two"):
-        with atomic_path(target) as folder:
+        with atomic_path(target, replace=True) as folder:
             folder.mkdir()
             (folder / text).touch()
     assert [p.name for p in target.iterdir()] == ["two"]

@@ -63,7 +63,7 @@ def test_nothing_is_left_behind_when_a_write_fails(tmp_path):
 
 def test_a_folder_replaces_an_older_one_whole(tmp_path):
     for content in ("old", "new"):
-        with atomic_path(tmp_path / "d") as path:
+        with atomic_path(tmp_path / "d", replace=True) as path:
             path.mkdir()
             (path / content).write_text(content)
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["new"]

@@ -63,7 +63,7 @@ from orthomerge.adapters.penalty import (
     penalty_charges,
     read_penalty,
 )
-from orthomerge.adapters.provenance import record_of, seal_again
+from orthomerge.adapters.provenance import record_of, seal, seal_again
 from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
@@ -135,6 +135,7 @@ __all__ = [
     "save_full_model",
     "save_merged",
     "save_start",
+    "seal",
     "seal_again",
     "start_record",
     "total_loss",

@@ -14,17 +14,17 @@ from orthomerge.adapters.constrain import Directions, write_kept_out
 from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS, Adapter, read_adapter
 from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.output import distinct_names
-from orthomerge.adapters.provenance import CONVERT, seal, sources_of
+from orthomerge.adapters.provenance import seal, sources_of
 from orthomerge.adapters.record import about_adapter, about_base, versions
 from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import layer_directions, solve_layer
 from orthomerge.adapters.statistics import beside_files, require_base
 from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
-from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import atomic_path, copy_inside
+from orthomerge.io.outputs import CONVERT, require_apart, require_free
 from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import get_solver
 
@@ -78,19 +78,22 @@ def convert_adapters(
         others: statistics of further tasks.
         config: how to convert.
         base: the base model's folder or id, to hold the statistics to.
-        overwrite: replace an output folder that is not empty.
+        overwrite: replace an output folder that orthomerge wrote.
         progress: called with the number of layers done and their total.
 
     Raises:
-        AdapterError: no adapters, ones that are not in a folder, DoRA or adapted embeddings, or an
-            output that is not free.
+        AdapterError: no adapters, ones that are not in a folder, DoRA or adapted embeddings.
+        OutputError: an output that is not free, or that an input or the base lies in or around.
         StatisticsError: not one own an adapter, no others, statistics of another model, or a layer
             without any.
         SubspaceError: what the solver refuses.
     """
     how = config or ConvertConfig()
-    require_free(output, overwrite=overwrite)
+    inputs = [*adapters, *statistics, *others]
+    require_free(output, inputs=inputs, base=base, overwrite=overwrite)
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
+    for adapter in read:
+        require_apart(output, base=adapter.base_model)
     own, more = [beside_files(s) for s in statistics], [beside_files(s) for s in others]
     _check(read, own, more, how)
     first, *_ = [*own, *more]

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 from orthomerge.adapters.card import model_card
-from orthomerge.adapters.provenance import MERGE, read_record, unsealed, write_sealed
+from orthomerge.adapters.provenance import read_record, unsealed, write_sealed
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, read_json
 from orthomerge.io.files import file_sha256, write_text
+from orthomerge.io.outputs import MERGE
 
 README = "README.md"
 

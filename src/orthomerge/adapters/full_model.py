@@ -31,6 +31,7 @@ from orthomerge.adapters.checkpoint import (
 from orthomerge.adapters.sums import Count, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
 from orthomerge.io.files import atomic_path, copy_inside, write_json
+from orthomerge.io.outputs import require_free
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -71,7 +72,7 @@ def save_full_model(
         update_of: the update of a layer, or None where it stays as it is.
         names: the layers to ask for; all must be in the checkpoint.
         max_shard_size: bytes, or a string such as "5GB", to cut the shards anew.
-        overwrite: replace what is at `output`.
+        overwrite: replace a folder that orthomerge wrote, known by the record that `finish` seals.
         extra: JSON files to write beside, by name.
         readme: the text of README.md.
         modules: whole tensors by name (a head) that replace the checkpoint's or are added to it.
@@ -82,11 +83,12 @@ def save_full_model(
 
     Raises:
         AdapterError: no such checkpoint, or one of pickles; a layer it does not have, or has in
-            another shape or not as floats; weights tied in a way that cannot be undone; an output
-            that is not empty, or a disk that is too small. Nothing is written then.
+            another shape or not as floats; weights tied in a way that cannot be undone; or a disk
+            that is too small. Nothing is written then.
+        OutputError: an output that is not free, or that the base lies in or around.
     """
     output, base = Path(output), Path(base)
-    _check_output(output, base, overwrite)
+    require_free(output, base=base, overwrite=overwrite)
     size = None if max_shard_size is None else _bytes(max_shard_size)
     checkpoint = read_checkpoint(base)
     settings = read_config(base)
@@ -143,17 +145,6 @@ def _put_modules(
             )
         before = planned.get(key)
         planned[key] = Planned.tensor(tensor, before.dtype if before else None)
-
-
-def _check_output(output: Path, base: Path, overwrite: bool) -> None:
-    if output.is_dir() and output.resolve() == base.resolve():
-        raise AdapterError(f"'{output}' is the base model itself: choose another output folder.")
-    if output.exists() and not output.is_dir():
-        raise AdapterError(f"'{output}' is a file: choose another output folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise AdapterError(
-            f"'{output}' is not empty: choose another output folder, or overwrite it."
-        )
 
 
 def _check_room(output: Path, size: int) -> None:

@@ -14,10 +14,12 @@ from orthomerge import linalg
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
 from orthomerge.adapters.files import Adapter, check_start
-from orthomerge.adapters.provenance import START, seal
+from orthomerge.adapters.provenance import seal
+from orthomerge.adapters.record import versions
 from orthomerge.adapters.solve import rows_of, solve_layer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.io.files import atomic_path, derive_seed
+from orthomerge.io.outputs import START
 from orthomerge.statistics import Statistics, describe_model, target_layers
 from orthomerge.subspace import Subspace, get_solver
 
@@ -226,15 +228,18 @@ def save_start(
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
     many labels. `kept_out` are the directions a projected `A` stays out of
     (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them. A
-    `record` (`start_record`) becomes `start.json`, with hashes of all files, for `verify`.
+    `record` (`start_record`) becomes part of `start.json`, which holds the hashes of all files, for
+    `verify`. A folder that orthomerge wrote is replaced.
+
+    Raises:
+        OutputError: the folder holds what orthomerge did not write.
     """
     with atomic_path(folder) as path:
         # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
         if kept_out is not None:
             write_kept_out(path, kept_out)
-        if record is not None:
-            seal(path, START, record)
+        seal(path, START, {"versions": versions()} if record is None else record)
     return Path(folder)
 
 

@@ -16,9 +16,9 @@ from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
 from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.statistics import read_needed
-from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
+from orthomerge.io.outputs import require_apart, require_free
 from orthomerge.merging import (
     LayerWeights,
     MergeConfig,
@@ -72,14 +72,15 @@ def merge_adapters(
         output: write the merged adapter to this folder, and each task's own under `tasks/` where
             the method leaves such. The folder appears whole or not at all, and what is returned
             reads it a layer at a time.
-        overwrite: replace an output folder that is not empty.
+        overwrite: replace an output folder that orthomerge wrote.
         workers: number of layers merged in parallel.
         devices: devices that take layers in parallel.
         progress: called with the number of layers done and their total.
 
     Raises:
         AdapterError: fewer than one adapter, different base models or shapes, unreadable folders,
-            heads that cannot be treated so, or an output that is not free.
+            or heads that cannot be treated so.
+        OutputError: an output that is not free, or that an input or the base lies in or around.
         MergeError: weights, shapes, options or statistics that do not fit.
         UnknownNameError: no such method.
     """
@@ -88,8 +89,11 @@ def merge_adapters(
         heads=heads, base=base, **options,
     )  # fmt: skip
     if output is not None:
-        require_free(output, overwrite=overwrite)
+        inputs = [*adapters, *(statistics or ()), *(fisher or ())]
+        require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
     plan, layers, given = _prepare(adapters, config, statistics, fisher)
+    if output is not None:
+        _require_apart_from_bases(output, plan.adapters)
     run: dict[str, Any] = {"workers": workers, "devices": devices, "progress": progress}
     if output is None:
         return merge_layers(layers, plan.config, **given, **run)
@@ -127,7 +131,10 @@ def merge_to_model(
             f"the method '{config.method}' leaves an update a task, so there is no one model to "
             "write: write adapters, or choose another method."
         )
+    inputs = [*adapters, *(statistics or ()), *(fisher or ())]
+    require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
     plan, layers, given = _prepare(adapters, config, statistics, fisher)
+    _require_apart_from_bases(output, plan.adapters)
     frame = plan.frame()
     found = find_base(config.base or frame.base_model, None if config.base else frame.revision)
     plan = replace(plan, base_sha256=found.sha256, max_shard_size=max_shard_size)
@@ -154,6 +161,12 @@ def merge_to_model(
         finish=lambda folder: plan.describe(folder, errors, tasks=False, model=True),
     )
     return errors
+
+
+def _require_apart_from_bases(output: str | Path, adapters: Sequence[Adapter]) -> None:
+    """Refuse an output that would take the place of a base model that an adapter names."""
+    for base in {adapter.base_model for adapter in adapters}:
+        require_apart(output, base=base)
 
 
 def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, Any]:
@@ -206,9 +219,10 @@ def save_merged(
     """Write a merge that is in memory as `merge_adapters` writes one; `names` are the tasks'.
 
     Raises:
-        AdapterError: heads that cannot be treated so, or an output that is not free.
+        AdapterError: heads that cannot be treated so.
+        OutputError: an output that is not free, or that an adapter lies in or around.
     """
-    require_free(output, overwrite=overwrite)
+    require_free(output, inputs=adapters, overwrite=overwrite)
     check_heads(adapters, config.heads)
     MergeOutput(adapters, config, names).write(output, _layers_of(merged))
     return Path(output)

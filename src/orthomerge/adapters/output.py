@@ -14,13 +14,14 @@ from torch import Tensor
 from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter, common_base
 from orthomerge.adapters.heads import AveragedModules, saved_modules
-from orthomerge.adapters.provenance import MERGE, seal
+from orthomerge.adapters.provenance import seal
 from orthomerge.adapters.record import merge_record
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import atomic_path, slug
+from orthomerge.io.outputs import MERGE
 from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.merging.merged import MergedLayer
 

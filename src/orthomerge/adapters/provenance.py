@@ -15,10 +15,8 @@ from typing import Any
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.io.documents import Unreadable, is_object, read_json
 from orthomerge.io.files import file_sha256, fingerprint, known_sha256, write_json
+from orthomerge.io.outputs import RECORDS
 from orthomerge.models.assets import ResolvedModel, resolve_model
-
-MERGE, CONVERT, START = "merge.json", "convert.json", "start.json"
-RECORDS = (MERGE, CONVERT, START)
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
@@ -63,8 +61,8 @@ def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:
     name = next((n for n in RECORDS if (folder / n).is_file()), None)
     if name is None:
         raise AdapterError(
-            f"'{folder}' has none of {', '.join(RECORDS)}: name what 'orthomerge merge', 'convert' "
-            "or 'init' wrote."
+            f"'{folder}' has none of {', '.join(RECORDS)}: name what 'orthomerge merge', "
+            "'convert', 'init' or 'train' wrote."
         )
     record = record_of(folder, name)
     files = record.get("files")

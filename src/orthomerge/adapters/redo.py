@@ -14,15 +14,9 @@ from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.convert import convert_adapters
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
-from orthomerge.adapters.provenance import (
-    CONVERT,
-    START,
-    base_here,
-    entries_of,
-    place_of,
-    read_record,
-)
+from orthomerge.adapters.provenance import base_here, entries_of, place_of, read_record
 from orthomerge.errors import AdapterError, OrthomergeError
+from orthomerge.io.outputs import CONVERT, MERGE, START
 from orthomerge.merging import MergeConfig
 
 # What values of other types come to where they are used.
@@ -46,8 +40,11 @@ def made_again(
             how, or adapters that are not here.
         OrthomergeError: statistics or Fisher information that are not here.
     """
-    if name == START:
-        raise AdapterError(f"'{folder}' is a start: only merges and conversions are done again.")
+    if name not in (MERGE, CONVERT):
+        raise AdapterError(
+            f"'{folder}' is a {'start' if name == START else 'training'}: only merges and "
+            "conversions are done again."
+        )
     if name == CONVERT:
         _require_untrained(folder, record)
     if "distilled" in record:

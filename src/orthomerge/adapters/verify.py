@@ -10,14 +10,7 @@ from typing import Any, NamedTuple, cast
 from safetensors import SafetensorError, safe_open
 
 from orthomerge.adapters.files import WEIGHTS
-from orthomerge.adapters.provenance import (
-    START,
-    base_here,
-    entries_of,
-    files_below,
-    place_of,
-    read_record,
-)
+from orthomerge.adapters.provenance import base_here, entries_of, files_below, place_of, read_record
 from orthomerge.adapters.redo import made_again
 from orthomerge.adapters.settings import CONFIG
 from orthomerge.errors import AdapterError, StatisticsError
@@ -25,6 +18,7 @@ from orthomerge.fisher import ENTRY as FISHER
 from orthomerge.fisher import load_fisher
 from orthomerge.io.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.io.files import file_sha256, fingerprint
+from orthomerge.io.outputs import START, TRAINING
 from orthomerge.models.assets import nothing_fetched
 from orthomerge.statistics import Statistics
 from orthomerge.statistics.file import ENTRY as STATISTICS
@@ -57,7 +51,7 @@ def verify(
     redo: bool = False,
     base: str | None = None,
 ) -> list[Check]:
-    """Hold a merge, a conversion, a start, a statistics or a Fisher file to the hashes it carries.
+    """Hold a folder of ours, a statistics or a Fisher file to the hashes it carries.
 
     Every file of a folder must have the hash that its record gives it, and no other file may lie
     there (hidden ones are passed by). Inputs, and the base where the record holds its hash, are
@@ -65,7 +59,7 @@ def verify(
     fetched. `redo` merges or converts them again and compares the files bit for bit.
 
     Args:
-        path: what `merge`, `convert`, `init`, `stats` or `fisher` wrote.
+        path: what `merge`, `convert`, `init`, `train`, `stats` or `fisher` wrote.
         adapters: where the input adapters lie now.
         redo: merge or convert again, into a temporary folder beside the output.
         base: the base model, where it lies elsewhere than the record says.
@@ -135,9 +129,10 @@ def _files(folder: Path, record: str, hashes: dict[str, Any]) -> list[Check]:
 
 
 def _entries(record: dict[str, Any], folder: Path, name: str) -> list[dict[str, Any]]:
-    """What the record says of each input adapter; a start may have none."""
-    found = entries_of(record)
-    some = is_array(found) and (found or name == START)
+    """What the record says of each input adapter; a start or a training may have none."""
+    alone = name in (START, TRAINING)  # may be made from no adapter
+    found = record.get("adapters", []) if alone else entries_of(record)
+    some = is_array(found) and (found or alone)
     if not is_array(found) or not some or not all(is_object(e) for e in found):
         raise AdapterError(
             f"'{folder / name}' does not say which adapters went in: it was altered."

@@ -15,7 +15,6 @@ from orthomerge.adapters.base import dense_factors
 from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS
 from orthomerge.adapters.keys import PREFIX
 from orthomerge.adapters.tensors import TensorWriter
-from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
 
@@ -144,20 +143,3 @@ def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None
         with TensorWriter(folder / HEADS / f"{slug(name)}{HEAD}", head) as file:
             for key, tensor in head.items():
                 file.add(key, tensor)
-
-
-def require_free(output: str | Path, *, overwrite: bool) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        AdapterError: a file, or a folder that is not empty though nothing may be overwritten.
-    """
-    output = Path(output)
-    if output.is_dir():
-        if not overwrite and any(output.iterdir()):
-            raise AdapterError(
-                f"the output folder '{output}' is not empty: choose another, or replace all of it "
-                "with --overwrite (overwrite=True)."
-            )
-    elif output.exists():
-        raise AdapterError(f"the output '{output}' is a file: name a folder.")

@@ -29,7 +29,7 @@ USUAL = {
     "init": "--others --own --output --rank --alpha --solver --constraint --strength --paper "
     "--labels --json",
     "train": "--task --output --epochs --learning-rate --batch-size --max-length --constraint "
-    "--seed --overwrite --json",
+    "--seed --json",
     "merge": "--output --method --weights --option --rank --base --save-as --heads --overwrite "
     "--json",
     "distill": "--data --output --from --method --weights --rank --steps --learning-rate "

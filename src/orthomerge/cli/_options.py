@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +14,9 @@ TaskName = Annotated[
 ]
 Count = Annotated[int, typer.Option(min=1)]
 """A number of which there is at least one, whose name says it all."""
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output that orthomerge wrote.")
+]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
 ]
@@ -21,3 +26,8 @@ MethodOptions = Annotated[
 SolverOptions = Annotated[
     list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
 ]
+
+
+def file_paths(named: Iterable[str]) -> list[Path]:
+    """Those of some tasks or data sets that are files, not names."""
+    return [path for path in map(Path, named) if path.is_file()]

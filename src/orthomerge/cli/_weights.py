@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from orthomerge.cli._app import err
+from orthomerge.cli._options import file_paths
 from orthomerge.cli._progress import work_bar
 from orthomerge.errors import MergeError, unknown_name
 
@@ -67,8 +68,8 @@ def _by_statistics(
 ) -> tuple[MergeConfig, list[Statistics] | None]:
     """The common weight of least predicted shift; statistics go on to methods that need them."""
     from orthomerge.adapters import of_one_model, read_adapter, read_needed
-    from orthomerge.adapters.write import require_free
     from orthomerge.diagnostics import best_weight
+    from orthomerge.io.outputs import require_free
 
     if search.tasks:
         raise MergeError("--task goes with --tune validation: statistics need no labelled rows.")
@@ -77,7 +78,8 @@ def _by_statistics(
             "--tune statistics needs the statistics of each adapter's task: give one --stats for "
             "each, in order ('orthomerge stats')."
         )
-    require_free(output, overwrite=search.overwrite)
+    inputs = [*adapters, *statistics, *(fisher or ())]
+    require_free(output, inputs=inputs, base=config.base, overwrite=search.overwrite)
     read = [read_adapter(a, base=config.base) for a in adapters]
     stats = of_one_model(statistics, read, config.base)
     needed = read_needed(config, read, fisher=fisher)
@@ -100,19 +102,22 @@ def _by_validation(
     fisher: list[Path] | None,
 ) -> MergeConfig:
     """The weights that a search finds; its study lies beside the output."""
-    from orthomerge.adapters.write import require_free
     from orthomerge.cli.tune import finish, merge_method, tune_validation
+    from orthomerge.io.outputs import require_free, require_resumable
     from orthomerge.tuning import SearchSettings, read_inputs, require_optuna
+    from orthomerge.tuning.study import STUDY
 
     if not search.tasks:
         raise MergeError("--tune validation needs rows to score: one --task for each adapter.")
     require_optuna()
-    require_free(output, overwrite=search.overwrite)
+    files = [*adapters, *(statistics or ()), *(fisher or ()), *file_paths(search.tasks)]
+    require_free(output, inputs=files, base=config.base, overwrite=search.overwrite)
+    study = output.with_name(output.name + ".tune")
+    require_resumable(study, (STUDY,), "study", inputs=files, base=config.base)
     inputs = read_inputs(
         [Path(a) for a in adapters], search.tasks, base=config.base, rows=search.rows
     )
     method = merge_method(inputs, config, statistics, fisher)
-    study = output.with_name(output.name + ".tune")
     tuned = tune_validation(
         inputs, study, method, SearchSettings(trials=search.trials, seed=config.seed)
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
-from orthomerge.cli._options import Json, SolverOptions
+from orthomerge.cli._options import Json, Overwrite, SolverOptions, file_paths
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import RecipeError
 
@@ -79,9 +79,7 @@ def convert(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of ties and of the training.")] = 0,
     layers: Annotated[bool, typer.Option("--layers", help="A line for every layer.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
-    ] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,9 +91,9 @@ def convert(
     Example: [bold]orthomerge convert a/ b/ --stats a.stats.safetensors
     --stats b.stats.safetensors --output converted/[/]
     """
-    from orthomerge.adapters import ConvertConfig, convert_adapters
-    from orthomerge.adapters.write import require_free
+    from orthomerge.adapters import ConvertConfig, convert_adapters, read_adapter
     from orthomerge.io.files import atomic_path
+    from orthomerge.io.outputs import require_apart, require_free
 
     given = {"balance": balance, "ridge": ridge, "share": share}
     config = ConvertConfig(
@@ -107,7 +105,10 @@ def convert(
         raise RecipeError("--recover STEPS and a --task for each adapter go together.")
     if task and len(task) != len(adapters):
         raise RecipeError(f"{len(task)} tasks for {len(adapters)} adapters: give one for each.")
-    require_free(output, overwrite=overwrite)
+    inputs = [*adapters, *(stats or ()), *(others or ()), *file_paths(task or ())]
+    require_free(output, inputs=inputs, base=base, overwrite=overwrite)
+    for adapter in adapters:
+        require_apart(output, base=read_adapter(adapter, base=base).base_model)
     with atomic_path(output) as folder:
         with work_bar("layers") as progress:
             found = convert_adapters(

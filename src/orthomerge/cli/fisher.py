@@ -9,7 +9,7 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
-from orthomerge.cli._options import Count, Json, MaxLength, TaskName
+from orthomerge.cli._options import Count, Json, MaxLength, TaskName, file_paths
 from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
 from orthomerge.io.units import human_size
@@ -40,9 +40,12 @@ def fisher(
     mine.fisher.safetensors[/]
     """
     from orthomerge.fisher import save_fisher
+    from orthomerge.fisher.file import is_fisher
+    from orthomerge.io.outputs import require_free_file
     from orthomerge.tasks import get_task
     from orthomerge.tuning import adapter_fisher
 
+    require_free_file(output, is_fisher, inputs=[adapter, *file_paths([task])], base=base)
     prompt = prompt_for(get_task(task), form, template)
     with work_bar(f"Fisher information on {task}") as progress:
         found, meta = adapter_fisher(

@@ -85,9 +85,12 @@ def init(
     """
     from orthomerge.adapters import OsrmConfig
     from orthomerge.errors import RecipeError
+    from orthomerge.io.outputs import START, require_free
     from orthomerge.statistics import Statistics
     from orthomerge.subspace import get_solver
 
+    inputs = [*others, *(existing or ()), own]
+    require_free(output, inputs=inputs, base=model, kind=START)
     if paper and (solver or constraint):
         raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
     solver = "min_eigen" if paper or (solver is None and own is None) else solver or "contrastive"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Json, MethodOptions
+from orthomerge.cli._options import Json, MethodOptions, Overwrite
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
@@ -101,9 +101,7 @@ def merge(
     device: Annotated[
         list[str] | None, typer.Option(help="Device that takes layers, as cuda:0; repeat.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
-    ] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
-from orthomerge.cli._options import Json
+from orthomerge.cli._options import Json, file_paths
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
@@ -129,8 +129,11 @@ def collect(
     """
     from orthomerge.cli._collect import Reading, load_base, measured
     from orthomerge.cli._job import several_processes
+    from orthomerge.io.outputs import require_free_file
     from orthomerge.statistics import sample_texts
+    from orthomerge.statistics.file import is_statistics
 
+    require_free_file(output, is_statistics, inputs=file_paths([data]), base=model)
     held = _representation(representation, rows, size, budget)
     if directions is None and (noise is not None or noise_seed is not None):
         raise RecipeError("noise is put on published directions: say how many with --directions.")

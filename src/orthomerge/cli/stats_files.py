@@ -69,8 +69,11 @@ def merge(
     """
     from dataclasses import asdict
 
+    from orthomerge.io.outputs import require_free_file
     from orthomerge.statistics import Statistics, merge_statistics
+    from orthomerge.statistics.file import is_statistics
 
+    require_free_file(output, is_statistics, inputs=files)
     read = [Statistics.load(path) for path in files]
     for path, item in zip(files[1:], read[1:], strict=True):
         item.require_match(read[0], mine=f"'{path}'", theirs=f"'{files[0]}'")
@@ -105,8 +108,11 @@ def publish(
     """
     from dataclasses import asdict
 
+    from orthomerge.io.outputs import require_free_file
     from orthomerge.statistics import Statistics
+    from orthomerge.statistics.file import is_statistics
 
+    require_free_file(output, is_statistics, inputs=[file])
     part = Statistics.load(file).published(directions, noise, noise_seed)
     part.save(output)
     if json:

@@ -9,7 +9,7 @@ import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
-from orthomerge.cli._options import Count, Json, MaxLength, TaskName
+from orthomerge.cli._options import Count, Json, MaxLength, TaskName, file_paths
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import RecipeError
 
@@ -65,18 +65,21 @@ def train(
     from orthomerge.adapters import read_adapter, require_form
     from orthomerge.cli._app import split_names
     from orthomerge.cli._job import several_processes
+    from orthomerge.io.outputs import TRAINING, require_apart, require_free
     from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, train_adapter
     from orthomerge.training.tracking import check_trackers
 
+    require_free(output, inputs=[start, *file_paths([task])], base=base, kind=TRAINING)
     trackers = check_trackers(split_names(report_to or ""))
     constraint = _constraint(start, constraint)
     about = get_task(task)
     prompt = prompt_for(about, form, template)
     adapter = read_adapter(start)
     require_form(adapter, form)
+    require_apart(output, base=base or adapter.base_model)
     found = resolve_model(
         base or adapter.base_model or "", revision=None if base else adapter.revision
     )

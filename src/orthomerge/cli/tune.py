@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions
+from orthomerge.cli._options import Count, Json, MethodOptions, file_paths
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import MergeError, unknown_name
+from orthomerge.io.outputs import require_apart, require_ours, require_resumable
 
 if TYPE_CHECKING:
     from orthomerge.merging import MergeConfig
@@ -101,12 +102,15 @@ def tune(
         raise MergeError("--layerwise goes with --objective entropy; for a search use --groups.")
     else:
         require_optuna()
+    files = [*adapters, *(stats or ()), *(fisher or ()), *file_paths(task)]
+    require_apart(output, files, base)
     _require_ours(output, entropy=entropy, overwrite=overwrite)
     config = MergeConfig(
         method, rank=rank, seed=seed, options=parse_options(option or []), base=base
     )
     settings = SearchSettings(trials, groups, low, high, seed, max_length)
     inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
+    require_apart(output, base=inputs.base.path_or_id)
     if entropy:
         with work_bar("entropy, steps") as progress:
             tuned = minimise_entropy(
@@ -186,19 +190,18 @@ def _only_sums(
 
 def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
     """Refuse a folder that holds something else, before any work."""
-    from orthomerge.tuning import WEIGHTS
-    from orthomerge.tuning.study import LOCK, STUDY
+    from orthomerge.tuning import MERGED, WEIGHTS
+    from orthomerge.tuning.study import STUDY
 
-    if output.exists() and not output.is_dir():
-        raise MergeError(f"'{output}' is a file: choose another --output.")
-    if not output.is_dir() or all(path.name == LOCK for path in output.iterdir()):
+    require_resumable(output, (WEIGHTS, STUDY) if entropy else (STUDY,), "study")
+    if not output.is_dir():
         return
+    if (output / MERGED).is_dir():
+        require_ours(output / MERGED)
     study = (output / STUDY).is_file()
-    if not entropy and not study:
-        raise MergeError(f"'{output}' is not empty and holds no study: choose another --output.")
-    if entropy and (study or not overwrite or not (output / WEIGHTS).is_file()):
+    if entropy and (study or ((output / WEIGHTS).is_file() and not overwrite)):
         remedy = "choose another --output" + ("" if study else ", or give --overwrite")
-        raise MergeError(f"'{output}' is not empty: {remedy}.")
+        raise MergeError(f"the output folder '{output}' is not empty: {remedy}.")
 
 
 def _say(tuned: Tuned, inputs: Inputs, output: Path) -> None:

@@ -23,6 +23,7 @@ import yaml
 
 from orthomerge.errors import AssetError, RecipeError, TaskError, nearest
 from orthomerge.evaluation.classification import Update, applied
+from orthomerge.io.documents import Unreadable, is_object, read_json
 from orthomerge.io.files import local, slug, write_json, write_text
 from orthomerge.models.hub import hub_reason
 from orthomerge.models.loading import preferred_device
@@ -232,6 +233,15 @@ def scores(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         }
         found[task] = numbers
     return found
+
+
+def is_result(file: Path) -> bool:
+    """Whether a file is a result that `write_result` kept."""
+    try:
+        found = read_json(file)
+    except (Unreadable, OSError):
+        return False
+    return is_object(found) and {"lm_eval", "adapter_sha256"} <= set(found)
 
 
 def write_result(path: str | Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Pieces:
                     tokenizer_hash=tokenizer_hash(self.keys.tokenizer),
                     prompt=prompt.fingerprint if prompt else None,
                     progress=count,
-                ).save(path)
+                ).save(path, replace=True)
             found = Statistics.load(path)
         self._stats[path] = found
         return found
@@ -160,7 +160,8 @@ class Pieces:
                 others=list(files.values()), quiet_energy=arm.quiet, captured=seen,
                 beside=path.parent, start=arm.start, task=task, drawn=draw,
             )  # fmt: skip
-            save_start(model, path, kept_out, record=record)
+            with atomic_path(path, replace=True) as folder:
+                save_start(model, folder, kept_out, record=record)
         return path
 
     def _draw(self, name: str, task: str, seed: int) -> int:
@@ -227,7 +228,7 @@ class Pieces:
         held = told.pop("seed", seed)
         self.__dict__.pop("trunk", None)
         self.reporter.stage(f"train {name} · {task} · seed {seed} · {rate:g}")
-        with self.costs.stage("train"):
+        with atomic_path(path, replace=True) as folder, self.costs.stage("train"):
             train_adapter(
                 self._model(task, seed),
                 start,
@@ -241,7 +242,7 @@ class Pieces:
                 constraint=self._recipe.arms[name].constraint,
                 charged=charged,
                 seed=derive_seed(held, task, "training"),
-                output=path,
+                output=folder,
                 record={"arm": name, "task": task, "seed": seed, "rate": rate_of(rate), "key": key},
                 progress=self.reporter.step,
                 report_to=self._recipe.training.report_to,
@@ -260,7 +261,7 @@ class Pieces:
         found = {t: self.statistics(t, *about) for t in self.keys.tasks_of(name)}
         own = found.pop(task)
         self.reporter.stage(f"convert {name} · {task} · seed {seed}")
-        with atomic_path(path) as folder, self.costs.stage("convert"):
+        with atomic_path(path, replace=True) as folder, self.costs.stage("convert"):
             plain = folder.with_name("converted") if how.recover else folder
             convert_adapters(
                 [source], plain, statistics=[own], others=list(found.values()),
@@ -308,6 +309,6 @@ class Pieces:
                     max_length=self._recipe.data.max_length,
                     prompt=self.keys.prompts.get(task),
                 )
-            save_fisher(path, found, meta)
+            save_fisher(path, found, meta, replace=True)
             whole = read(path)
         return whole

@@ -30,10 +30,11 @@ from orthomerge.experiment.scores import Scores
 from orthomerge.experiment.workshop import Workshop
 from orthomerge.io.disk import sweep
 from orthomerge.io.files import holds, write_text
+from orthomerge.io.outputs import require_resumable
 from orthomerge.io.rows import ResultRow, read_rows
 
 ROWS, RUN, RECIPE, JOURNAL = "results.jsonl", "run.json", "recipe.yaml", "jobs.jsonl"
-OTHER_ROWS = "results-of-other-recipes.jsonl"
+LOCK, OTHER_ROWS = ".lock", "results-of-other-recipes.jsonl"
 
 
 class Run:
@@ -89,8 +90,10 @@ class Run:
         """Do what is missing; returns the rows that belong to this recipe, old and new.
 
         Raises:
+            OutputError: the folder holds something that is no run, or it contains an input.
             OrthomergeError: another run is at work in the same folder, or what `check` raises.
         """
+        self._check_output()
         self.check()
         with self._alone():
             began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -117,10 +120,20 @@ class Run:
             self._write_record(board, began)
             return rows
 
+    def _check_output(self) -> None:
+        """A run's folder, or a free one; nothing that is read may lie there before the run."""
+        files = [task for task in self.recipe.tasks if Path(task).is_file()]
+        marks = (RUN, JOURNAL, ROWS, OTHER_ROWS)
+        began = (self.output / LOCK).is_file()
+        require_resumable(
+            self.output, marks, "run", first=[RECIPE] if began else [], inputs=files,
+            base=self.recipe.base,
+        )  # fmt: skip
+
     @contextmanager
     def _alone(self) -> Generator[None, None, None]:
         """The output folder for this run only, without what a killed one left half-written."""
-        lock = FileLock(self.output / ".lock")
+        lock = FileLock(self.output / LOCK)
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,8 @@ FORMAT = 1
 SUFFIX = ".fisher.safetensors"
 ENTRY = "orthomerge-fisher"
 _FILE = SealedKind(ENTRY, FORMAT, "Fisher file", "Fisher information", "orthomerge stats fisher")
+is_fisher = _FILE.wrote
+"""Whether a file is one of Fisher information, by its metadata."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +75,29 @@ class Fisher(Mapping[str, Tensor]):
         return len(self._digests)
 
 
-def save_fisher(path: str | Path, fisher: Mapping[str, Tensor], meta: FisherMeta) -> Path:
+def save_fisher(
+    path: str | Path, fisher: Mapping[str, Tensor], meta: FisherMeta, *, replace: bool = False
+) -> Path:
     """Write one `.safetensors` file, at once or not at all; equal information gives equal bytes.
+
+    A file of Fisher information is replaced, any other only with `replace`.
 
     Raises:
         StatisticsError: there is no layer.
+        OutputError: there is a file of another kind.
         OrthomergeError: the path cannot be written.
     """
     path = Path(path)
     if not fisher:
         raise StatisticsError("no Fisher information to write: name at least one layer.")
     tensors = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
-    meta = replace(meta, format=FORMAT)
+    meta = dataclasses.replace(meta, format=FORMAT)
     content = {
         "format": FORMAT,
         "meta": asdict(meta),
         "layers": {name: digest({name: value}) for name, value in tensors.items()},
     }
-    _FILE.save(path, tensors, content)
+    _FILE.save(path, tensors, content, replace=replace)
     return path
 
 

@@ -19,16 +19,19 @@ from orthomerge.io.disk import Holder, flush, put
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Generator[Path, None, None]:
+def atomic_path(target: str | Path, *, replace: bool = False) -> Generator[Path, None, None]:
     """A temporary path beside `target` that replaces it on success and vanishes on failure.
 
     The caller may make a file or a folder at the yielded path. A folder replaces an older folder
-    of the same name. Killed at any moment, all of the old or all of the new is at `target`.
+    of the same name if orthomerge wrote all of it; with `replace` the caller vouches for that.
+    Killed at any moment, all of the old or all of the new is at `target`.
 
     Raises:
+        OutputError: a folder at the target holds what orthomerge did not write.
         OrthomergeError: the target cannot be written, or the disk is full or fails meanwhile.
     """
     target = Path(target)
+    _check_folder(target, replace)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         holder = Holder(target)
@@ -39,6 +42,7 @@ def atomic_path(target: str | Path) -> Generator[Path, None, None]:
         yield path
         _open_to_umask(path)
         flush(path)
+        _check_folder(target, replace)
         try:
             put(path, target)
         except OSError as problem:
@@ -50,6 +54,13 @@ def atomic_path(target: str | Path) -> Generator[Path, None, None]:
         raise
     finally:
         holder.close()
+
+
+def _check_folder(target: Path, replace: bool) -> None:
+    from orthomerge.io.outputs import require_ours
+
+    if target.is_dir() and not replace:
+        require_ours(target)
 
 
 def local(named: str | Path) -> Path:

@@ -22,6 +22,7 @@ from torch import Tensor
 from orthomerge.errors import StatisticsError
 from orthomerge.io.documents import is_object, parse_json
 from orthomerge.io.files import atomic_path, fingerprint
+from orthomerge.io.outputs import require_free_file
 
 # What a file from somebody else can make go wrong in its readers; nothing of it is our fault.
 _UNREADABLE = (
@@ -40,12 +41,24 @@ class SealedKind:
     content: str
     command: str
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
+    def save(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        content: dict[str, Any],
+        *,
+        replace: bool = False,
+    ) -> None:
         """Write tensors and metadata, at once or not at all.
 
+        With `replace` the caller vouches for what is there now, as a damaged file of ours.
+
         Raises:
+            OutputError: there is a file of another kind.
             OrthomergeError: the path cannot be written.
         """
+        if path.is_file() and not replace:
+            require_free_file(path, self.wrote)
         header = {self.entry: json.dumps({"sha256": fingerprint(content), **content})}
         with atomic_path(path) as temporary:
             save_file(dict(tensors), temporary, metadata=header)
@@ -91,6 +104,14 @@ class SealedKind:
         if digest != fingerprint(content):
             raise ValueError("its metadata is not what was written")
         return content
+
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is of this kind, by its metadata; whether it is whole is not looked at."""
+        try:
+            with cast(Any, safe_open(path, framework="pt")) as stream:
+                return self.entry in (stream.metadata() or {})
+        except (SafetensorError, OSError):
+            return False
 
     def require_file(self, path: Path) -> None:
         """Refuse a path at which there is no file.

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.evidence import Evidence
 from orthomerge.io.files import slug, write_text
+from orthomerge.io.outputs import is_page, require_free_file
 from orthomerge.io.rows import SINGLE
 from orthomerge.report import format as shown
 from orthomerge.report import sections
@@ -39,9 +40,11 @@ def build_report(run_dir: str | Path) -> Path:
     """Write `report.html` into a run's folder from its `results.jsonl` and what lies beside it.
 
     Raises:
+        OutputError: there is another page of that name.
         OrthomergeError: there are no result rows, or the page cannot be written.
     """
     target = Path(run_dir) / PAGE
+    require_free_file(target, is_page)
     write_text(target, render_report([run_dir]))
     return target
 
@@ -52,14 +55,16 @@ def build_comparison(run_dirs: Sequence[str | Path], target: str | Path | None =
     Arms carry the name of their run; two runs have a table of differences too.
 
     Raises:
+        OutputError: there is another file of that name.
         OrthomergeError: fewer than two runs, a run without rows, runs that share no task.
     """
     if len(run_dirs) < 2:
         raise OrthomergeError("a comparison needs two runs: name two folders.")
-    page = render_report(run_dirs)
     names = "-".join(slug(Path(d).resolve().name) for d in run_dirs)
     path = Path(target) if target else Path(run_dirs[0]).resolve().parent / f"compare-{names}.html"
-    write_text(path, page)
+    rows = [Path(run) / "results.jsonl" for run in run_dirs]
+    require_free_file(path, is_page, inputs=rows)
+    write_text(path, render_report(run_dirs))
     return path
 
 

@@ -20,6 +20,8 @@ from orthomerge.statistics.publish import published
 ENTRY = "orthomerge"
 _FILE = SealedKind(ENTRY, FORMAT, "statistics file", "statistics", "orthomerge stats")
 SUFFIX = ".stats.safetensors"
+is_statistics = _FILE.wrote
+"""Whether a file is one of statistics, by its metadata."""
 _KINDS: dict[str, type[Moment]] = {
     m.kind: m for m in (SecondMoment, RowMoment, SketchMoment, MeanMoment)
 }
@@ -149,15 +151,16 @@ class Statistics:
         moments = {lead: join(m, other.moments[lead]) for lead, m in self.moments.items()}
         return Statistics(moments, self.layers, replace(self.meta, samples=samples))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write one `.safetensors` file: no text, no row as it was seen, only moments and metadata.
 
         Every entry carries the SHA-256 of its tensors, the metadata that of itself. Equal
         statistics give equal bytes: all metadata is one entry, since safetensors has no order
-        among several.
+        among several. A file of statistics is replaced, any other only with `replace`.
 
         Raises:
             StatisticsError: an input of which no row was seen.
+            OutputError: there is a file of another kind.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
@@ -173,7 +176,7 @@ class Statistics:
             "layers": self.layers,
             "entries": entries,
         }
-        _FILE.save(path, tensors, content)
+        _FILE.save(path, tensors, content, replace=replace)
         return path
 
     @classmethod

@@ -28,9 +28,11 @@ from orthomerge.adapters import (
     penalty_charges,
     read_kept_out,
     read_penalty,
+    seal,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
-from orthomerge.io.files import atomic_path, write_json
+from orthomerge.io.files import atomic_path
+from orthomerge.io.outputs import TRAINING, require_free
 from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.prompting import Wording
 from orthomerge.statistics import Statistics
@@ -97,9 +99,12 @@ def train_adapter(
             be shared among the processes.
         AdapterError: the constraint "project" and a start that carries no directions, "penalty"
             and one that carries no statistics, or "freeze_B" and one whose B is zero.
+        OutputError: an output that the start lies in or around, or that holds what orthomerge did
+            not write.
     """
     if constraint not in (*CONSTRAINTS, FROZEN_B):
         raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
+    require_free(output, inputs=[start], overwrite=True)
     label = label or Path(output).name
     followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
@@ -132,10 +137,7 @@ def train_adapter(
     if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
             peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
-            write_json(
-                folder / "training.json",
-                {**(record or {}), "losses": losses, **_penalties(held)},
-            )
+            seal(folder, TRAINING, {**(record or {}), "losses": losses, **_penalties(held)})
     if world > 1:
         distributed.barrier()
     return Path(output)

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from orthomerge.errors import MergeError, OrthomergeError
 from orthomerge.io.files import derive_seed
+from orthomerge.io.outputs import require_resumable
 from orthomerge.tuning.result import Trial
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def open_study(folder: Path, made_for: dict[str, Any]) -> optuna.Study:
     """The study in `folder`, made if there is none.
 
     Raises:
+        OutputError: the folder holds something else.
         OrthomergeError: the folder cannot be made.
         MergeError: the file is no study, or one made for something else.
     """
     import optuna
 
+    require_resumable(folder, (STUDY,), "study")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
