@@ -118,7 +118,7 @@ def test_quiet_is_quiet_at_a_terminal_and_elsewhere(monkeypatch, clock):
 
 @pytest.mark.parametrize(
     "verb",
-    ["run", "demo", "stats", "train", "eval", "convert", "merge", "tune", "fisher", "diagnose"],
+    ["run", "demo", "stats", "train", "eval", "convert", "merge", "tune", "diagnose"],
 )
 def test_every_long_verb_can_be_quiet(verb):
     assert "--quiet" in call(verb, "--help")

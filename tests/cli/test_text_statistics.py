@@ -136,7 +136,7 @@ def test_labels_are_not_looked_at(made, tmp_path):
 def test_fisher_information_says_its_form(made, tmp_path):
     folder, base, kind = made
     file = tmp_path / "a.fisher.safetensors"
-    said = call("fisher", folder / "start-a", "--task", folder / "a.jsonl", *WORDS, "--samples", 6,
+    said = call("stats", "fisher", folder / "start-a", "--task", folder / "a.jsonl", *WORDS, "--samples", 6,
                 "--base", base, "--output", file, "--json")  # fmt: skip
     assert json.loads(said)["form"] == "text"
     adapter = read_adapter(folder / "start-a")
@@ -144,7 +144,15 @@ def test_fisher_information_says_its_form(made, tmp_path):
     assert set(found) == set(adapter.layers) and found.meta.prompt
     assert all(value.max() > 0 for value in found.values())
     with pytest.raises(AdapterError, match=rf"\({kind}\) and has no head: .*--form text"):
-        call("fisher", folder / "start-a", "--task", folder / "a.jsonl", "--output", tmp_path / "x")
+        call(
+            "stats",
+            "fisher",
+            folder / "start-a",
+            "--task",
+            folder / "a.jsonl",
+            "--output",
+            tmp_path / "x",
+        )
 
 
 def test_statistics_of_another_form_are_noticed(made, tmp_path):

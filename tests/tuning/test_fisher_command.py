@@ -24,7 +24,7 @@ def adapted(tiny_base, tmp_path_factory):
 def test_the_command_writes_what_the_library_reads(adapted, tmp_path):
     folder, task = adapted
     file = tmp_path / "a.fisher.safetensors"
-    said = call("fisher", folder, "--task", task, "--samples", 7, "-o", file, "--json")
+    said = call("stats", "fisher", folder, "--task", task, "--samples", 7, "-o", file, "--json")
     assert json.loads(said)["samples"] == 7
     read = read_adapter(folder)
     found = load_fisher(file, adapter_sha256=read.sha256)
@@ -36,7 +36,7 @@ def test_the_command_writes_what_the_library_reads(adapted, tmp_path):
     assert set(merged.layers) == set(found)
     before = file.read_bytes()
     assert "4 layers on 7 rows" in call(
-        "fisher", folder, "--task", task, "--samples", 7, "-o", file, "--batch-size", 16
+        "stats", "fisher", folder, "--task", task, "--samples", 7, "-o", file, "--batch-size", 16
     )
     assert file.read_bytes() == before
 
@@ -52,12 +52,12 @@ def test_the_command_writes_what_the_library_reads(adapted, tmp_path):
 def test_a_mistake_writes_nothing(adapted, tmp_path, change, word):
     folder, task = adapted
     with pytest.raises(OrthomergeError, match=word):
-        call("fisher", folder, "--task", task, "-o", tmp_path / "f", *change)
+        call("stats", "fisher", folder, "--task", task, "-o", tmp_path / "f", *change)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_head_for_other_labels_is_refused(adapted, tmp_path):
     task = write_task(tmp_path / "values.jsonl", regression=True)
     with pytest.raises(AdapterError, match="other labels"):
-        call("fisher", adapted[0], "--task", task, "--samples", 4, "-o", tmp_path / "f")
+        call("stats", "fisher", adapted[0], "--task", task, "--samples", 4, "-o", tmp_path / "f")
     assert not (tmp_path / "f").exists()
