@@ -9,9 +9,10 @@ from typing import Any
 from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.merge import save_merged
-from orthomerge.adapters.provenance import MERGE, record_of, seal_again
+from orthomerge.adapters.provenance import record_of, seal_again
 from orthomerge.adapters.write import require_free
 from orthomerge.io.files import atomic_path
+from orthomerge.io.outputs import MERGE
 from orthomerge.merging import MergeConfig, MergedUpdate
 
 METHOD = "distill"
