@@ -10,9 +10,8 @@ from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.merge import save_merged
 from orthomerge.adapters.provenance import record_of, seal_again
-from orthomerge.adapters.write import require_free
 from orthomerge.io.files import atomic_path
-from orthomerge.io.outputs import MERGE
+from orthomerge.io.outputs import MERGE, require_free
 from orthomerge.merging import MergeConfig, MergedUpdate
 
 METHOD = "distill"
@@ -36,9 +35,9 @@ def save_distilled(
     the training: what it began from, settings, texts, agreement.
 
     Raises:
-        AdapterError: an output that is not free.
+        OutputError: an output that is not free, or that an adapter lies in or around.
     """
-    require_free(output, overwrite=overwrite)
+    require_free(output, inputs=adapters, overwrite=overwrite)
     with atomic_path(output) as folder:
         save_merged(folder, merged, adapters, config, names=names)
         more = {"method": METHOD, "paper": _PAPER, "distilled": dict(distilled)}
