@@ -136,8 +136,8 @@ def test_labels_are_not_looked_at(made, tmp_path):
 def test_fisher_information_says_its_form(made, tmp_path):
     folder, base, kind = made
     file = tmp_path / "a.fisher.safetensors"
-    said = call("stats", "fisher", folder / "start-a", "--task", folder / "a.jsonl", *WORDS, "--samples", 6,
-                "--base", base, "--output", file, "--json")  # fmt: skip
+    said = call("stats", "fisher", folder / "start-a", "--task", folder / "a.jsonl", *WORDS,
+                "--samples", 6, "--base", base, "--output", file, "--json")  # fmt: skip
     assert json.loads(said)["form"] == "text"
     adapter = read_adapter(folder / "start-a")
     found = load_fisher(file, adapter_sha256=adapter.sha256)

@@ -70,7 +70,8 @@ def verbs(top: Path, base: Path) -> dict[str, tuple[list[Any], Path]]:
         ),
         "convert": (["convert", a, b, *stats, "--overwrite", "-o", out / "x"], out / "x"),
         "fisher": (
-            ["stats", "fisher", a, "--task", top / "a.jsonl", "--samples", 8, "-o", out / "x"], out / "x",
+            ["stats", "fisher", a, "--task", top / "a.jsonl", "--samples", 8,
+             "-o", out / "x"], out / "x",
         ),
         "tune": (
             ["tune", a, b, "--task", top / "a.jsonl", "--task", top / "b.jsonl", "--trials", 2,

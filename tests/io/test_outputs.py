@@ -62,6 +62,8 @@ def verbs(proj):
         "init": ["init", base, "--others", proj / "b.stats.safetensors", "--rank", 2],
         "train": ["train", proj / "start", "--base", base, "--task", proj / "a.jsonl",
                   "--rows", 16, "--epochs", 1],
+        "distill": ["distill", a, b, "--data", proj / "a.jsonl", "--data", proj / "b.jsonl",
+                    "--samples", 8, "--steps", 1],
         "tune": ["tune", a, b, *tasks, "--objective", "entropy", "--steps", 2, "--rows", 16,
                  "--batch-size", 4],
     }  # fmt: skip
@@ -74,31 +76,27 @@ def verbs(proj):
     return folders, files
 
 
-FOLDERS = ["merge", "merge full", "convert", "init", "train", "tune"]
+FOLDERS = ["merge", "merge full", "convert", "init", "train", "distill", "tune"]
 FILES = ["stats", "stats merge", "stats publish", "fisher"]
 
 
 @pytest.mark.parametrize("verb", FOLDERS)
-@pytest.mark.parametrize("where", [".", "a", "link", "a/inside", "base", "base/inside", "up"])
-def test_no_verb_writes_over_into_or_around_what_it_reads(proj, monkeypatch, verb, where):
-    (proj / "link").symlink_to(proj / "a", target_is_directory=True)
-    if where.startswith(("a", "link")) and verb in ("init", "train"):
-        where = where.replace("a", "start").replace("link", "base")
-        if verb == "init":
-            pytest.skip("the start is no input of init")
+def test_no_verb_writes_over_into_or_around_what_it_reads(proj, monkeypatch, verb):
+    read = {"init": "base", "train": "start"}.get(verb, "a")
+    (proj / "link").symlink_to(proj / read, target_is_directory=True)
     monkeypatch.chdir(proj)
-    output = {"up": "b/../../proj"}.get(where, where)
     before = listing(proj)
-    arguments = [*verbs(proj)[0][verb], "-o", output]
-    for more in [[], ["--overwrite"]] if verb not in ("init", "train") else [[]]:
-        # A base that only the adapters name is found out later than that it is not ours.
-        words = r"(is|contains|lies in) the |is not empty|no record|no study"
-        with pytest.raises(OutputError, match=rf"the output.* '.*({words})"):
-            call(*arguments, *more)
+    # A base that only the adapters name is found out later than that it is not ours.
+    words = r"(is|contains|lies in) the |is not empty|no record|no study"
+    overwrite = [] if verb in ("init", "train") else ["--overwrite"]
+    for place in (".", read, "link", f"{read}/inside", "base", "base/inside", "b/../../proj"):
+        for more in ([], overwrite):
+            with pytest.raises(OutputError, match=rf"the output.* '.*({words})"):
+                call(*verbs(proj)[0][verb], "-o", place, *more)
     assert listing(proj) == before
 
 
-@pytest.mark.parametrize("verb", ["merge", "merge full", "convert"])
+@pytest.mark.parametrize("verb", ["merge", "merge full", "convert", "distill"])
 def test_a_base_of_our_own_is_not_replaced_either(proj, tmp_path, verb):
     """Every file of it is ours; the adapters' configuration alone says that it is read."""
     call("merge", proj / "a", "--save-as", "full", "-o", tmp_path / "base")

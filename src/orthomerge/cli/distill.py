@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions
+from orthomerge.cli._options import Count, Json, MethodOptions, Overwrite
 from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
 
@@ -80,9 +80,7 @@ def distill(
         str | None, typer.Option(help="Column of a second text; default 'pair' where there is one.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the batches.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")
-    ] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

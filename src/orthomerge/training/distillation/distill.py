@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from orthomerge.adapters import Adapter, merge_adapters, read_adapter, save_distilled
-from orthomerge.adapters.write import require_free
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors, from_dense, truncate
 from orthomerge.io.files import fingerprint
+from orthomerge.io.outputs import require_apart, require_free
 from orthomerge.merging import SUM, MergeConfig, MergedUpdate, Update, Weights
 from orthomerge.models.assets import ResolvedModel, resolve_model
 from orthomerge.models.loading import load_tokenizer, preferred_device, tokenizer_hash
@@ -127,14 +127,14 @@ def distill_adapters(
         text_column: the column of the texts in files.
         pair_column: the column of second texts.
         output: the folder to write, whole or not at all.
-        overwrite: replace an output folder that is not empty.
+        overwrite: replace an output folder that orthomerge wrote.
         cache: a folder that keeps the teachers' outputs for further runs.
         progress: see `Progress`.
         options: of the merging method.
 
     Raises:
         AdapterError: adapters or heads that cannot be read or do not fit, biases that were trained,
-            or an output that is not free.
+            or an output that is not free (`OutputError`).
         MergeError: texts, weights, ranks or settings that do not fit.
         OrthomergeError: a loss that is not finite.
         StatisticsError, AssetError: texts or a base that cannot be read.
@@ -144,13 +144,17 @@ def distill_adapters(
     settings = settings or DistillSettings()
     config = MergeConfig.of(config, method=method, weights=weights, base=base, **options)
     if output is not None:
-        require_free(output, overwrite=overwrite)
+        require_free(
+            output, inputs=[*adapters, start, *texts], base=config.base, overwrite=overwrite
+        )
     teachers = read_teachers(
         adapters, texts, base=base, samples=samples, seed=settings.seed, problems=problems,
         text_column=text_column, pair_column=pair_column,
     )  # fmt: skip
     begun = _begin(teachers, start, config)
     found = _base_of(teachers, config.base)
+    if output is not None:
+        require_apart(output, base=found.path_or_id)
     with ExitStack() as stack:
         folder = Path(cache) if cache else None
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
