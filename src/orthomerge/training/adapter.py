@@ -37,6 +37,7 @@ from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.prompting import Wording
 from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
+from orthomerge.training.answers import AnswerTrainer
 from orthomerge.training.callbacks import PenaltyCallback, ProjectionCallback, require_whole
 from orthomerge.training.settings import TrainingSettings, trainer_arguments
 from orthomerge.training.tracking import following
@@ -120,7 +121,8 @@ def train_adapter(
     encoded, collate = _examples(rows, tokenizer, model.config, settings, prompt, regression)
     rank, world = _process()
     with tempfile.TemporaryDirectory() as scratch, quiet(), followed as trackers:
-        trainer = Trainer(
+        kind = AnswerTrainer if prompt is not None and AnswerTrainer.fits(model) else Trainer
+        trainer = kind(
             model=peft_model,
             args=trainer_arguments(
                 settings, scratch, world=world, seed=seed, trackers=trackers, label=label
