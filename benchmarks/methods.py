@@ -345,7 +345,7 @@ def _gives(method: MergeMethod) -> str:
         return "an update a task, and one they share; dense"
     if method.low_rank:
         return "factors"
-    return "a dense update, so give `--rank` for a small adapter"
+    return "a dense update, which an adapter holds cut to rank R, or to that of `--rank`"
 
 
 def _value(value: Any) -> str:

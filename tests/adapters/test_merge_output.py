@@ -15,6 +15,7 @@ from peft_oracle import bert, llama, loaded, outputs, save_adapter, weights
 from safetensors.torch import load_file
 
 from orthomerge.adapters import hub, merge_adapters, read_adapter, read_head, save_merged
+from orthomerge.adapters.provenance import read_record
 from orthomerge.adapters.tensors import LazyTensors, TensorWriter, open_tensors
 from orthomerge.errors import AdapterError, OutputError
 
@@ -262,3 +263,39 @@ def test_an_id_in_the_local_cache_is_read_offline_and_others_are_one_sentence(
         read_adapter("org/other")
     assert "no adapter 'org/other'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Ranks ------------------------------------------------------------------------------------------
+
+
+def test_a_dense_update_is_cut_to_the_ranks_of_the_adapters_unless_told_otherwise(tmp_path):
+    folders = [
+        save_adapter(tmp_path / n, bert, i, target_modules=["query", "value"], r=4)
+        for i, n in enumerate("ab")
+    ]
+    exact = merge_adapters(folders, method="ties", rank="full")
+    cut = merge_adapters(folders, method="ties", output=tmp_path / "out")
+    record = read_record(tmp_path / "out")[1]
+    assert record["rank"] == "sum" and record["truncation_error"] == cut.truncation_error
+    card = (tmp_path / "out" / "README.md").read_text()
+    worst = max(cut.truncation_error.values())
+    assert f"cut to the sum of the adapters' ranks, which took at most {worst:.1%}" in card
+    for name, own in updates(tmp_path / "out").items():
+        assert cut.layers[name].rank == 8
+        left = torch.linalg.svdvals(exact.dense(name).double())[8:].norm()
+        lost = torch.linalg.norm(own - exact.dense(name))
+        assert lost <= left * 1.001 + 1e-6
+        whole = torch.linalg.norm(exact.dense(name))
+        assert cut.truncation_error[name] == pytest.approx(float(lost / whole), rel=1e-3)
+    merge_adapters(folders, method="ties", rank="full", output=tmp_path / "full")
+    for name, own in updates(tmp_path / "full").items():
+        torch.testing.assert_close(own, exact.dense(name).double(), atol=1e-6, rtol=1e-5)
+    assert "cut to" not in (tmp_path / "full" / "README.md").read_text()
+    assert read_record(tmp_path / "full")[1]["truncation_error"] == {}
+
+
+def updates(folder: Path) -> dict[str, torch.Tensor]:
+    """What PEFT adds to the base's weights, by layer."""
+    merged, plain = weights(folder, bert), bert().state_dict()
+    names = list(read_adapter(folder).layers)
+    return {n: merged[f"{n}.weight"] - plain[f"{n}.weight"].double() for n in names}

@@ -152,7 +152,27 @@ def test_a_rank_that_is_large_enough_changes_nothing():
     assert torch.equal(merged.dense("q"), merge_layers([ONE, TWO]).dense("q"))
 
 
+WIDE = [{"q": factors(n, rank=n + 1, d_out=16, d_in=12), "v": factors(n)} for n in range(3)]
+
+
+def test_the_rank_sum_cuts_dense_updates_alone_and_only_where_that_makes_them_smaller():
+    whole = merge_layers(WIDE, method="ties")
+    cut = merge_layers(WIDE, method="ties", rank="sum")
+    assert cut.layers["q"].rank == 6 and list(cut.truncation_error) == ["q"]
+    left = torch.linalg.svdvals(whole.dense("q"))[6:]
+    least = left.norm() / whole.dense("q").norm()
+    assert cut.truncation_error["q"] == pytest.approx(float(least), rel=1e-6)
+    assert torch.equal(cut.dense("v"), whole.dense("v"))  # 9 is more than its width
+    for method in ("linear", "svd", "core_space"):
+        sums = merge_layers(WIDE, method=method, rank="sum")
+        full = merge_layers(WIDE, method=method, rank="full")
+        assert all(torch.equal(sums.dense(n), full.dense(n)) for n in WIDE[0])
+    own = merge_layers(WIDE, method="emr", rank="sum")
+    assert all(task["q"].rank == 6 for task in own.tasks)
+
+
 def test_no_rank_no_truncation_error():
+    assert merge_layers(WIDE, method="ties", rank="full").truncation_error == {}
     assert merge_layers([ONE, TWO], method="ties").truncation_error == {}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthomerge.factors import LoraFactors, weighted_sum
-from orthomerge.merging import linear
+from orthomerge.merging import linear, merge_layers
 from orthomerge.merging.parts import consensus
 from orthomerge.merging.parts.consensus import (
     SIGN_METHODS,
@@ -14,7 +14,7 @@ from orthomerge.merging.parts.consensus import (
     elect_and_mean,
     majority_sign,
 )
-from orthomerge.merging.parts.lowrank import polar, thin_svd, truncate_dense
+from orthomerge.merging.parts.lowrank import polar, thin_svd, truncate_dense, truncate_nearly
 from orthomerge.merging.parts.sparsify import band, magprune, random_drop, trim
 
 
@@ -174,3 +174,34 @@ def test_trim_keeps_the_exact_number_where_entries_are_equal():
     update = torch.tensor([[1.0, -1.0, 1.0], [2.0, -1.0, 0.0]])
     assert trim(update, 0.5).tolist() == [[1.0, -1.0, 0.0], [2.0, 0.0, 0.0]]
     assert not trim(update, 0.1).any()
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300)], ids=str)
+@pytest.mark.parametrize("method, options", [("ties", {}), ("dare_linear", {"density": 0.3})])
+def test_a_cut_to_the_sum_of_the_ranks_loses_hardly_more_than_the_best_one(shape, method, options):
+    d_out, d_in = shape
+    parts = [random_factors(seed, 3 + seed, d_out, d_in) for seed in range(3)]
+    update = merge_layers([{"q": f} for f in parts], method=method, weights=1.0, **options)
+    update = update.dense("q").double()
+    part, lost = truncate_nearly(update, 12, parts)
+    assert part.rank == 12
+    norm = torch.linalg.norm(update)
+    assert float(torch.linalg.norm(update - part.delta()) / norm) == pytest.approx(lost, rel=1e-6)
+    least = float(torch.linalg.norm(torch.linalg.svdvals(update)[12:]) / norm)
+    assert 0.1 < least <= lost * (1 + 1e-9) <= least * 1.001
+
+
+def test_a_cut_to_the_sum_of_the_ranks_loses_nothing_where_there_is_nothing_to_lose():
+    parts = [random_factors(seed, 2, 200, 160) for seed in range(3)]
+    update = sum(f.delta() for f in parts)
+    part, lost = truncate_nearly(update, 6, parts)
+    assert lost < 1e-7
+    assert torch.allclose(part.delta(), update, atol=1e-9)
+    part, lost = truncate_nearly(torch.zeros(200, 160), 6, parts)
+    assert lost == 0 and not part.delta().any()
+
+
+def random_factors(seed: int, rank: int, d_out: int, d_in: int) -> LoraFactors:
+    g = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, d_in, generator=g, dtype=torch.float64) / d_in**0.5
+    return LoraFactors(A, torch.randn(d_out, rank, generator=g, dtype=torch.float64), 0.5)

@@ -113,6 +113,19 @@ def test_a_record_that_was_written_anew_does_not_survive_a_second_merge(copied):
     assert ("redo", "adapter_model.safetensors", "altered") in wrong(folder, redo=True)
 
 
+def test_a_dense_merge_of_before_ranks_were_cut_is_made_again_as_it_was(copied):
+    """Its record has no rank, and another one holds the rank of a run among the options."""
+    parts = [copied / "a", copied / "b"]
+    for rank, options in (("full", {}), (3, {"rank": 3})):
+        folder = copied / f"old-{rank}"
+        merge_adapters(parts, method="ties", rank=rank, weights=1.0, output=folder)
+        record = json.loads((folder / "merge.json").read_text())
+        record.pop("sha256")
+        record |= {"rank": None if rank == "full" else rank, "options": options}
+        (folder / "merge.json").write_text(json.dumps({**record, "sha256": fingerprint(record)}))
+        assert not wrong(folder, redo=True)
+
+
 @pytest.mark.parametrize("name", ["../a/adapter_config.json", "/etc/hostname", "a\\..\\b", ""])
 def test_a_record_that_names_a_file_outside_is_refused(copied, name):
     file = copied / "adapter" / "merge.json"

@@ -15,6 +15,7 @@ from orthomerge.adapters.card_loading import AUTO, HUB_ID, base_name, heads, loa
 from orthomerge.adapters.clashes import Remark, listed, remarks
 from orthomerge.adapters.licences import Licence, plain
 from orthomerge.adapters.provenance import entries_of
+from orthomerge.merging import FULL, SUM
 
 
 def cards(record: Mapping[str, Any]) -> dict[str, str]:
@@ -127,11 +128,18 @@ def _went_in(record: Mapping[str, Any]) -> str:
     for what, called in (("statistics", "statistics"), ("fisher", "Fisher information")):
         if record.get(what):
             how.append(f"{called} of each task")
-    if record.get("rank"):
-        errors: dict[str, float] = record.get("truncation_error") or {}
-        worst = max(errors.values(), default=0.0)
-        how.append(f"cut to rank {record['rank']}, which took at most {worst:.1%} of a layer")
+    how += _cut(record)
     return "\n".join([*table, *rows, "", f"With {', '.join(how)}."])
+
+
+def _cut(record: Mapping[str, Any]) -> list[str]:
+    """What the rank took, where it took something."""
+    rank = record.get("rank")
+    errors: dict[str, float] = record.get("truncation_error") or {}
+    if rank in (None, FULL) or (rank == SUM and not errors):
+        return []
+    to = "the sum of the adapters' ranks" if rank == SUM else f"rank {rank}"
+    return [f"cut to {to}, which took at most {max(errors.values(), default=0.0):.1%} of a layer"]
 
 
 def _from(adapter: Mapping[str, Any]) -> str:

@@ -66,7 +66,8 @@ def merge_adapters(
         config: what is asked of the merge, where it was put together before. `method` (linear by
             default), `weights`, `layer_weights`, `rank`, `seed`, `heads`, `base` and the method's
             options (`density=0.2`) say the same in place of it, or change it; `MergeConfig` says
-            what each means.
+            what each means. Without a rank, a dense update is cut to the sum of the adapters' ranks
+            in its layer, and what was lost is in `truncation_error`; `rank="full"` keeps all.
         statistics: each adapter's statistics or file of them, for methods that need moments.
         fisher: each adapter's Fisher information or file of it, for methods that need it.
         output: write the merged adapter to this folder, and each task's own under `tasks/` where
@@ -87,7 +88,7 @@ def merge_adapters(
     config = MergeConfig.of(
         config, method=method, weights=weights, layer_weights=layer_weights, rank=rank, seed=seed,
         heads=heads, base=base, **options,
-    )  # fmt: skip
+    ).for_adapter()  # fmt: skip
     if output is not None:
         inputs = [*adapters, *(statistics or ()), *(fisher or ())]
         require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
@@ -119,7 +120,8 @@ def merge_to_model(
     merged in the order of the base's shards. Arguments and errors are those of `merge_adapters`,
     `asked` being the fields of a `MergeConfig` and the method's options. A folder has room for one
     head, so `heads="keep"` writes every task's under `heads/` next to the model.
-    Returns the truncation error of every layer that was cut.
+    Nothing is cut where no rank is asked for. Returns the truncation error of every layer that was
+    cut.
 
     Raises:
         AdapterError: besides, a base that is not to be found, is pickled or lacks a layer.

@@ -17,7 +17,7 @@ from orthomerge.adapters.merge import merge_adapters, merge_to_model
 from orthomerge.adapters.provenance import base_here, entries_of, place_of, read_record
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.io.outputs import CONVERT, MERGE, START
-from orthomerge.merging import MergeConfig
+from orthomerge.merging import FULL, MergeConfig
 
 # What values of other types come to where they are used.
 _TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
@@ -97,7 +97,7 @@ def _config_of(
         record["method"],
         [float(e["weight"]) for e in entries],
         record["layer_weights"],
-        record["rank"],
+        FULL if record["rank"] is None else record["rank"],  # nothing was cut
         int(record["seed"]),
         options,
         record["heads"],

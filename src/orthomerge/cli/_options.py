@@ -23,9 +23,26 @@ MaxLength = Annotated[
 MethodOptions = Annotated[
     list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
 ]
+Rank = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut every layer to this rank; 'full' cuts nothing. Default 'sum': dense updates, as "
+        "ties gives them, are cut to the sum of the adapters' ranks."
+    ),
+]
 SolverOptions = Annotated[
     list[str] | None, typer.Option(help="Option of the solver, key=value; repeat.")
 ]
+
+
+def parse_rank(text: str | None) -> int | str | None:
+    """A whole number, or a word, which `MergeConfig` knows or refuses."""
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def file_paths(named: Iterable[str]) -> list[Path]:

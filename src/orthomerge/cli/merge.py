@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Json, MethodOptions, Overwrite
+from orthomerge.cli._options import Json, MethodOptions, Overwrite, Rank, parse_rank
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
@@ -49,9 +49,7 @@ def merge(
         ),
     ] = None,
     option: MethodOptions = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank of the result; default what the method gives.")
-    ] = None,
+    rank: Rank = None,
     heads: Annotated[
         str,
         typer.Option(help="Task heads: 'keep' apart by task, 'average' into the result, 'refuse'."),
@@ -114,7 +112,7 @@ def merge(
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
     adapters, options = list(adapters or []), parse_options(option or [])
-    own: dict[str, Any] = {"rank": rank, "seed": seed, "heads": heads, "base": base}
+    own: dict[str, Any] = {"rank": parse_rank(rank), "seed": seed, "heads": heads, "base": base}
     if mergekit is not None:
         if adapters or method or weights or layer_weights or options or tune or task:
             raise MergeError(
@@ -156,25 +154,27 @@ def _write_adapter(
     _say_clashes(output)
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
-    errors = merged.truncation_error
     if as_json:
         print_json(
             {"path": str(output), "method": config.method, "layers": len(layers), "rank": highest,
-             "truncation_error": dict(errors), "tasks": len(merged.tasks)}
+             "truncation_error": dict(merged.truncation_error), "tasks": len(merged.tasks)}
         )  # fmt: skip
         return
     own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
     out.print(
         f"{output}: {len(adapters)} adapters, {len(layers)} layers, method {config.method}, rank "
-        f"{highest}{_cut(errors)}{own}.",
+        f"{highest}{_cut(merged.truncation_error, config)}{own}.",
         soft_wrap=True,
     )
 
 
-def _cut(errors: Mapping[str, float]) -> str:
+def _cut(errors: Mapping[str, float], config: MergeConfig) -> str:
     """What the rank took, where it took anything worth saying."""
     worst = max(errors.values(), default=0.0)
-    return f"; at most {worst:.1%} of a layer was cut by the rank" if worst > 0.0005 else ""
+    if worst <= 0.0005:
+        return ""
+    why = " (the adapters' ranks added; --rank full cuts nothing)" if config.rank is None else ""
+    return f"{why}; at most {worst:.1%} of a layer was cut by the rank"
 
 
 def _from_mergekit(file: Path) -> tuple[list[str], MergeConfig]:
@@ -209,7 +209,7 @@ def _write_model(
         return
     out.print(
         f"{output}: the base model with {len(adapters)} adapters merged, method {config.method}, "
-        f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors)}.",
+        f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors, config)}.",
         soft_wrap=True,
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthomerge.cli._app import app, out, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions, file_paths
+from orthomerge.cli._options import Count, Json, MethodOptions, Rank, file_paths, parse_rank
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.io.outputs import require_apart, require_ours, require_resumable
@@ -40,7 +40,7 @@ def tune(
     ] = "validation",
     method: Annotated[str, typer.Option(help="A name of 'orthomerge list methods'.")] = "linear",
     option: MethodOptions = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the merge.")] = None,
+    rank: Rank = None,
     stats: Annotated[
         list[Path] | None, typer.Option(help="Statistics of each task, for methods that need it.")
     ] = None,
@@ -106,7 +106,7 @@ def tune(
     require_apart(output, files, base)
     _require_ours(output, entropy=entropy, overwrite=overwrite)
     config = MergeConfig(
-        method, rank=rank, seed=seed, options=parse_options(option or []), base=base
+        method, rank=parse_rank(rank), seed=seed, options=parse_options(option or []), base=base
     )
     settings = SearchSettings(trials, groups, low, high, seed, max_length)
     inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
@@ -175,7 +175,7 @@ def _only_sums(
     option: list[str] | None,
     stats: list[Path] | None,
     fisher: list[Path] | None,
-    rank: int | None,
+    rank: str | None,
     groups: int,
 ) -> None:
     """Entropy is minimised over exact sums; what asks for something else is refused."""

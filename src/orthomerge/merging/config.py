@@ -35,9 +35,10 @@ class MergeConfig:
         method: a name of `orthomerge list methods`.
         weights: one per adapter, one for all, or None for 1.0 each.
         layer_weights: other weights for layers that a regular expression finds; the first decides.
-        rank: a number truncates every layer to this rank (best approximation). "sum" truncates the
-            dense updates alone, to the sum of the adapters' ranks in that layer. "full" keeps what
-            the method gives. None leaves the choice to what merges.
+        rank: a number truncates every layer to this rank (best approximation). "sum" truncates only
+            dense updates, to the sum of the adapters' ranks in that layer (what is lost is within a
+            part in a thousand of the least). "full" keeps what the method gives. None is "sum"
+            where an adapter is the result, else "full".
         seed: for methods that draw at random.
         options: of the method; those called lambda in the papers are `lambda_` or "lambda". A
             method that works through another one (`core_space`, `pico`) passes on the options it
@@ -110,6 +111,17 @@ class MergeConfig:
         if chosen.get("method", config.method) == config.method:
             options = {**config.options, **options}
         return replace(config, **chosen, options=options)
+
+    def for_adapter(self) -> MergeConfig:
+        """The same, with the rank that an adapter has where none was asked for.
+
+        A dense update would fill an adapter as wide as the layer. A method that gives factors
+        whatever its options has nothing to cut, and is left as it is.
+        """
+        method = get_method(self.method)
+        if self.rank is not None or (method.low_rank and not method.open_options):
+            return self
+        return replace(self, rank=SUM)
 
     @property
     def needs(self) -> tuple[str, ...]:

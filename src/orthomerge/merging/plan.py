@@ -16,7 +16,7 @@ from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, truncate_measured
 from orthomerge.merging.config import SUM, MergeConfig
 from orthomerge.merging.merged import MergedLayer
-from orthomerge.merging.parts.lowrank import truncate_dense
+from orthomerge.merging.parts.lowrank import truncate_dense, truncate_nearly
 from orthomerge.merging.parts.options import LayerProblem
 from orthomerge.merging.registry import PerTask, Truncated, Update, get_method
 from orthomerge.moments import Moment
@@ -100,7 +100,7 @@ class MergePlan:
         weights = self._by_layer.get(name, self._weights)
         try:
             result = self._method.function(factors, list(weights), **self._options, **given)
-            update, tasks, error = self._parted(result, sum(f.rank for f in factors))
+            update, tasks, error = self._parted(result, factors)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
         except linalg.LinAlgError as problem:
@@ -117,12 +117,9 @@ class MergePlan:
         return MergedLayer(name, update, tuple(rest), error)
 
     def _parted(
-        self, result: Update | PerTask | Truncated, ranks: int
+        self, result: Update | PerTask | Truncated, factors: Sequence[LoraFactors]
     ) -> tuple[Update, tuple[Update, ...], float | None]:
-        """What a method gave, at most of the rank that was asked for, and what that cost.
-
-        `ranks` is the sum of the adapters' ranks in this layer.
-        """
+        """What a method gave, at most of the rank that was asked for, and what that cost."""
         tasks: tuple[Update, ...] = ()
         error: float | None = None
         if isinstance(result, PerTask):
@@ -133,8 +130,8 @@ class MergePlan:
             update = result
         rank = self.config.rank
         if rank == SUM:
-            update, error = _cut_dense(update, ranks, error)
-            tasks = tuple(_cut_dense(own, ranks, None)[0] for own in tasks)
+            update, error = _cut_dense(update, factors, error)
+            tasks = tuple(_cut_dense(own, factors, None)[0] for own in tasks)
         elif isinstance(rank, int) and not self._cuts:
             update, error = _cut(update, rank)
             tasks = tuple(_cut(own, rank)[0] for own in tasks)
@@ -224,8 +221,11 @@ def _cut(update: Update, rank: int) -> tuple[LoraFactors, float]:
     return truncate_dense(update, rank)
 
 
-def _cut_dense(update: Update, rank: int, error: float | None) -> tuple[Update, float | None]:
-    """A dense update cut to `rank` where that makes it smaller; factors as they are."""
+def _cut_dense(
+    update: Update, factors: Sequence[LoraFactors], error: float | None
+) -> tuple[Update, float | None]:
+    """A dense update cut to the sum of the ranks where that is smaller; factors as they are."""
+    rank = max(sum(f.rank for f in factors), 1)
     if isinstance(update, LoraFactors) or rank >= min(update.shape):
         return update, error
-    return truncate_dense(update, max(rank, 1))
+    return truncate_nearly(update, rank, factors)

@@ -28,12 +28,15 @@ class Method:
     files: list[str] = field(default_factory=list[str])
 
     def arguments(self, **weights: Any) -> dict[str, Any]:
-        """As `merge_layers` and `merge_adapters` take it, under these weights."""
-        return {"config": replace(self.config, **weights), **self.needed._asdict()}
+        """As `merge_layers` and `merge_adapters` take it, under these weights.
+
+        A trial merges as the adapter will be that comes of the search.
+        """
+        return {"config": replace(self.config.for_adapter(), **weights), **self.needed._asdict()}
 
     def record(self) -> dict[str, Any]:
         """As JSON, what was read from files by its hash."""
-        asked = self.config.to_dict()
+        asked = self.config.for_adapter().to_dict()
         return {
             "name": self.config.method,
             **{key: asked[key] for key in ("options", "rank", "seed")},
