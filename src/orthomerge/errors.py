@@ -38,6 +38,14 @@ class OutputError(AdapterError):
     """An output that may not be written where it is named (until v0.1 an `AdapterError`)."""
 
 
+class TrainingError(OrthomergeError):
+    """A training that cannot be done or gone on with as it was asked for."""
+
+
+class TrainingStopped(TrainingError):
+    """A training that ended early because it was told to; it goes on when it is called again."""
+
+
 class SubspaceError(OrthomergeError):
     """A subspace that does not exist, as a rank larger than the admissible dimensions."""
 

@@ -48,7 +48,7 @@ def test_tensorboard_files_lie_beside_the_adapter(tmp_path, train, monkeypatch):
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
     events = reader.EventAccumulator(str(tmp_path / "logs" / "followed"))
     events.Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == [10, 20]
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 10, 20]
     assert not (tmp_path / "logs" / "alone").exists()
 
 
@@ -102,7 +102,7 @@ def test_every_training_is_a_run_of_mlflow(tmp_path, train, monkeypatch):
     assert {r.info.run_name for r in runs} == {"first", "second"}
     for run in runs:
         assert run.info.status == "FINISHED"
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [10, 20]
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 10, 20]
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith("ml")]
 
 

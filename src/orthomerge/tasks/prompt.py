@@ -46,6 +46,27 @@ class Prompt:
         """The hash of all that it says."""
         return fingerprint([list(map(list, self.pieces)), list(self.answers)])
 
+    def record(self) -> dict[str, Any]:
+        """It as JSON, for `Prompt.of`; also what a template file holds."""
+        template = "".join(
+            literal.replace("{", "{{").replace("}", "}}") + (f"{{{name}}}" if name else "")
+            for literal, name in self.pieces
+        )
+        return {"prompt": template, "answers": list(self.answers)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Prompt:
+        """The prompt that `record` told.
+
+        Raises:
+            TaskError: it is no such record.
+        """
+        template, answers = record.get("prompt"), record.get("answers")
+        if not isinstance(template, str) or not isinstance(answers, list):
+            raise TaskError("the record of a prompt holds no 'prompt' or no 'answers'.")
+        pieces = tuple((literal, name) for literal, name, _, _ in Formatter().parse(template))
+        return cls(pieces, tuple(str(answer) for answer in cast(list[Any], answers)))
+
     def ask(self, text: str, pair: str | None = None) -> str:
         """The instruction with the texts in it; braces in a text are a text's."""
         said = {"text": text, "pair": pair or "", "answers": listed(self.answers)}

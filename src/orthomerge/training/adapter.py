@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,15 +34,16 @@ from orthomerge.adapters import (
     seal,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
-from orthomerge.io.files import atomic_path
+from orthomerge.io.files import atomic_path, file_sha256, fingerprint
 from orthomerge.io.outputs import TRAINING, require_free
 from orthomerge.models.loading import agree_on_padding, encode, quiet
-from orthomerge.prompting import Wording
+from orthomerge.prompting import IGNORED, Wording
 from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
 from orthomerge.training.answers import AnswerTrainer
 from orthomerge.training.callbacks import PenaltyCallback, ProjectionCallback, require_whole
-from orthomerge.training.settings import TrainingSettings, trainer_arguments
+from orthomerge.training.checkpoints import Checkpoints
+from orthomerge.training.settings import TrainingSettings, planned_steps, trainer_arguments
 from orthomerge.training.tracking import following
 
 
@@ -78,6 +82,8 @@ def train_adapter(
     report_to: Sequence[str] = (),
     logs: str | Path | None = None,
     label: str | None = None,
+    checkpoints: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
@@ -94,8 +100,13 @@ def train_adapter(
     the Trainer's option does; their files go into the folder `logs`, by default beside `output`,
     and call the training `label`, by default the output's name.
 
+    With a folder for `checkpoints` a training that was cut off goes on there, with the same result,
+    when it is called again; the folder is removed when the adapter is written. `stop` is asked
+    after each step whether to end there: a checkpoint is kept and `TrainingStopped` raised.
+
     Raises:
         UnknownNameError: no such constraint.
+        TrainingError: `checkpoints` holds those of another training.
         OrthomergeError: the loss is not finite (the learning rate is too high), or the batch cannot
             be shared among the processes.
         AdapterError: the constraint "project" and a start that carries no directions, "penalty"
@@ -109,8 +120,7 @@ def train_adapter(
     label = label or Path(output).name
     followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
-    held = _held(peft_model, start, constraint, charged)
-    callbacks = list(held)
+    callbacks = _held(peft_model, start, constraint, charged)
     callbacks += [_Progress(progress)] if progress else []
     if settings.precision == "bf16":
         for parameter in peft_model.parameters():
@@ -120,12 +130,24 @@ def train_adapter(
         _start_at_the_mean(peft_model, [float(r.label) for r in rows])
     encoded, collate = _examples(rows, tokenizer, model.config, settings, prompt, regression)
     rank, world = _process()
-    with tempfile.TemporaryDirectory() as scratch, quiet(), followed as trackers:
+    kept = None
+    if checkpoints is not None:
+        # All that the result depends on, but for the versions of what computes it.
+        key = _key(start, rows, model, settings, constraint, charged, seed, prompt)
+        kept = Checkpoints(Path(checkpoints), key, stop=stop)
+        callbacks.append(kept)
+    with _scratch(kept) as scratch, quiet(), followed as trackers:
         kind = AnswerTrainer if prompt is not None and AnswerTrainer.fits(model) else Trainer
         trainer = kind(
             model=peft_model,
             args=trainer_arguments(
-                settings, scratch, world=world, seed=seed, trackers=trackers, label=label
+                settings,
+                scratch,
+                steps=planned_steps(settings, len(rows)),
+                world=world,
+                seed=seed,
+                trackers=trackers,
+                label=label,
             ),
             train_dataset=encoded,  # pyright: ignore[reportArgumentType]  (a list is a dataset)
             data_collator=collate,
@@ -133,22 +155,107 @@ def train_adapter(
         )
         # What takes a mean loss by itself, the Trainer would not divide by passes and processes.
         trainer.model_accepts_loss_kwargs = _sums_its_loss(model, prompt)
-        whole = _run(trainer, start, constraint)
-    losses = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+        whole = _run(trainer, start, constraint, kept.last() if kept else None)
+    if kept:
+        kept.require_done()
+    told = {
+        **(record or {}),
+        **_asked(prompt, settings, regression=regression),
+        "losses": _history(trainer, "loss"),
+        "constant_loss": constant_loss(rows, encoded, prompt, regression=regression),
+        **({"penalties": _history(trainer, "penalty")} if constraint == "penalty" else {}),
+    }
     peft_model.peft_config["default"].inference_mode = True
     if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
             peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
-            seal(folder, TRAINING, {**(record or {}), "losses": losses, **_penalties(held)})
+            seal(folder, TRAINING, told)
+        if kept:
+            kept.clear()
     if world > 1:
         distributed.barrier()
     return Path(output)
 
 
-def _penalties(held: Sequence[TrainerCallback]) -> dict[str, list[tuple[int, float]]]:
-    """The penalty's values by step, where there is one."""
-    charged = [c for c in held if isinstance(c, PenaltyCallback)]
-    return {"penalties": charged[0].history} if charged else {}
+def _key(
+    start: str | Path,
+    rows: Sequence[Row],
+    model: Any,
+    settings: TrainingSettings,
+    constraint: str,
+    charged: Charged | None,
+    seed: int,
+    prompt: Prompt | None,
+) -> str:
+    """The hash of what a training depends on."""
+    files = sorted(p for p in Path(start).iterdir() if p.is_file())
+    return fingerprint(
+        {
+            "start": {p.name: file_sha256(p) for p in files},
+            "rows": [list(row) for row in rows],
+            "base": model.name_or_path,
+            "settings": asdict(settings), "constraint": constraint, "seed": seed,
+            "charged": None if charged is None else [*map(_named, charged)],
+            "prompt": prompt.fingerprint if prompt else None,
+        }
+    )  # fmt: skip
+
+
+def _named(given: Any) -> Any:
+    """Statistics by what they say of themselves or by their files; anything else as it is shown."""
+    if isinstance(given, list | tuple):
+        return [_named(item) for item in cast(Sequence[Any], given)]
+    if isinstance(given, str | Path):
+        return file_sha256(given)
+    return repr(given.meta if isinstance(given, Statistics) else given)
+
+
+@contextmanager
+def _scratch(kept: Checkpoints | None) -> Generator[str, None, None]:
+    """Where the Trainer writes: with the checkpoints, or nowhere that stays."""
+    if kept is not None:
+        yield str(kept.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield scratch
+
+
+def _asked(
+    prompt: Prompt | None, settings: TrainingSettings, *, regression: bool
+) -> dict[str, Any]:
+    """How the adapter is asked what it learnt, for the record."""
+    form = {"form": "text", "prompt": prompt.record()} if prompt else {"form": "classifier"}
+    return {**form, "regression": regression, "max_length": settings.max_length}
+
+
+def _history(trainer: Trainer, name: str) -> list[tuple[int, float]]:
+    """Pairs of a step and a value that the Trainer logged."""
+    return [(int(e["step"]), e[name]) for e in trainer.state.log_history if name in e]
+
+
+def constant_loss(
+    rows: Sequence[Row],
+    encoded: Sequence[Mapping[str, Any]],
+    prompt: Prompt | None,
+    *,
+    regression: bool,
+) -> float:
+    """The loss of the best answer that looks at no text: compare the end of a training with it.
+
+    Of classes it is the entropy of the labels in nats, of values their variance, of answers in
+    words the entropy of the answers over the mean number of their tokens.
+    """
+    if regression and prompt is None:
+        values = [float(row.label) for row in rows]
+        mean = sum(values) / len(values)
+        return sum((v - mean) ** 2 for v in values) / len(values)
+    answers = Counter(row.label if prompt is None else prompt.answer(row.label) for row in rows)
+    shares = [count / len(rows) for count in answers.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    if prompt is None:
+        return entropy
+    tokens = sum(label != IGNORED for example in encoded for label in example["labels"])
+    return entropy * len(rows) / tokens
 
 
 def _held(
@@ -185,7 +292,9 @@ def _examples(
     return encoded, DataCollatorWithPadding(tokenizer)
 
 
-def _run(trainer: Trainer, start: str | Path, constraint: str) -> dict[str, Tensor] | None:
+def _run(
+    trainer: Trainer, start: str | Path, constraint: str, checkpoint: str | None
+) -> dict[str, Tensor] | None:
     """Train; the whole weights where each process holds but a piece of them, else None.
 
     Raises:
@@ -195,7 +304,7 @@ def _run(trainer: Trainer, start: str | Path, constraint: str) -> dict[str, Tens
     trainer.remove_callback(PrinterCallback)
     if constraint in ("project", "penalty") and _cuts(trainer):
         require_whole(constraint)
-    mean_loss = trainer.train().training_loss
+    mean_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
     # Where weights are cut, all processes have to give their pieces before one can write.
     pieces: Any = trainer.accelerator
     whole = pieces.get_state_dict(trainer.model) if _cuts(trainer) else None

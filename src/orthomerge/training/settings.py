@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,12 +39,15 @@ def trainer_arguments(
     settings: TrainingSettings,
     scratch: str,
     *,
+    steps: int,
     world: int,
     seed: int,
     trackers: Sequence[str],
     label: str,
 ) -> TrainingArguments:
-    """What the Trainer is told in each of `world` processes; nothing stays in the folder `scratch`.
+    """What the Trainer is told in each of `world` processes; its files go into `scratch`.
+
+    The loss is kept of the first step and of every ten, of fewer in a training of few `steps`.
 
     Raises:
         OrthomergeError: the batch cannot be shared among the processes.
@@ -62,9 +66,11 @@ def trainer_arguments(
         lr_scheduler_type="linear",
         optim="adamw_torch",
         train_sampling_strategy="group_by_length",
-        logging_steps=10,
+        logging_first_step=True,
+        logging_steps=10 if steps >= 20 else max(1, steps // 2),
         logging_nan_inf_filter=False,
-        save_strategy="no",
+        save_strategy="no",  # `Checkpoints` asks for them
+        save_total_limit=2,
         report_to=list(trackers) or "none",
         run_name=label,
         disable_tqdm=True,
@@ -73,6 +79,12 @@ def trainer_arguments(
         # Not told so, the Trainer would take each process without a GPU for the only one.
         use_cpu=preferred_device().type == "cpu",
     )
+
+
+def planned_steps(settings: TrainingSettings, rows: int) -> int:
+    """How many steps a training on so many rows takes."""
+    a_pass = max(1, math.ceil(rows / settings.batch_size))
+    return settings.max_steps or max(1, math.ceil(a_pass * settings.epochs))
 
 
 def _rows_a_pass(settings: TrainingSettings, world: int) -> int:
