@@ -10,6 +10,10 @@ class OrthomergeError(Exception):
     """A mistake the user can mend. The command line prints it in one sentence and exits with 2."""
 
 
+class OrthomergeWarning(UserWarning):
+    """Something that can be meant as it is, but often is not: the command line prints it once."""
+
+
 class UnknownNameError(OrthomergeError):
     """A name that is not registered: a method, a solver, a task, a key of a recipe."""
 

@@ -1,5 +1,6 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
+from orthomerge.adapters.align import align_adapters
 from orthomerge.adapters.card import licence_remarks
 from orthomerge.adapters.config import (
     CONSTRAINTS,
@@ -99,6 +100,7 @@ __all__ = [
     "Penalty",
     "Projection",
     "add_figures",
+    "align_adapters",
     "as_factors",
     "captured",
     "check_penalty",

@@ -1,10 +1,10 @@
-"""What a base checkpoint is: its class, the names of its tensors, what is tied, what is turned."""
+"""What a base model is: its classes, the names of its tensors, what is tied, what is transposed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from orthomerge.adapters.checkpoint import (
@@ -23,16 +25,96 @@ from orthomerge.io.documents import is_object, read_json
 from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"
+_HEADS = {
+    "SEQ_CLS": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "TOKEN_CLS": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    "QUESTION_ANS": "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
+    "CAUSAL_LM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "SEQ_2_SEQ_LM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+}
+"""Which of Transformers' classes PEFT's task types are for."""
+_OTHER_HEADS = (
+    "MODEL_FOR_MASKED_LM_MAPPING",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING",
+)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the model's class says: its prefix, its own names, ties, and layers stored turned."""
+    """What one class of a model says: its own names of tensors, and what becomes of them.
+
+    `inner` says whether the backbone lies under `prefix` in this class, as `bert.` in a classifier
+    and nothing in `BertModel`. `shapes` are those of all tensors by the class's names. `renamings`
+    and `converters` are Transformers' own, which turn the names of older checkpoints, and of older
+    adapters, into those of the class. Empty where the class is not known.
+    """
 
     prefix: str = ""
-    keys: frozenset[str] = frozenset()
+    inner: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     ties: tuple[tuple[str, str], ...] = ()
     turned: frozenset[str] = frozenset()
+    renamings: tuple[Any, ...] = ()
+    converters: tuple[Any, ...] = ()
+    called: str = ""
+    ends: tuple[str | None, str | None] = (None, None)
+    """The names of the input and of the output embeddings."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the class could be built."""
+        return bool(self.shapes)
+
+    def own_key(self, key: str) -> str | None:
+        """What the class calls a tensor, by whatever name of it; None where it has no such."""
+        return next((c for c in self._candidates(key) if c in self.shapes), None)
+
+    def _candidates(self, key: str) -> Iterator[str]:
+        start = f"{self.prefix}."
+        yield key
+        if self.prefix:
+            yield start + key
+            yield key.removeprefix(start)
+        renamed = self.renamed(key)
+        yield renamed
+        if self.prefix:
+            yield start + renamed
+            yield renamed.removeprefix(start)
+            yield self.renamed(start + key)
+
+    def transposes(self, layer: str) -> bool:
+        """Whether the class keeps a layer's weight as `[d_in, d_out]`: Conv1D and embeddings do."""
+        own = self.own_key(f"{layer}.weight")
+        return own is not None and own.removesuffix(".weight") in self.turned
+
+    def renamed(self, key: str) -> str:
+        """The key after Transformers' renamings of older checkpoints."""
+        for renaming in self.renamings:
+            key = renaming.rename_source_key(key)[0]
+        return key
+
+    def fuses(self, key: str) -> bool:
+        """Whether the class keeps this tensor of a checkpoint together with others as one."""
+        renamed = self.renamed(key)
+        return any(c.rename_source_key(renamed)[1] is not None for c in self.converters)
+
+    def bare(self, key: str) -> str:
+        """What tells a tensor from all others whatever name it has: its name in the backbone.
+
+        A name that the class does not have stays, but for the prefix.
+        """
+        own = self.own_key(key)
+        if own is None:
+            own = self.renamed(key) if self.fuses(key) else key
+        return own.removeprefix(f"{self.prefix}.") if self.prefix else own
+
+    def in_backbone(self, bare: str) -> bool:
+        """Whether a bare name is of a tensor of the backbone, not of a head."""
+        own = f"{self.prefix}.{bare}" if self.inner else bare
+        return own in self.shapes or self.fuses(own)
 
 
 def read_config(base: Path) -> dict[str, Any]:
@@ -67,49 +149,132 @@ def refuse_quantized(settings: Mapping[str, Any], base: Path) -> None:
 
 
 def architecture_of(base: Path, settings: Mapping[str, Any]) -> Architecture:
-    """The class of the configuration, built without weights; nothing where it is not known."""
+    """The class that the configuration names, built without weights; empty if it is not known."""
+    config = _config_of(base)
+    named = getattr(transformers, (settings.get("architectures") or [""])[0], None)
+    return Architecture() if config is None else described(named or _backbone, config)
+
+
+def architectures_of(base: Path, task_types: Iterable[str | None]) -> Iterator[Architecture]:
+    """Every class that Transformers has for a base model, the likeliest first, each when asked for.
+
+    Those of the task types come first, then the one that the configuration names, the backbone and
+    all the others.
+    """
+    config = _config_of(base)
+    if config is None:
+        return
+    kinds = [_HEADS[t] for t in task_types if t in _HEADS]
+    named = getattr(transformers, (read_config(base).get("architectures") or [""])[0], None)
+    made: list[Any] = []
+    for kind in (*kinds, named, _backbone, *_HEADS.values(), *_OTHER_HEADS):
+        for build in _classes(kind, config) if isinstance(kind, str) else (kind,):
+            if build is not None and build not in made:
+                made.append(build)
+                found = described(build, config)
+                if found.known:
+                    yield found
+
+
+def _classes(mapping: str, config: Any) -> tuple[Any, ...]:
+    found: Any = getattr(transformers, mapping, {}).get(type(config), ())
+    return (found,) if isinstance(found, type) else tuple(found)
+
+
+def _config_of(base: Path) -> Any:
+    try:
+        with quiet():
+            return cast(Any, AutoConfig).from_pretrained(base, trust_remote_code=False)
+    # Whatever a configuration raises, only its hints are lost, as below.
+    except Exception:
+        return None
+
+
+def _backbone(config: Any) -> Any:
+    return cast(Any, AutoModel).from_config(config, trust_remote_code=False)
+
+
+def described(build: Callable[[Any], Any], config: Any) -> Architecture:
+    """What a class says of itself, built on the meta device; built once for one configuration."""
+    return _described(build, config.to_json_string(use_diff=False), _Held(config))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A configuration that takes no part in comparisons: its text does."""
+
+    config: Any = field(compare=False)
+
+
+@lru_cache(maxsize=32)
+def _described(build: Callable[[Any], Any], _: str, held: _Held) -> Architecture:
     try:
         with quiet(), torch.device("meta"):
-            config = cast(Any, AutoConfig).from_pretrained(base, trust_remote_code=False)
-            named = (settings.get("architectures") or [""])[0]
-            model: Any = (
-                getattr(transformers, named)(config)
-                if hasattr(transformers, named)
-                else cast(Any, AutoModel).from_config(config, trust_remote_code=False)
-            )
+            model: Any = build(held.config)
     # Whatever a class raises when it is built, only its hints are lost: names then have to match
     # as they are and square weights count as stored [d_out, d_in].
     except Exception:
         return Architecture()
-    prefix = model.base_model_prefix
-    turned: set[str] = {n for n, m in model.named_modules() if isinstance(m, Conv1D | nn.Embedding)}
-    if prefix:
-        turned |= {f"{prefix}.{n}" for n in turned} | {n.removeprefix(f"{prefix}.") for n in turned}
+    prefix: str = model.base_model_prefix
+    modules = dict(cast(Iterable[tuple[str, nn.Module]], model.named_modules()))
+    changes: list[Any] = get_model_conversion_mapping(model)
     return Architecture(
         prefix,
-        frozenset(model.state_dict()),
+        bool(prefix) and getattr(model, prefix, None) is not None,
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         tuple(model.all_tied_weights_keys.items()),
-        frozenset(turned),
+        frozenset(n for n, m in modules.items() if isinstance(m, Conv1D | nn.Embedding)),
+        tuple(c for c in changes if isinstance(c, WeightRenaming)),
+        tuple(c for c in changes if not isinstance(c, WeightRenaming)),
+        type(model).__name__,
+        _ends(model, modules),
     )
 
 
-def find_key(name: str, keys: Collection[str], prefix: str) -> str | None:
-    """The name as it is, with the prefix or without it, whichever is a key."""
-    candidates = [name]
-    if prefix:
-        candidates += [f"{prefix}.{name}", name.removeprefix(f"{prefix}.")]
-    return next((c for c in candidates if c in keys), None)
+def _ends(model: Any, modules: Mapping[str, nn.Module]) -> tuple[str | None, str | None]:
+    """The input and output embeddings; a model of pictures or sound may raise for want of them."""
+    found: list[str | None] = []
+    for get in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            end = get()
+        except (NotImplementedError, AttributeError):
+            end = None
+        found.append(next((n for n, m in modules.items() if end is not None and m is end), None))
+    return found[0], found[1]
 
 
-def key_of(layer: str, keys: Collection[str], prefix: str, base: Path) -> str:
-    """The name of a layer's weight in the checkpoint.
+class Names:
+    """The tensors of a checkpoint by whatever name a layer of theirs has.
+
+    The names of an adapter carry the prefix of its model with a head, or the names of an older
+    Transformers; so do the checkpoint's, which need not be the same.
+    """
+
+    def __init__(self, shape: Architecture, keys: Iterable[str]) -> None:
+        self._shape, self._keys = shape, {shape.bare(key): key for key in keys}
+
+    def find(self, name: str) -> str | None:
+        """The checkpoint's key of a tensor, None where it has none."""
+        return self._keys.get(self._shape.bare(name))
+
+    @property
+    def keys(self) -> list[str]:
+        """The checkpoint's keys."""
+        return list(self._keys.values())
+
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) is not None
+
+
+def key_of(layer: str, names: Names, base: Path) -> str:
+    """The key of a layer's weight in the checkpoint.
 
     Raises:
         AdapterError: it has none; the message names the nearest.
     """
-    key = find_key(f"{layer}.weight", keys, prefix)
+    key = names.find(f"{layer}.weight")
     if key is None:
-        close = nearest(f"{layer}.weight", keys)
+        close = nearest(f"{layer}.weight", names.keys)
         hint = f", the nearest is '{close}'" if close else ""
         raise AdapterError(
             f"'{base}' has no weight of layer '{layer}'{hint}: name the base model that the "
@@ -119,30 +284,33 @@ def key_of(layer: str, keys: Collection[str], prefix: str, base: Path) -> str:
 
 
 def untied(
-    names: Sequence[str],
+    changed: Iterable[str],
     stored: Mapping[str, Stored],
+    names: Names,
     shape: Architecture,
-    settings: Mapping[str, Any],
     base: Path,
 ) -> dict[str, Stored] | None:
-    """What the checkpoint leaves out because it is tied; None where no update touches a tie."""
-    wanted = {f"{name}.weight" for name in names}
-    touched = [
-        pair for pair in shape.ties if any(find_key(end, wanted, shape.prefix) for end in pair)
-    ]
+    """What the checkpoint leaves out because it is tied; None where nothing that changes is.
+
+    `changed` are the bare names of the tensors that will not be the checkpoint's.
+
+    Raises:
+        AdapterError: a tie of more than two, which no configuration undoes.
+    """
+    bare = set(changed)
+    touched = [pair for pair in shape.ties if any(shape.bare(end) in bare for end in pair)]
     if not touched:
         return None
     sources = [source for target, source in shape.ties if target.endswith(".weight")]
-    if len(set(sources)) != len(sources) or "text_config" in settings:
+    if len(set(sources)) != len(sources):
         raise AdapterError(
             f"'{touched[0][0]}' is tied to '{touched[0][1]}' in '{base}' in a way that cannot be "
             "undone: merge adapters that leave both alone."
         )
-    found = {target: find_key(source, stored, shape.prefix) for target, source in shape.ties}
     return {
         target: stored[source]
-        for target, source in found.items()
-        if source is not None and find_key(target, stored, shape.prefix) is None
+        for target, source in ((t, names.find(s)) for t, s in shape.ties)
+        if source is not None and target not in names
     }
 
 
@@ -156,7 +324,9 @@ def missing_prefix(
     """
     added = [key for key in planned if key not in stored]
     start = f"{shape.prefix}."
-    fits = all(key in shape.keys for key in added) and any(key in shape.keys for key in stored)
+    fits = all(key in shape.shapes for key in added) and any(
+        shape.renamed(key) in shape.shapes for key in stored
+    )
     bare = shape.prefix and added and not any(key.startswith(start) for key in planned)
     if not bare or fits:
         return str

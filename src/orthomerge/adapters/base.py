@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
+from orthomerge.adapters.architecture import Names, architecture_of, read_config
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.tensors import read_tensor
 from orthomerge.errors import AdapterError, AssetError
@@ -33,8 +34,8 @@ def find_base(model: str | None, revision: str | None = None) -> ResolvedModel:
 class BaseWeights:
     """The weights of a base model's layers by the names adapters use.
 
-    Adapters name a layer below the model with its head, base models are often saved without: the
-    end that both names share decides.
+    Adapters name a layer below the model with its head, base models are often saved without, and
+    both may have the names of an older Transformers.
 
     Raises:
         AdapterError: no such model, or none in safetensors.
@@ -43,11 +44,9 @@ class BaseWeights:
     def __init__(self, model: str, revision: str | None = None) -> None:
         self._model, found = model, find_base(model, revision)
         self.sha256 = found.sha256
-        self._weights = {
-            key.removesuffix(".weight"): stored
-            for key, stored in read_checkpoint(Path(found.path_or_id)).tensors.items()
-            if key.endswith(".weight")
-        }
+        folder = Path(found.path_or_id)
+        self._weights = read_checkpoint(folder).tensors
+        self._names = Names(architecture_of(folder, read_config(folder)), self._weights)
 
     def weight(
         self, layer: str, shape: tuple[int, int], *, transposed: bool
@@ -57,11 +56,7 @@ class BaseWeights:
         Raises:
             AdapterError: the model has no such layer, or one of another shape.
         """
-        ends = [".".join(layer.split(".")[i:]) for i in range(layer.count(".") + 1)]
-        name = next((end for end in ends if end in self._weights), None)
-        if name is None:  # saved with a prefix that the adapter's model lacks
-            longer = [key for key in self._weights if key.endswith(f".{layer}")]
-            name = longer[0] if len(longer) == 1 else None
+        name = self._names.find(f"{layer}.weight")
         if name is None:
             raise AdapterError(
                 f"the base model '{self._model}' has no weight for layer '{layer}': name the model "

@@ -33,7 +33,8 @@ class Adapter:
     `modules_to_save` (the head) by name, as lazily; `biases` those that `lora_bias` adds to a
     layer's output, scaling included; `embeddings` are the layers that are embeddings, whose update
     is `[dim, vocabulary]`; `config` is `adapter_config.json` as it stands; `source` is what the
-    user called it, or the hub's id and commit.
+    user called it, or the hub's id and commit; `renamed` holds, by the names here, what its own
+    file calls the layers that have other names there.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Adapter:
     )
     embeddings: frozenset[str] = frozenset()
     source: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def base_model(self) -> str | None:
@@ -101,6 +103,11 @@ class LazyLayers(Mapping[str, LoraFactors]):
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
         return require_finite(tensor, f"layer '{name}'", self._source)
 
+    def renamed(self, names: Mapping[str, str]) -> LazyLayers:
+        """The same layers under other names, by those they have."""
+        layers = {names[name]: layer for name, layer in self._layers.items()}
+        return LazyLayers(layers, self._base, transposed=self._transposed, source=self._source)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
 
@@ -109,6 +116,15 @@ class LazyLayers(Mapping[str, LoraFactors]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._layers
+
+
+def renamed_layers(
+    layers: Mapping[str, LoraFactors], names: Mapping[str, str]
+) -> Mapping[str, LoraFactors]:
+    """Layers under other names, by those they have; those of a file are still read when asked."""
+    if isinstance(layers, LazyLayers):
+        return layers.renamed(names)
+    return {names[name]: factors for name, factors in layers.items()}
 
 
 def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
@@ -213,8 +229,16 @@ def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -
     Raises:
         AdapterError: two adapters name different bases, or a layer has two shapes.
     """
-    if not base:
-        _require_one_name(adapters)
+    require_one_base(adapters, base=base)
+    require_same_shapes(adapters)
+
+
+def require_same_shapes(adapters: Sequence[Adapter]) -> None:
+    """Refuse a layer that has two shapes.
+
+    Raises:
+        AdapterError: there is one; the message names it and both shapes.
+    """
     seen: dict[str, tuple[Adapter, tuple[int, int]]] = {}
     for other in adapters:
         for layer, shape in other.shapes.items():
@@ -226,8 +250,14 @@ def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -
                 )
 
 
-def _require_one_name(adapters: Sequence[Adapter]) -> None:
-    """Refuse two names of the base, and two revisions of one name."""
+def require_one_base(adapters: Sequence[Adapter], *, base: str | None = None) -> None:
+    """Refuse two names of the base, and two revisions of one name, unless a `base` is given.
+
+    Raises:
+        AdapterError: there are two.
+    """
+    if base:
+        return
     named = [a for a in adapters if a.base_model]
     for other in named[1:]:
         if other.base_model != named[0].base_model:

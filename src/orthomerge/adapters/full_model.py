@@ -12,8 +12,8 @@ from torch import Tensor
 
 from orthomerge.adapters.architecture import (
     CONFIG,
+    Names,
     architecture_of,
-    find_key,
     key_of,
     missing_prefix,
     read_config,
@@ -94,20 +94,23 @@ def save_full_model(
     settings = read_config(base)
     refuse_quantized(settings, base)
     shape = architecture_of(base, settings)
-    tied = untied(names, checkpoint.tensors, shape, settings, base)
+    here = Names(shape, checkpoint.tensors)
+    changed = [shape.bare(f"{name}.weight") for name in names]
+    tied = untied(changed, checkpoint.tensors, here, shape, base)
     changes = {**(config or {}), **({"tie_word_embeddings": False} if tied is not None else {})}
     stored = {**checkpoint.tensors, **(tied or {})}
-    layers = {key_of(name, stored, shape.prefix, base): name for name in names}
+    here = Names(shape, stored)
+    layers = {key_of(name, here, base): name for name in names}
     report = Count(len(layers), progress)
     planned = {
-        key: summed(item, layers[key], update_of, layers[key] in shape.turned, report)
+        key: summed(item, layers[key], update_of, shape.transposes(layers[key]), report)
         if key in layers
         else Planned.copy(item)
         for key, item in stored.items()
     }
     check_floats(stored, layers, base)
-    add_biases(planned, stored, biases or {}, shape.prefix, base)
-    _put_modules(planned, modules or {}, shape.prefix, layers)
+    add_biases(planned, stored, biases or {}, here, base)
+    _put_modules(planned, modules or {}, here, layers)
     home = {key: checkpoint.file(key) for key in checkpoint.tensors}
     rename = missing_prefix(checkpoint.tensors, planned, shape)
     planned = {rename(key): item for key, item in planned.items()}
@@ -133,12 +136,12 @@ def save_full_model(
 def _put_modules(
     planned: dict[str, Planned],
     modules: Mapping[str, Tensor],
-    prefix: str,
+    here: Names,
     layers: Collection[str],
 ) -> None:
     """Whole tensors in the place of the checkpoint's, in its dtype, or beside them in their own."""
     for name, tensor in modules.items():
-        key = find_key(name, planned, prefix) or name
+        key = here.find(name) or name
         if key in layers:
             raise AdapterError(
                 f"'{name}' is both a whole tensor and a layer with an update: keep one of them."

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from orthomerge.adapters.align import align_adapters
 from orthomerge.adapters.base import find_base
-from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter, require_same_base
+from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
@@ -193,7 +194,7 @@ def _prepare(
     if not adapters:
         raise AdapterError("nothing to merge: name at least one adapter folder.")
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=config.base) for a in adapters]
-    require_same_base(read, base=config.base)
+    read = align_adapters(read, base=config.base)
     check_heads(read, config.heads)
     needed = read_needed(config, read, statistics, fisher)
     plan = MergeOutput(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +139,33 @@ def _fisher(
             f"{len(fisher)} Fisher files for {len(adapters)} adapters: give one for each, in order."
         )
     return [
-        load_fisher(item, adapter_sha256=adapter.sha256) if isinstance(item, str | Path) else item
+        _by_names_here(
+            load_fisher(item, adapter_sha256=adapter.sha256)
+            if isinstance(item, str | Path)
+            else item,
+            adapter,
+        )
         for item, adapter in zip(fisher, adapters, strict=True)
     ]
+
+
+def _by_names_here(fisher: Mapping[str, Tensor], adapter: Adapter) -> Mapping[str, Tensor]:
+    """Fisher information under the names that the adapter's layers have here."""
+    return _Renamed(fisher, adapter.renamed) if adapter.renamed else fisher
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """A mapping under other names; a value is looked up when it is asked for."""
+
+    def __init__(self, values: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        before = {old: new for new, old in names.items()}
+        self._values, self._names = values, {before.get(name, name): name for name in values}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

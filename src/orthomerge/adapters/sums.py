@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthomerge.adapters.architecture import find_key
+from orthomerge.adapters.architecture import Names
 from orthomerge.adapters.checkpoint import (
     DTYPES,
     FLOATS,
@@ -74,12 +74,12 @@ def add_biases(
     planned: dict[str, Planned],
     stored: Mapping[str, Stored],
     biases: Mapping[str, Tensor],
-    prefix: str,
+    names: Names,
     base: Path,
 ) -> None:
     """`b + Δb` in the place of every named layer's bias, in its dtype."""
     for layer, bias in biases.items():
-        key = find_key(f"{layer}.bias", stored, prefix)
+        key = names.find(f"{layer}.bias")
         if key is None:
             raise AdapterError(
                 f"layer '{layer}' has no bias in '{base}' for the adapters' lora_bias "

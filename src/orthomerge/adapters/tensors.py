@@ -91,6 +91,11 @@ class LazyTensors(Mapping[str, Tensor]):
         tensor = read_tensor(self._entries[name])
         return tensor if self._source is None else require_finite(tensor, f"'{name}'", self._source)
 
+    def renamed(self, names: Mapping[str, str]) -> LazyTensors:
+        """The same tensors under other names, by those they have."""
+        entries = {names[name]: stored for name, stored in self._entries.items()}
+        return LazyTensors(entries, self._source)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -99,6 +104,15 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+
+def renamed_tensors(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str]
+) -> Mapping[str, Tensor]:
+    """Tensors under other names, by those they have; those of a file are still read when asked."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.renamed(names)
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

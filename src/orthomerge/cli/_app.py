@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from orthomerge.cli._help import OLD_VERBS, VERBS, arrange
-from orthomerge.errors import OrthomergeError, RecipeError
+from orthomerge.errors import OrthomergeError, OrthomergeWarning, RecipeError
 
 
 class _Verbs(TyperGroup):
@@ -100,6 +100,17 @@ def _print_notes() -> None:
         log.setLevel(logging.INFO)
 
 
+_python_shows = warnings.showwarning
+
+
+def _show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Ours in a line, as errors are; what libraries warn of as Python shows it."""
+    if issubclass(category, OrthomergeWarning):
+        err.print(f"[bold yellow]warning:[/] {_escaped(message)}", highlight=False, soft_wrap=True)
+    else:
+        _python_shows(message, category, *where, **more)
+
+
 class _Stopped(BaseException):
     """A signal asked the command to end; what it was writing is cleared away on the way out."""
 
@@ -108,6 +119,7 @@ def main() -> None:
     """Run the command line: exit status 2 and one sentence for the user's mistakes, 1 for ours."""
     _end_tidily()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.showwarning = _show_warning
     if int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _be_quiet()
     try:
@@ -142,7 +154,7 @@ def _be_quiet() -> None:
     sys.excepthook = broke
 
 
-def _escaped(problem: Exception) -> str:
+def _escaped(problem: Any) -> str:
     from rich.markup import escape
 
     return escape(str(problem))

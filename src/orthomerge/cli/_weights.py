@@ -67,7 +67,7 @@ def _by_statistics(
     fisher: list[Path] | None,
 ) -> tuple[MergeConfig, list[Statistics] | None]:
     """The common weight of least predicted shift; statistics go on to methods that need them."""
-    from orthomerge.adapters import of_one_model, read_adapter, read_needed
+    from orthomerge.adapters import align_adapters, of_one_model, read_adapter, read_needed
     from orthomerge.diagnostics import best_weight
     from orthomerge.io.outputs import require_free
 
@@ -80,7 +80,7 @@ def _by_statistics(
         )
     inputs = [*adapters, *statistics, *(fisher or ())]
     require_free(output, inputs=inputs, base=config.base, overwrite=search.overwrite)
-    read = [read_adapter(a, base=config.base) for a in adapters]
+    read = align_adapters([read_adapter(a, base=config.base) for a in adapters], base=config.base)
     stats = of_one_model(statistics, read, config.base)
     needed = read_needed(config, read, fisher=fisher)
     with work_bar("trial merges") as progress:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from orthomerge.adapters import (
     Adapter,
+    align_adapters,
     of_one_model,
     read_adapter,
     require_finite,
-    require_same_base,
 )
 from orthomerge.errors import StatisticsError
 from orthomerge.factors import LoraFactors
@@ -70,7 +70,7 @@ def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
             not finite.
     """
     read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
-    require_same_base(read)
+    read = align_adapters(read)
     for adapter in read:
         if adapter.path is None:  # those of files are held to it when a layer is read
             for name, factors in adapter.layers.items():

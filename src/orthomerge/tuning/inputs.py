@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, read_adapter, require_same_base
+from orthomerge.adapters import Adapter, align_adapters, read_adapter
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation.classification import load_head
@@ -87,7 +87,7 @@ def read_inputs(
     if not adapters:
         raise AdapterError("nothing to merge: name at least one adapter folder.")
     read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
-    require_same_base(read)
+    read = align_adapters(read, base=base)
     if len(tasks) != len(read):
         raise MergeError(
             f"{len(tasks)} tasks for {len(read)} adapters: give one --task for each adapter, in "

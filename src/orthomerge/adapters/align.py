@@ -1,0 +1,217 @@
+"""Adapters of one base model under one name per layer, whatever class each was trained on.
+
+`layers.0...` of `AutoModel` and `model.layers.0...` of `AutoModelForCausalLM` are one weight, and
+so are the names of Transformers 4 and 5. The base's own classes tell, where its configuration lies
+on this machine.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from orthomerge.adapters.architecture import CONFIG, Architecture, architectures_of
+from orthomerge.adapters.files import (
+    Adapter,
+    common_base,
+    renamed_layers,
+    require_one_base,
+    require_same_shapes,
+)
+from orthomerge.adapters.tensors import renamed_tensors
+from orthomerge.errors import AdapterError, AssetError, OrthomergeError, OrthomergeWarning, nearest
+from orthomerge.io.documents import is_array
+from orthomerge.io.files import local
+from orthomerge.models.packaged import carrying
+from orthomerge.models.wheels import packaged_model
+
+
+def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> list[Adapter]:
+    """Use before adapters are put together: the same adapters, one name per layer of the base.
+
+    Where the base's configuration is on this machine (a folder, a package, the hub's cache), every
+    layer is looked up in the classes that Transformers has for it. Names are those of the model
+    with a head if any adapter has such, else those of the bare model. Elsewhere names stay.
+
+    Raises:
+        AdapterError: adapters of different bases, a layer that the base does not have or that has
+            two shapes, or names that differ by a prefix alone where the base cannot be looked at.
+    """
+    require_one_base(adapters, base=base)
+    named, revision = common_base(adapters)
+    folder = config_folder(base or named, None if base else revision)
+    classes = _Classes(folder, adapters) if folder is not None else None
+    if classes is not None and classes.known:
+        found = [_renamed(a, classes, base or named) for a in adapters]
+    else:
+        found = list(adapters)
+        _refuse_prefixes(found)
+    require_same_shapes(found)
+    _warn_of_nothing_shared(found)
+    return found
+
+
+def config_folder(model: str | None, revision: str | None = None) -> Path | None:
+    """Where the configuration of a base model lies on this machine; None where it does not."""
+    if not model:
+        return None
+    try:
+        folder = local(model)
+        if folder.is_dir():
+            return folder if (folder / CONFIG).is_file() else None
+        record = carrying(model)
+        if record is not None:
+            return packaged_model(record, fetch=False)
+        cached = try_to_load_from_cache(model, CONFIG, revision=revision)
+    # No such id, or a package that was altered: then there is nothing to look at.
+    except (AssetError, OrthomergeError, ValueError, OSError):
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+class _Classes:
+    """The classes of one base model, built as they are needed, and the form of these adapters."""
+
+    def __init__(self, folder: Path, adapters: Sequence[Adapter]) -> None:
+        types = list(dict.fromkeys(a.config.get("task_type") for a in adapters))
+        self._rest = architectures_of(folder, types)
+        self._made: list[Architecture] = []
+        self.known = self._next() is not None
+        found = [
+            (layer, *place)
+            for adapter in adapters
+            for layer in adapter.shapes
+            if (place := self._look_up(layer)) is not None
+        ]
+        # Names of the model with a head, or of an older Transformers, are longer than bare ones.
+        self._headed = any(
+            bare != layer or not shape.in_backbone(f"{bare}.weight") for layer, shape, bare in found
+        )
+        self._below = any(shape.inner for shape in self._made) or any(
+            layer == f"{shape.prefix}.{bare}" for layer, shape, bare in found
+        )
+
+    def _next(self) -> Architecture | None:
+        found = next(self._rest, None)
+        if found is not None:
+            self._made.append(found)
+        return found
+
+    def _look_up(self, layer: str) -> tuple[Architecture, str] | None:
+        """`_find`, for a layer that may lie in a wrapper's `module`."""
+        return self._find(layer) or self._find(layer.removeprefix("module."))
+
+    def _find(self, layer: str) -> tuple[Architecture, str] | None:
+        """The first class that has a layer, and its bare name."""
+        key, place = f"{layer}.weight", 0
+        while place < len(self._made) or self._next() is not None:
+            shape = self._made[place]
+            if shape.own_key(key) is not None or shape.fuses(key):
+                return shape, shape.bare(key).removesuffix(".weight")
+            place += 1
+        return None
+
+    def layers(self, adapter: Adapter, base: str | None) -> dict[str, str]:
+        """What each layer is called here, by the adapter's own name of it.
+
+        Raises:
+            AdapterError: the base has no such layer, or two of them are one.
+        """
+        found = {layer: self._layer(layer, adapter, base) for layer in adapter.shapes}
+        own: dict[str, str] = {}
+        for layer, name in found.items():
+            if own.setdefault(name, layer) != layer:
+                raise AdapterError(
+                    f"'{adapter.called}' holds layer '{name}' twice, as '{own[name]}' and as "
+                    f"'{layer}': save it again with save_pretrained."
+                )
+        return found
+
+    def _layer(self, layer: str, adapter: Adapter, base: str | None) -> str:
+        found = self._look_up(layer)
+        if found is not None:
+            shape, bare = found
+            return self._called(shape, f"{bare}.weight").removesuffix(".weight")
+        known = [k.removesuffix(".weight") for shape in self._made for k in shape.shapes]
+        close = nearest(layer, known)
+        hint = f", the nearest is '{close}'" if close else ""
+        raise AdapterError(
+            f"'{adapter.called}' adapts the layer '{layer}', which no model of its base '{base}' "
+            f"has ({self._made[0].called}{hint}): name the base that it was trained on with --base "
+            "(base=...)."
+        )
+
+    def whole(self, name: str) -> str:
+        """What a whole tensor is called here; one that no class so far has keeps its name."""
+        shape = next((s for s in self._made if s.own_key(name) is not None), None)
+        return name if shape is None else self._called(shape, shape.bare(name))
+
+    def _called(self, shape: Architecture, bare: str) -> str:
+        """A tensor's name in the form of these adapters, by its bare name."""
+        under = self._headed and self._below and shape.in_backbone(bare)
+        return f"{shape.prefix}.{bare}" if under else bare
+
+
+def _renamed(adapter: Adapter, classes: _Classes, base: str | None) -> Adapter:
+    """The adapter with the base's names of its layers and whole tensors."""
+    layers = classes.layers(adapter, base)
+    modules = {name: classes.whole(name) for name in adapter.modules}
+    if all(old == new for old, new in (layers | modules).items()):
+        return adapter
+    return replace(
+        adapter,
+        layers=renamed_layers(adapter.layers, layers),
+        modules=renamed_tensors(adapter.modules, modules),
+        biases={layers[name]: bias for name, bias in adapter.biases.items()},
+        embeddings=frozenset(layers[name] for name in adapter.embeddings),
+        renamed={new: old for old, new in layers.items() if new != old},
+    )
+
+
+def _refuse_prefixes(adapters: Sequence[Adapter]) -> None:
+    """Refuse layers whose names differ by a prefix alone: most likely they are one weight."""
+    for one, other in combinations(adapters, 2):
+        own, theirs = set(one.shapes) - set(other.shapes), set(other.shapes) - set(one.shapes)
+        for first, second, names, longer in (
+            (one, other, own, theirs), (other, one, theirs, own),
+        ):  # fmt: skip
+            pair = next(((n, end) for n in longer for end in _ends(n) if end in names), None)
+            if pair is not None:
+                raise AdapterError(
+                    f"'{first.called}' calls a layer '{pair[1]}' and '{second.called}' one "
+                    f"'{pair[0]}', which may be the same: name their base, in a folder, with "
+                    "--base (base=...), so that it can be looked up."
+                )
+
+
+def _ends(name: str) -> list[str]:
+    """A layer's name without the first one, two or three of its parts."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(1, min(4, len(parts)))]
+
+
+def _warn_of_nothing_shared(adapters: Sequence[Adapter]) -> None:
+    for one, other in combinations(adapters, 2):
+        if _targets(one) and _targets(one) == _targets(other) and not (
+            one.shapes.keys() & other.shapes.keys()
+        ):  # fmt: skip
+            warnings.warn(
+                f"'{one.called}' and '{other.called}' name the same target modules and share no "
+                f"layer ('{next(iter(one.shapes))}', '{next(iter(other.shapes))}'): make sure that "
+                "they were trained on the same model.",
+                OrthomergeWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _targets(adapter: Adapter) -> frozenset[str]:
+    named = adapter.config.get("target_modules")
+    if isinstance(named, str):
+        return frozenset([named])
+    return frozenset(str(n) for n in named) if is_array(named) else frozenset()
