@@ -98,11 +98,11 @@ def mixed(request, tmp_path):
 def test_adapters_of_the_bare_and_of_the_whole_model_are_of_the_same_layers(mixed, tmp_path):
     _, folders, whole, expected = mixed
     for order, weights in ((folders, [0.7, 0.4]), (folders[::-1], [0.4, 0.7])):
-        out = tmp_path / order[0].name / "out"
+        out = tmp_path / f"out-{order[0].name}"
         merged = merge_adapters(order, weights=weights, output=out)
         assert len(merged.layers) <= len(read_adapter(folders[1]).layers)
         close(logits(by_peft(out, whole())), logits(expected))
-        model = tmp_path / order[0].name / "model"
+        model = tmp_path / f"model-{order[0].name}"
         merge_to_model(order, model, weights=weights)
         auto = type(expected)
         close(logits(auto.from_pretrained(model).eval()), logits(expected))
