@@ -83,3 +83,12 @@ def test_the_table_of_limits_is_that_of_the_kept_rows(title, folder, name):
             figures = kept[name.format(arm)]
             alone, *sums = (figures[place] for place in places)
             assert cell == f"{alone} · {' '.join(sums)}", arm
+
+
+def test_the_penaltys_table_is_that_of_its_rows():
+    told = table_after("**The penalty instead of a constraint**")
+    kept = cells(markdown_table(read_rows(ROOT / "results/offline8-penalty/results.jsonl")))
+    head = kept["arm"]
+    places = [head.index(column) for column in told["arm"]]
+    for arm in ("default", "penalty", "isotropic"):
+        assert told[arm] == [kept[arm][place] for place in places]
