@@ -183,7 +183,7 @@ def _options(method: MergeMethod, rng: random.Random) -> dict[str, Any]:
 
 def _option(key: str, usual: Any, rng: random.Random) -> Any:
     if key in _WORDS:
-        return rng.choice(_WORDS[key])
+        return rng.choice(list(_WORDS[key]))
     if isinstance(usual, bool):
         return rng.random() < 0.5
     if usual is None or isinstance(usual, int):

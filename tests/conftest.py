@@ -99,6 +99,13 @@ def no_line_for_slow_machines(monkeypatch):
     monkeypatch.setattr("orthomerge.cli._progress._EVERY", float("inf"))
 
 
+def printed(*arguments: object) -> str:
+    """What a command prints on standard output, without its notes."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def call(*arguments: object) -> str:
     """What a command prints; its error, or a status that is not 0, fails the test."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])

@@ -58,7 +58,7 @@ def test_help_lists_every_verb_with_an_example():
     for verb in ("collect", "inspect", "merge", "publish"):
         assert "Example: orthomerge stats" in call("stats", verb, "--help")
     order = re.findall(r"^│ (\w+) ", call("--help"), re.MULTILINE)
-    assert order.index("report") < order.index("stats") < order.index("init")
+    assert order.index("stats") < order.index("init") < order.index("report")
 
 
 def test_a_mistyped_verb_is_not_taken_for_a_model(files):

@@ -119,7 +119,7 @@ def test_losses_are_those_of_the_trainings(finished):
     for curve in evidence.curves:
         path = run.keys.adapter_path(curve.arm, curve.task, curve.seed, curve.learning_rate)
         assert path.is_dir()
-        assert [step for step, _ in curve.losses] == [10, 20]
+        assert [step for step, _ in curve.losses] == [1, 10, 20]
 
 
 def test_evidence_outlives_its_adapters_and_is_not_made_twice(finished, tmp_path):

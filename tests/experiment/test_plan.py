@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import call
+from conftest import printed
 from transformers import AutoModel
 
 from orthomerge.errors import OrthomergeError
@@ -30,7 +30,7 @@ def test_the_page_says_what_the_command_prints():
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- plan -->\n```text\n(.*?)```", page, re.DOTALL)
     assert block is not None
-    assert block[1] == call("plan", "plan-8b.yaml", "--gpus", 8)
+    assert block[1] == printed("plan", "plan-8b.yaml", "--gpus", 8)
 
 
 def test_jobs_are_counted_as_the_recipe_asks(plan):
@@ -88,10 +88,10 @@ def test_workers_share_the_hours_and_no_more(plan):
 
 
 def test_speed_can_be_given_or_measured(plan, tmp_path):
-    out = json.loads(call("plan", "plan-8b.yaml", "--card", "a100", "--json"))
+    out = json.loads(printed("plan", "plan-8b.yaml", "--card", "a100", "--json"))
     (tmp_path / "rates.json").write_text(json.dumps(out["throughput"]))
     again = json.loads(
-        call("plan", "plan-8b.yaml", "--throughput", tmp_path / "rates.json", "--json")
+        printed("plan", "plan-8b.yaml", "--throughput", tmp_path / "rates.json", "--json")
     )
     assert again["kinds"] == out["kinds"]
     assert all(rate > 0 for rate in measured(size=128, seconds=0.01).rates.values())
