@@ -26,8 +26,10 @@ import orthomerge
 from orthomerge.statistics import batches
 
 TARGETS = ["q_proj", "v_proj"]
-# What our comparison found best: rows loud for the own task and quiet for the others', kept so.
-SOLVERS = {"project": "contrastive", "freeze": "contrastive", "init": "min_eigen"}
+# Where A starts, by what training then obeys.
+SOLVERS = {
+    "penalty": "default", "project": "contrastive", "freeze": "contrastive", "init": "min_eigen",
+}  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -67,13 +69,13 @@ def main() -> None:
     )
     model = get_peft_model(base, lora)
     config = orthomerge.OsrmConfig(SOLVERS[asked.constraint], constraint=asked.constraint)  # <--
-    orthomerge.initialize_osrm_weights(model, asked.others, own, config)  # <--
+    osrm = orthomerge.prepare(model, asked.others, own, config)  # <--
 
     trainer = SFTTrainer(
         model=model,  # wrapped already, so there is no peft_config here
         processing_class=tokenizer,
         train_dataset=rows,
-        callbacks=[orthomerge.OsrmCallback(model, asked.others, own, config)],  # <--
+        callbacks=[osrm],  # <--
         args=SFTConfig(
             output_dir=str(asked.output / "checkpoints"),
             learning_rate=asked.learning_rate,
@@ -85,6 +87,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(str(asked.output))
+    osrm.record(asked.output)  # <-- says how it was trained
     own.save(asked.output / "mine.stats.safetensors")  # <--
 
 

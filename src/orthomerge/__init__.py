@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orthomerge.errors import OrthomergeError
     from orthomerge.merging import list_methods
     from orthomerge.statistics import Statistics, collect_statistics, merge_statistics
-    from orthomerge.training.callbacks import OsrmCallback
+    from orthomerge.training.callbacks import OsrmCallback, prepare
     from orthomerge.training.distillation import distill_adapters
 
     __version__: str
@@ -38,7 +38,7 @@ _HOMES = {
     "errors": ("OrthomergeError",),
     "merging": ("list_methods",),
     "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
-    "training.callbacks": ("OsrmCallback",),
+    "training.callbacks": ("OsrmCallback", "prepare"),
     "training.distillation": ("distill_adapters",),
 }  # fmt: skip
 
@@ -77,6 +77,7 @@ __all__ = [
     "merge_adapters",
     "merge_statistics",
     "merge_to_model",
+    "prepare",
     "verify",
 ]
 

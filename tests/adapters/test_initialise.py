@@ -11,7 +11,9 @@ import torch
 from conftest import make_texts, tiny_bert
 from peft import PeftModel
 
+from orthomerge import linalg
 from orthomerge.adapters import (
+    RECOMMENDED,
     Adapter,
     OsrmConfig,
     initialize_osrm_weights,
@@ -20,6 +22,8 @@ from orthomerge.adapters import (
     new_lora,
     plan_ranks,
     save_start,
+    settled,
+    start_adapter,
 )
 from orthomerge.errors import AdapterError, RecipeError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
@@ -330,3 +334,75 @@ def test_layers_that_read_one_input_and_have_one_rank_get_one_start(collected):
     assert any(len(layers) == 2 for layers in by_owner.values())
     for layers in by_owner.values():
         assert torch.equal(found[layers[0]].basis, found[layers[-1]].basis)
+
+
+def test_each_input_is_decomposed_once_for_start_and_constraint(collected, monkeypatch):
+    statistics, counted = collected["full"], []
+    real = linalg.eigh
+    monkeypatch.setattr(linalg, "eigh", lambda m: counted.append(m.shape) or real(m))
+    model = lora()
+    config = OsrmConfig("contrastive", granularity="sample", constraint="project")
+    started = start_adapter(model, statistics[1:], statistics[0], config)
+    # Per input: S_other once, for the solver and for the excluded directions, and the whitened own
+    # moment once; query and value read one input.
+    assert counted.count((D, D)) == 2 * len({id(rows) for rows in started.directions.rows.values()})
+    assert len(started.chosen) == 2 * len({id(s.basis) for s in started.chosen.values()})
+    assert started.config == config
+    alone = lora()
+    chosen = initialize_osrm_weights(alone, statistics[1:], statistics[0], config)
+    directions = kept_out_directions(alone, statistics[1:], statistics[0], config)
+    for name, found in started.chosen.items():
+        assert torch.equal(found.basis, chosen[name].basis)
+        assert torch.equal(started.directions.rows[name], directions.rows[name])
+
+
+def test_what_was_chosen_without_a_config_is_said(collected, caplog):
+    statistics = [dataclasses.replace(s, meta=dataclasses.replace(s.meta, granularity="token"))
+                  for s in collected["rows"]]  # fmt: skip
+    chosen = initialize_osrm_weights(lora(), statistics[1:], statistics[0])
+    assert chosen.config == OsrmConfig.recommended()
+    assert "orthomerge.prepare" in caplog.text
+    assert chosen.config.solver in caplog.text
+    assert chosen.config.constraint in caplog.text
+    caplog.clear()
+    chosen = initialize_osrm_weights(lora(), statistics[1:], statistics[0], OsrmConfig())
+    assert chosen.config == OsrmConfig()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("solver", "constraint", "own", "wanted"),
+    [
+        (None, None, None, ("min_eigen", "init")),
+        (None, None, 1, (RECOMMENDED["solver"], RECOMMENDED["constraint"])),
+        (None, "penalty", None, ("default", "penalty")),
+        (None, "penalty", 1, ("default", "penalty")),
+        (None, "freeze", None, ("min_eigen", "freeze")),
+        ("min_eigen", None, 1, ("min_eigen", "init")),
+        ("default", None, 1, ("default", "init")),
+        ("joint", None, 1, ("joint", "project")),
+        ("contrastive", "init", 1, ("contrastive", "init")),
+    ],
+)
+def test_what_is_left_open_is_settled_in_one_place(solver, constraint, own, wanted):
+    found = settled(solver, constraint, own)
+    assert (found.solver, found.constraint) == wanted
+
+
+def test_the_default_start_stays_as_peft_drew_it(collected):
+    model, untouched = lora(), lora()
+    config = OsrmConfig("default", granularity="sample", constraint="penalty")
+    started = start_adapter(model, collected["full"][1:], None, config)
+    assert started.chosen == {}
+    assert started.charges is not None
+    for name, layer in lora_layers(model).items():
+        for part in ("lora_A", "lora_B"):
+            mine = getattr(layer, part)["default"].weight
+            theirs = getattr(lora_layers(untouched)[name], part)["default"].weight
+            assert torch.equal(mine, theirs)
+    with pytest.raises(SubspaceError, match="does not look at other adapters"):
+        start_adapter(model, collected["full"][1:], None, config, existing=[Adapter("x", {})])
+    with pytest.raises(RecipeError, match="knows no statistics"):
+        OsrmConfig("default", constraint="project")
+    with pytest.raises(StatisticsError, match="granularity"):
+        start_adapter(model, collected["full"][1:], None, OsrmConfig("default"))

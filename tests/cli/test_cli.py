@@ -8,9 +8,17 @@ import sys
 
 import pytest
 from conftest import call, make_texts, write_task
+from typer.testing import CliRunner
 
-from orthomerge.adapters import read_adapter, read_kept_out
-from orthomerge.errors import OrthomergeError
+from orthomerge.adapters import (
+    Trained,
+    read_adapter,
+    read_kept_out,
+    read_penalty,
+    read_trained,
+)
+from orthomerge.cli import app
+from orthomerge.errors import OrthomergeError, RecipeError
 from orthomerge.statistics import Statistics
 
 
@@ -163,7 +171,7 @@ def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to
     mine = ["--own", files / "a.stats.safetensors", "--rank", 4]
     said = call("init", _base(files), *named, *mine, "--output", tmp_path / "s")
     assert "start 'contrastive'" in said
-    assert "orthomerge.adapters.Projection" in said
+    assert "OsrmCallback.from_start" in said
     out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
                "--epochs", 1, "--output", tmp_path / "t", "--json")  # fmt: skip
     assert json.loads(out)["constraint"] == "project"
@@ -175,6 +183,42 @@ def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to
         said = call("init", _base(files), *named, *arguments, "--output", tmp_path / "paper")
         assert f"start '{start}'" in said
         assert not (tmp_path / "paper" / "kept_out.safetensors").exists()
+
+
+def test_the_penalty_goes_from_a_start_to_a_training_and_is_said_beside_the_adapter(
+    files, tmp_path
+):
+    named = ["--others", files / "b.stats.safetensors", "--others", files / "c.stats.safetensors"]
+    said = call("init", _base(files), *named, "--constraint", "penalty", "--strength", 3,
+                "--rank", 4, "--output", tmp_path / "s")  # fmt: skip
+    assert "PEFT's own start" in said
+    assert "constraint 'penalty'" in said
+    assert read_penalty(tmp_path / "s").strength == 3
+    config = json.loads((tmp_path / "s" / "start.json").read_text())["config"]
+    assert (config["solver"], config["constraint"], config["strength"]) == ("default", "penalty", 3)
+    call("verify", tmp_path / "s")
+
+    def train(name, *more):
+        out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
+                   "--epochs", 8, "--output", tmp_path / name, "--json", *more)  # fmt: skip
+        assert json.loads(out)["constraint"] == "penalty"
+        return json.loads((tmp_path / name / "training.json").read_text())
+
+    told = train("t")
+    assert (told["constraint"], told["strength"]) == ("penalty", 3)
+    assert all(step > 0 and value >= 0 for step, value in told["penalties"])
+    assert read_trained(tmp_path / "t") == Trained("penalty", 3.0)
+    assert read_trained(files / "a") == Trained("freeze", None)
+    assert not (tmp_path / "t" / "penalty.safetensors").exists()  # others' statistics stay here
+    stronger = train("stronger", "--strength", 1000)
+    assert stronger["strength"] == 1000
+    assert stronger["penalties"][-1][1] < told["penalties"][-1][1]
+    result = CliRunner().invoke(app, [
+        "train", str(files / "start-a"), "--task", str(files / "task-a.csv.jsonl"), "--strength",
+        "1", "--output", str(tmp_path / "no"),
+    ])  # fmt: skip
+    assert isinstance(result.exception, RecipeError)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_tenth_task_keeps_clear_of_adapters_that_exist(files, tmp_path):

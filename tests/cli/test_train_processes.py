@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call, tiny_bert, write_task
+from conftest import call, make_texts, tiny_bert, write_task
 
 from orthomerge.adapters import new_lora, read_adapter, save_start
 
@@ -109,6 +109,40 @@ def test_fsdp_cuts_the_model_and_writes_the_same_adapter(tiny_base, tmp_path):
     for name, module in whole.modules.items():
         assert torch.allclose(cut.modules[name], module, atol=1e-5)
 
-    done = two("projected", "--constraint", "project", **FSDP)
-    assert done.returncode != 0 and "Traceback" not in done.stdout
-    assert not (tmp_path / "projected").exists()
+    for constraint in ("project", "penalty"):
+        done = two(constraint, "--constraint", constraint, **FSDP)
+        assert done.returncode != 0 and "Traceback" not in done.stdout
+        assert not (tmp_path / constraint).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_charge_what_one_charges(tiny_base, tiny_tokenizer, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (base / "config.json").write_text(json.dumps(config))
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in make_texts(9)))
+    call(
+        "stats", base, "--data", tmp_path / "b.jsonl", "--output", tmp_path / "b.stats.safetensors"
+    )
+    call("init", base, "--others", tmp_path / "b.stats.safetensors", "--rank", 2, "--constraint",
+         "penalty", "--strength", 50, "--output", tmp_path / "start")  # fmt: skip
+    task = write_task(tmp_path / "task.jsonl", 200)
+    arguments = [
+        "train", tmp_path / "start", "--task", task, "--rows", 64, "--epochs", 10, "--batch-size",
+        64, "--learning-rate", 5e-3, "--max-length", 16,
+    ]  # fmt: skip
+    call(*arguments, "--output", tmp_path / "one")
+    done = subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS["torchrun"], "-m", "orthomerge", *map(str, arguments),
+         "--output", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads((tmp_path / n / "training.json").read_text()) for n in ("one", "two")]
+    one, two = (dict(t["penalties"]) for t in told)
+    assert list(one) == [10]
+    assert two == pytest.approx(one, rel=0.02)
+    adapters = [read_adapter(tmp_path / n).layers for n in ("one", "two")]
+    assert max(apart(adapters[1][name], f) for name, f in adapters[0].items()) < 0.1

@@ -15,7 +15,7 @@ from tiny_lora import lay_out, loudest, rows_of_A, wrapped, write_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import orthomerge
-from orthomerge.adapters import read_adapter
+from orthomerge.adapters import Trained, read_adapter, read_trained
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.models.loading import load_language_model, load_tokenizer
 
@@ -124,6 +124,38 @@ def test_a_half_precision_base_keeps_a_start_in_full_precision(place, tmp_path, 
     assert next(model.base_model.model.model.embed_tokens.parameters()).dtype == dtype
 
 
+@pytest.mark.parametrize("kind", ["sft", "trainer"])
+def test_the_penalty_holds_down_what_the_others_get(place, tmp_path, kind):
+    base, others = place
+    disturbed = {}
+    for strength in (0.0, 1e3):
+        model = wrapped(base)
+        config = orthomerge.OsrmConfig("default", constraint="penalty", strength=strength)
+        osrm = orthomerge.prepare(model, others, config=config)
+        trainer = train(kind, model, base, tmp_path, [osrm], save_strategy="steps", save_steps=3)
+        assert osrm.penalty is not None
+        disturbed[strength] = float(osrm.penalty.value)
+        folder = tmp_path / "saved"
+        trainer.save_model(str(folder))
+        osrm.record(folder)
+        for where in (folder, tmp_path / "run" / "checkpoint-3"):
+            assert read_trained(where) == Trained("penalty", strength)
+    assert disturbed[1e3] < 0.3 * disturbed[0.0]
+
+
+def test_one_call_starts_and_holds(place, tmp_path):
+    base, others = place
+    for constraint in CONFIGS:
+        model, twice = wrapped(base), wrapped(base)
+        osrm = orthomerge.prepare(model, others, config=CONFIGS[constraint])
+        orthomerge.initialize_osrm_weights(twice, others, config=CONFIGS[constraint])
+        orthomerge.OsrmCallback(twice, others, config=CONFIGS[constraint])
+        assert osrm.started is not None
+        assert osrm.started.config == CONFIGS[constraint]
+        for name, A in rows_of_A(model).items():
+            assert torch.equal(A, rows_of_A(twice)[name])
+
+
 def test_a_trainer_that_wraps_the_model_anew_is_refused_before_it_trains(place, tmp_path):
     base, others = place
     held = wrapped(base)
@@ -140,7 +172,9 @@ def test_a_constraint_without_others_is_refused_in_one_sentence(place):
         orthomerge.OsrmCallback(wrapped(base), ["nowhere.stats.safetensors"], own="no")
 
 
-@pytest.mark.parametrize("words, constraint", [("text", "project"), ("prompt", "freeze")])
+@pytest.mark.parametrize(
+    "words, constraint", [("text", "project"), ("prompt", "freeze"), ("text", "penalty")]
+)
 def test_the_example_script_gives_adapters_that_merge(
     place, tmp_path, monkeypatch, words, constraint
 ):
@@ -156,12 +190,13 @@ def test_the_example_script_gives_adapters_that_merge(
         runpy.run_path(str(SCRIPT), run_name="__main__")
         adapter, loud = read_adapter(name), loudest(theirs)
         assert len(adapter.layers) == 4
+        assert read_trained(name).constraint == constraint
         for layer, factors in adapter.layers.items():
             assert float(factors.B.norm()) > 1e-3
             A = factors.A.double()
             if constraint == "project":
                 assert float((A @ loud[layer.removeprefix("model.")]).norm()) < 1e-6
-            else:
+            if constraint == "freeze":
                 assert torch.allclose(A @ A.T, torch.eye(4).double(), atol=1e-5)
     call("merge", "a", "b", "--output", "merged", "--base", base)
     merged = PeftModel.from_pretrained(load_language_model(str(base)), "merged")

@@ -8,6 +8,7 @@ from orthomerge.adapters.config import (
     FROZEN_B,
     PEFT_START,
     PENALTY_MOMENTS,
+    RECOMMENDED,
     REFITS,
     SHARE,
     STRENGTH,
@@ -15,6 +16,7 @@ from orthomerge.adapters.config import (
     ConvertConfig,
     OsrmConfig,
     check_penalty,
+    settled,
 )
 from orthomerge.adapters.constrain import (
     KEPT_OUT,
@@ -45,14 +47,17 @@ from orthomerge.adapters.files import (
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import POLICIES
 from orthomerge.adapters.initialise import (
+    Chosen,
+    Started,
     captured,
     check_statistics,
-    default_config,
+    constraint_of,
     initialize_osrm_weights,
     load_trainable,
     new_lora,
     orthonormal_B,
     save_start,
+    start_adapter,
     unit_rows,
 )
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
@@ -69,6 +74,7 @@ from orthomerge.adapters.record import start_record
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
 from orthomerge.adapters.tensors import require_finite
+from orthomerge.adapters.trained import Trained, read_trained, write_training
 from orthomerge.adapters.verify import Check, verify
 from orthomerge.adapters.write import as_factors
 
@@ -82,6 +88,7 @@ __all__ = [
     "PENALTY",
     "PENALTY_MOMENTS",
     "POLICIES",
+    "RECOMMENDED",
     "RECORD",
     "REFITS",
     "SHARE",
@@ -91,6 +98,7 @@ __all__ = [
     "Charge",
     "Charges",
     "Check",
+    "Chosen",
     "ConvertConfig",
     "Converted",
     "Directions",
@@ -99,14 +107,16 @@ __all__ = [
     "OsrmConfig",
     "Penalty",
     "Projection",
+    "Started",
+    "Trained",
     "add_figures",
     "align_adapters",
     "as_factors",
     "captured",
     "check_penalty",
     "check_statistics",
+    "constraint_of",
     "convert_adapters",
-    "default_config",
     "described",
     "figure_of",
     "freeze_A",
@@ -129,6 +139,7 @@ __all__ = [
     "read_kept_out",
     "read_needed",
     "read_penalty",
+    "read_trained",
     "record_of",
     "require_finite",
     "require_form",
@@ -139,8 +150,11 @@ __all__ = [
     "save_start",
     "seal",
     "seal_again",
+    "settled",
+    "start_adapter",
     "start_record",
     "total_loss",
     "unit_rows",
     "verify",
+    "write_training",
 ]

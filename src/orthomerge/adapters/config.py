@@ -22,6 +22,8 @@ PENALTY_MOMENTS = ("others", "isotropic", "pooled", "random")
 """What the penalty charges along: the others' inputs, or a control of the same trace."""
 PEFT_START = "default"
 """In the place of a solver: `A` stays where PEFT's own start drew it."""
+RECOMMENDED: Mapping[str, Any] = {"solver": "contrastive", "constraint": "project"}
+"""What kept most of a merge in our comparison (README): `OsrmConfig.recommended`."""
 SUBSPACES = ("quiet", "project", "start")
 REFITS = ("outputs", "weights")
 CONVERT_SHARE = 0.7
@@ -67,12 +69,17 @@ class OsrmConfig:
 
     @classmethod
     def recommended(cls, **changes: Any) -> OsrmConfig:
-        """What kept most of a merge in our comparison (LOG.md): `contrastive`, and `project`.
+        """What kept most of a merge in our comparison (`RECOMMENDED`), with `changes`.
 
-        It needs the task's own statistics, and a training that projects (`Projection`).
+        The training has to obey its constraint: `orthomerge train` does, and a Trainer with the
+        callback that `orthomerge.prepare` gives.
         """
-        settled: dict[str, Any] = {"solver": "contrastive", "constraint": "project"}
-        return cls(**(settled | changes))
+        return cls(**{**RECOMMENDED, **changes})
+
+    @property
+    def needs_own(self) -> bool:
+        """Whether the start cannot do without the task's own statistics."""
+        return self.solver != PEFT_START and get_solver(self.solver).needs_own
 
     def __post_init__(self) -> None:
         if self.solver != PEFT_START:
@@ -93,7 +100,35 @@ class OsrmConfig:
             raise RecipeError(f"room {self.room} is not a number of directions: 32 is a start.")
 
 
-def check_penalty(strength: float, moment: str, isotropic_share: float) -> None:
+def settled(
+    solver: str | None, constraint: str | None, own: object | None, **changes: Any
+) -> OsrmConfig:
+    """The configuration where a solver or a constraint may be left open; `own` statistics or None.
+
+    Both open: the recommended one, or the paper's where that needs own statistics and there are
+    none. A solver alone goes with the recommended constraint if it is the recommended solver, else
+    with "project" if it looks at own statistics (their directions get lost in a free training),
+    else with "init". The constraint "penalty" alone goes with PEFT's own start, any other with the
+    solver that both open would give.
+
+    Raises:
+        UnknownNameError: no such solver.
+        RecipeError: no such constraint.
+    """
+    usual = OsrmConfig.recommended()
+    if usual.needs_own and own is None:
+        usual = OsrmConfig()
+    if solver is None:
+        solver = PEFT_START if constraint == "penalty" else usual.solver
+    if constraint is None and solver != usual.solver:
+        free = solver == PEFT_START or not get_solver(solver).needs_own
+        constraint = "init" if free else "project"
+    return OsrmConfig(solver=solver, constraint=constraint or usual.constraint, **changes)
+
+
+def check_penalty(
+    strength: float, moment: str = PENALTY_MOMENTS[0], isotropic_share: float = 0.0
+) -> None:
     """Refuse what no penalty is made of.
 
     Raises:

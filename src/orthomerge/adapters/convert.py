@@ -18,7 +18,7 @@ from orthomerge.adapters.provenance import seal, sources_of
 from orthomerge.adapters.record import about_adapter, about_base, versions
 from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.adapters.settings import CONFIG
-from orthomerge.adapters.solve import layer_directions, solve_layer
+from orthomerge.adapters.solve import LayerProblem
 from orthomerge.adapters.statistics import beside_files, require_base
 from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
@@ -253,25 +253,15 @@ class _Conversion:
         known = first.name_of(layer)
         key = (first.layers[known], before.rank)  # layers that read one input share a solution
         start = how.start(first.meta.granularity)
+        problem = LayerProblem(layer, key[0], before.rank, self._others, self._own, start)
         if how.subspace == "project":
             if key not in self._shared:
-                self._shared[key] = layer_directions(
-                    layer, key[0], before.rank, self._others, self._own, start
-                )
+                self._shared[key] = problem.directions
             directions = self._kept_out[known] = self._shared[key]
             within = how.room is not None
             return refit_within(before, directions, kept, within=within, ridge=how.ridge)
         if key not in self._shared:
-            self._shared[key] = solve_layer(
-                get_solver(how.solver),
-                layer,
-                key[0],
-                before.rank,
-                self._others,
-                self._own,
-                start,
-                (),
-            ).basis
+            self._shared[key] = problem.solution.basis
         return refit_rows(before, self._shared[key], kept, ridge=how.ridge)
 
     def _record(self, sources: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from orthomerge import linalg
-from orthomerge.adapters.config import OsrmConfig
-from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers, write_kept_out
+from orthomerge.adapters.config import CONSTRAINTS, PEFT_START, OsrmConfig, settled
+from orthomerge.adapters.constrain import (
+    ADAPTER,
+    KEPT_OUT,
+    Directions,
+    lora_layers,
+    write_kept_out,
+)
 from orthomerge.adapters.files import Adapter, check_start
-from orthomerge.adapters.provenance import seal
+from orthomerge.adapters.penalty import PENALTY, Charges, penalty_charges, write_penalty
+from orthomerge.adapters.provenance import record_of, seal
 from orthomerge.adapters.record import versions
-from orthomerge.adapters.solve import rows_of, solve_layer
+from orthomerge.adapters.solve import directions_of, layer_problems, rows_of
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
+from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, derive_seed
 from orthomerge.io.outputs import START
 from orthomerge.statistics import Statistics, describe_model, target_layers
 from orthomerge.subspace import Subspace, get_solver
+
+_log = logging.getLogger("orthomerge")
 
 # What PEFT trains and saves as the head of a sequence classifier.
 _PEFT_HEADS = ("classifier", "score")
@@ -98,9 +110,25 @@ def check_statistics(model: nn.Module, statistics: Statistics, name: str) -> Non
         )
 
 
-def default_config(own: object | None) -> OsrmConfig:
-    """What a start is made of unless said otherwise: it takes own statistics to do better."""
-    return OsrmConfig() if own is None else OsrmConfig.recommended()
+class Started(NamedTuple):
+    """What an adapter was started with, and what its training has to obey.
+
+    `chosen` is what the solver found, by layer (empty for PEFT's own start); `directions` are those
+    that the constraint "project" excludes, `charges` what "penalty" charges for.
+    """
+
+    config: OsrmConfig
+    chosen: Mapping[str, Subspace]
+    directions: Directions | None = None
+    charges: Charges | None = None
+
+
+class Chosen(dict[str, Subspace]):
+    """What was chosen, by layer, and the `config` it was chosen by."""
+
+    def __init__(self, chosen: Mapping[str, Subspace], config: OsrmConfig) -> None:
+        super().__init__(chosen)
+        self.config = config
 
 
 def initialize_osrm_weights(
@@ -111,20 +139,22 @@ def initialize_osrm_weights(
     *,
     existing: Sequence[Adapter] = (),
     adapter_name: str = ADAPTER,
-) -> dict[str, Subspace]:
-    """Set every `A` into the subspace where the other tasks' inputs have least energy, `B` to 0.
+) -> Chosen:
+    """Use it for a start alone, under any PEFT trainer; `orthomerge.prepare` also gives the
+    callback that holds a training to the constraint.
 
+    Sets every `A` into the subspace where the other tasks' inputs have least energy, `B` to 0.
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
-    model changes, so any PEFT trainer goes on from here; with the constraint "project"
-    `OsrmCallback` holds a Trainer to it. Statistics are given as such or as files of them. Without
-    a `config` it is the recommended one where `own` is given, else the paper's. Returns what was
-    chosen, by layer.
+    model changes. Statistics are given as such or as files of them. Returns what was chosen, by
+    layer, and as its `config` the solver and the constraint: without a `config` the recommended
+    ones, or the paper's where those need `own` statistics and there are none. A constraint that
+    training has to obey is said in a warning of the logger "orthomerge" where it was not asked for.
 
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
     order that depends on the statistics alone, so that every team comes to the same choice.
     What is drawn is drawn under `config.seed`, the layer and the others' energy, so that tasks
-    which share a seed do not share their rows.
+    which share a seed do not share their rows. With the solver "default" A and B stay as they are.
 
     Raises:
         StatisticsError: no others, statistics of another model, granularity or target set, or
@@ -133,18 +163,82 @@ def initialize_osrm_weights(
             look at other adapters was given some.
         AdapterError: adapters that exist, but not at any of these layers.
     """
-    config = config or default_config(own)
+    found = config or settled(None, None, own)
+    if config is None and found.constraint != "init":
+        _log.warning(
+            "initialize_osrm_weights chose the solver '%s' and the constraint '%s', which training "
+            "has to obey: use orthomerge.prepare, which gives its callback, or pass a config.",
+            found.solver, found.constraint,
+        )  # fmt: skip
+    kept = replace(found, constraint="init") if found.constraint == "penalty" else found
+    started = start_adapter(
+        peft_model, others, own, kept, existing=existing, adapter_name=adapter_name
+    )
+    return Chosen(started.chosen, found)
+
+
+def start_adapter(
+    peft_model: PeftModel,
+    others: Sequence[Statistics | str | Path],
+    own: Statistics | str | Path | None = None,
+    config: OsrmConfig | None = None,
+    *,
+    existing: Sequence[Adapter] = (),
+    adapter_name: str = ADAPTER,
+) -> Started:
+    """Start an adapter, and give along what its constraint is made of: each problem solved once.
+
+    As `initialize_osrm_weights` in what it sets and refuses.
+
+    Raises:
+        StatisticsError, SubspaceError, AdapterError: as there, and what `penalty_charges` refuses.
+    """
+    config = config or settled(None, None, own)
     if not others:
         raise StatisticsError("an orthogonal start needs statistics of at least one other task.")
-    others = [Statistics.of(item) for item in others]
-    own = Statistics.of(own) if own is not None else None
-    _check_all(peft_model, others, own, config)
+    read = [Statistics.of(item) for item in others]
+    mine = Statistics.of(own) if own is not None else None
+    _check_all(peft_model, read, mine, config)
+    layers = lora_layers(peft_model, adapter_name)
+    chosen: dict[str, Subspace] = {}
+    directions = None
+    if config.solver == PEFT_START:
+        if existing:
+            raise SubspaceError(
+                f"the start '{PEFT_START}' does not look at other adapters: use 'joint'."
+            )
+    else:
+        _check_solver(layers, config, mine, existing)
+        problems = layer_problems(
+            peft_model, read, mine, config, existing=existing, adapter_name=adapter_name
+        )
+        for name, problem in problems.items():
+            chosen[name] = problem.solution
+            if config.constraint == "project":
+                _ = problem.directions
+            problem.release()
+        if config.constraint == "project":
+            directions = directions_of(problems, config)
+    charges = None
+    if config.constraint == "penalty":
+        charges = penalty_charges(peft_model, read, mine, config, adapter_name=adapter_name)
+    for name, found in chosen.items():  # all of them or none
+        _set(layers[name], adapter_name, found.basis)
+    return Started(config, chosen, directions, charges)
+
+
+def _check_solver(
+    layers: Mapping[str, Any],
+    config: OsrmConfig,
+    own: Statistics | None,
+    existing: Sequence[Adapter],
+) -> None:
+    """Refuse what the solver lacks, or does not look at."""
     solver = get_solver(config.solver)
     if existing and not solver.joint:
         raise SubspaceError(
             f"the solver '{solver.name}' does not look at other adapters: use 'joint'."
         )
-    layers = lora_layers(peft_model, adapter_name)
     if existing and all(rows_of(existing, name) is None for name in layers):
         raise AdapterError(
             f"the adapters that exist adapt no layer that this start does ({next(iter(layers))}, "
@@ -154,18 +248,6 @@ def initialize_osrm_weights(
         raise SubspaceError(
             f"the solver '{solver.name}' needs the task's own statistics: pass own=, or --own."
         )
-    chosen: dict[str, Subspace] = {}
-    solved: dict[tuple[str, int, str], Subspace] = {}
-    for name, layer in layers.items():
-        rank = layer.lora_A[adapter_name].weight.shape[0]
-        # Layers that read one input share a solution, unless the adapters beside them differ.
-        key = (others[0].layers.get(name, name), rank, name if existing else "")
-        if key not in solved:
-            solved[key] = solve_layer(solver, name, key[0], rank, others, own, config, existing)
-        chosen[name] = solved[key]
-    for name, layer in layers.items():  # all of them or none
-        _set(layer, adapter_name, chosen[name].basis)
-    return chosen
 
 
 def _check_all(
@@ -220,6 +302,7 @@ def save_start(
     folder: str | Path,
     kept_out: Directions | None = None,
     *,
+    charges: Charges | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a start as an ordinary PEFT folder, the fresh head of a classifier with it.
@@ -227,9 +310,10 @@ def save_start(
     PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
     many labels. `kept_out` are the directions a projected `A` stays out of
-    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them. A
-    `record` (`start_record`) becomes part of `start.json`, which holds the hashes of all files, for
-    `verify`. A folder that orthomerge wrote is replaced.
+    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them, as what
+    a penalty charges for does (`charges`, `read_penalty`). A `record` (`start_record`) becomes part
+    of `start.json`, which holds the hashes of all files, for `verify`. A folder that orthomerge
+    wrote is replaced.
 
     Raises:
         OutputError: the folder holds what orthomerge did not write.
@@ -239,6 +323,8 @@ def save_start(
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
         if kept_out is not None:
             write_kept_out(path, kept_out)
+        if charges is not None:
+            write_penalty(path, charges)
         seal(path, START, {"versions": versions()} if record is None else record)
     return Path(folder)
 
@@ -252,6 +338,30 @@ def load_trainable(model: Any, folder: str | Path) -> PeftModel:
     """
     check_start(Path(folder))
     return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
+def constraint_of(start: str | Path) -> str:
+    """The constraint that a start was made for: what its `start.json` says, else its files.
+
+    Raises:
+        AdapterError: a record that cannot be read, or that names no constraint there is.
+    """
+    folder = Path(start)
+    if (folder / START).is_file():
+        config = record_of(folder, START).get("config")
+        said = config.get("constraint") if is_object(config) else None
+        if said is not None and said not in CONSTRAINTS:
+            raise AdapterError(
+                f"'{folder / START}' names the constraint '{said}', which there is not: it was "
+                "altered, or written by a newer version."
+            )
+        if said is not None:
+            return str(said)
+    return next((c for c, f in _CARRIED.items() if (folder / f).is_file()), "init")
+
+
+# The files by which a start without a record says what it is for.
+_CARRIED = {"penalty": PENALTY, "project": KEPT_OUT}
 
 
 def captured(chosen: Mapping[str, Subspace]) -> dict[str, dict[str, float | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from orthomerge import linalg
-from orthomerge.adapters.config import OsrmConfig
+from orthomerge.adapters.config import OsrmConfig, check_penalty
 from orthomerge.adapters.constrain import ADAPTER, lora_layers
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
@@ -360,11 +360,12 @@ def write_penalty(folder: Path, charges: Charges) -> None:
     save_file(tensors, folder / PENALTY, metadata={_ENTRY: about})
 
 
-def read_penalty(folder: str | Path) -> Charges:
-    """What a start made for the constraint "penalty" carries.
+def read_penalty(folder: str | Path, strength: float | None = None) -> Charges:
+    """What a start made for the constraint "penalty" carries; with another `strength`, if given.
 
     Raises:
         AdapterError: the start carries none, or a file that cannot be read.
+        RecipeError: a strength that is no number from 0 up.
     """
     path = Path(folder) / PENALTY
     if not path.is_file():
@@ -387,13 +388,17 @@ def read_penalty(folder: str | Path) -> Charges:
                 )
                 for name, (lead, ridge, base) in about["layers"].items()
             }
-            return Charges(layers, _number(about["strength"]))
+            carried = Charges(layers, _number(about["strength"]))
     except (
         SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, StatisticsError,
     ) as problem:  # fmt: skip
         raise AdapterError(
             f"'{path}' cannot be read ({problem}): make the start again."
         ) from problem
+    if strength is None:
+        return carried
+    check_penalty(strength)
+    return replace(carried, strength=strength)
 
 
 def _moment(kind: str, tensor: Tensor) -> Moment:

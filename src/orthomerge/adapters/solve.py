@@ -1,8 +1,10 @@
-"""What a start and its constraint are made of: one problem a distinct input, solved once."""
+"""Solves for `A` and for what its constraint excludes, once per distinct layer input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +18,6 @@ from orthomerge.io.files import derive_seed
 from orthomerge.moments import Moment, combine
 from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import (
-    Solver,
     Subspace,
     allocate_ranks,
     describe,
@@ -28,35 +29,122 @@ from orthomerge.subspace import (
 )
 
 
-def solve_layer(
-    solver: Solver,
-    layer: str,
-    owner: str,
-    rank: int,
-    others: Sequence[Statistics],
-    own: Statistics | None,
-    config: OsrmConfig,
-    existing: Sequence[Adapter],
-) -> Subspace:
-    """One distinct input's rows, on the right side of what the constraint keeps them out of."""
-    moments = [item.moment(layer) for item in others]
-    mine = own.moment(layer) if own is not None else None
-    try:
-        found = _free(solver, layer, owner, rank, moments, mine, config, existing)
-        if config.constraint == "project":
-            other = combine(moments, config.weights)
-            if config.room is None:
-                loud = _loud(other, rank, config.share)
-                rows = _on_one_side(found.basis, lambda rows: project_rows_out(rows, loud))
-            else:
-                # Not every solver's few rows lie among its many: seeds and other tasks intervene.
-                wide = max(config.room, rank)
-                room = _free(solver, layer, owner, wide, moments, mine, config, existing).basis
-                rows = _on_one_side(found.basis, lambda rows: (rows @ room.T) @ room)
-            found = describe(rows, other, mine, found.admissible, found.cost.how)
-    except SubspaceError as problem:
-        raise SubspaceError(f"layer '{layer}': {problem}") from problem
-    return found
+@dataclass
+class LayerProblem:
+    """One layer's question: which rows `A` gets, and which directions "project" excludes.
+
+    `layer` is the name below the head, `owner` the first layer that reads the same input. The
+    others' moment is combined and decomposed once for both answers; `release` lets it go, since a
+    model has many layers.
+    """
+
+    layer: str
+    owner: str
+    rank: int
+    others: Sequence[Statistics]
+    own: Statistics | None
+    config: OsrmConfig
+    existing: Sequence[Adapter] = ()
+
+    @cached_property
+    def solution(self) -> Subspace:
+        """The rows of the solver, on the right side of what the constraint excludes.
+
+        Raises:
+            SubspaceError: what the solver refuses, with the layer's name.
+        """
+        try:
+            found = self._solver_rows(self.rank)
+            if self.config.constraint == "project":
+                rows = _on_one_side(found.basis, self._project)
+                found = describe(rows, self._other, self._mine, found.admissible, found.cost.how)
+        except SubspaceError as problem:
+            raise SubspaceError(f"layer '{self.layer}': {problem}") from problem
+        return found
+
+    @cached_property
+    def directions(self) -> torch.Tensor:
+        """What "project" keeps `A` out of: the others' dominant directions, `rank` left free.
+
+        With `config.room` it is what `A` stays within: the solver's `room` best rows.
+
+        Raises:
+            SubspaceError: a room smaller than the rank.
+        """
+        room = self.config.room
+        if room is not None and room < self.rank:
+            raise SubspaceError(
+                f"it has rank {self.rank}, more than the room of {room} directions: raise the room "
+                "or lower the rank."
+            )
+        if room is None:
+            most = self._other.dim - self.rank
+            found = dominant_directions(self._other, share=self.config.share, most=most)
+        else:
+            found = self._solver_rows(room).basis
+        return found
+
+    def release(self) -> None:
+        """Keep the answers alone."""
+        for name in ("_moments", "_mine", "_other"):
+            self.__dict__.pop(name, None)
+
+    def _project(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.config.room is None:
+            return project_rows_out(rows, self.directions)
+        # Not every solver's few rows lie among its many: seeds and other tasks intervene.
+        return (rows @ self.directions.T) @ self.directions
+
+    @cached_property
+    def _moments(self) -> list[Moment]:
+        return [item.moment(self.layer) for item in self.others]
+
+    @cached_property
+    def _mine(self) -> Moment | None:
+        return self.own.moment(self.layer) if self.own is not None else None
+
+    @cached_property
+    def _other(self) -> Moment:
+        return combine(self._moments, self.config.weights)
+
+    def _solver_rows(self, rank: int) -> Subspace:
+        """What the solver chooses, for this task or for all at once."""
+        solver = get_solver(self.config.solver)
+        if solver.joint and not self.existing and self._mine is not None:
+            return self._solve_all(self._mine, rank)
+        return solver(
+            self._other,
+            rank,
+            own=self._mine,
+            # Tasks that share a seed have other others: else they would draw nearly the same rows
+            # from nearly the same null space.
+            seed=derive_seed(self.config.seed, self.owner, f"{self._other.trace:.6e}"),
+            taken=rows_of(self.existing, self.layer) if self.existing else None,
+            **self.config.options,
+        )
+
+    def _solve_all(self, mine: Moment, rank: int) -> Subspace:
+        """All tasks at once, in the order of their energies, and the own one's rows of it."""
+        given = self.config.weights
+        weights = [1.0] * len(self._moments) if given is None else list(given)
+        everyone = sorted(
+            [(mine.trace, mine.count, True, mine, sum(weights) / len(weights))]
+            + [
+                (m.trace, m.count, False, m, w) for m, w in zip(self._moments, weights, strict=True)
+            ],
+            key=lambda item: item[:2],
+        )
+        found = get_solver(self.config.solver).for_all(
+            [m for *_, m, _ in everyone],
+            [rank] * len(everyone),
+            seeds=[
+                derive_seed(self.config.seed, self.owner, str(place))
+                for place in range(len(everyone))
+            ],
+            weights=[w for *_, w in everyone],
+            **self.config.options,
+        )
+        return found[next(i for i, item in enumerate(everyone) if item[2])]
 
 
 def _on_one_side(rows: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]):
@@ -64,57 +152,6 @@ def _on_one_side(rows: torch.Tensor, project: Callable[[torch.Tensor], torch.Ten
     for _ in range(2):
         rows = orthonormal_rows(project(rows))
     return rows
-
-
-def _free(
-    solver: Solver,
-    layer: str,
-    owner: str,
-    rank: int,
-    moments: Sequence[Moment],
-    mine: Moment | None,
-    config: OsrmConfig,
-    existing: Sequence[Adapter],
-) -> Subspace:
-    """What the solver chooses, for this task or for all at once."""
-    if solver.joint and not existing and mine is not None:
-        return _solve_all(solver, moments, mine, rank, owner, config)
-    other = combine(moments, config.weights)
-    return solver(
-        other,
-        rank,
-        own=mine,
-        # Tasks that share a seed have other others: else they would draw nearly the same rows from
-        # nearly the same null space.
-        seed=derive_seed(config.seed, owner, f"{other.trace:.6e}"),
-        taken=rows_of(existing, layer) if existing else None,
-        **config.options,
-    )
-
-
-def _solve_all(
-    solver: Solver,
-    moments: Sequence[Moment],
-    mine: Moment,
-    rank: int,
-    owner: str,
-    config: OsrmConfig,
-) -> Subspace:
-    """All tasks at once, in the order of their energies, and the own one's rows of it."""
-    weights = [1.0] * len(moments) if config.weights is None else list(config.weights)
-    everyone = sorted(
-        [(mine.trace, mine.count, True, mine, sum(weights) / len(weights))]
-        + [(m.trace, m.count, False, m, w) for m, w in zip(moments, weights, strict=True)],
-        key=lambda item: item[:2],
-    )
-    found = solver.for_all(
-        [m for *_, m, _ in everyone],
-        [rank] * len(everyone),
-        seeds=[derive_seed(config.seed, owner, str(place)) for place in range(len(everyone))],
-        weights=[w for *_, w in everyone],
-        **config.options,
-    )
-    return found[next(i for i, item in enumerate(everyone) if item[2])]
 
 
 def rows_of(adapters: Sequence[Adapter], layer: str) -> torch.Tensor | None:
@@ -128,31 +165,29 @@ def rows_of(adapters: Sequence[Adapter], layer: str) -> torch.Tensor | None:
     return torch.cat([r.double() for r in rows]) if rows else None
 
 
-def _loud(other: Moment, rank: int, share: float) -> torch.Tensor:
-    return dominant_directions(other, share=share, most=other.dim - rank)
-
-
-def layer_directions(
-    layer: str,
-    owner: str,
-    rank: int,
+def layer_problems(
+    peft_model: PeftModel,
     others: Sequence[Statistics],
     own: Statistics | None,
     config: OsrmConfig,
+    *,
     existing: Sequence[Adapter] = (),
-) -> torch.Tensor:
-    """Of one layer: the others' loud directions or, with `config.room`, the solver's best ones."""
-    if config.room is None:
-        return _loud(combined_moment(others, layer, config.weights), rank, config.share)
-    if config.room < rank:
-        raise SubspaceError(
-            f"layer '{layer}' has rank {rank}, more than the room of {config.room} directions: "
-            "raise the room or lower the rank."
-        )
-    moments = [item.moment(layer) for item in others]
-    mine = own.moment(layer) if own is not None else None
-    solver = get_solver(config.solver)
-    return _free(solver, layer, owner, config.room, moments, mine, config, existing).basis
+    adapter_name: str = ADAPTER,
+) -> dict[str, LayerProblem]:
+    """Every adapted layer with its problem; layers that read one input at one rank share it.
+
+    With `existing` adapters each layer has its own, since their rows there differ.
+    """
+    found: dict[str, LayerProblem] = {}
+    shared: dict[tuple[str, int, str], LayerProblem] = {}
+    for layer, module in lora_layers(peft_model, adapter_name).items():
+        rank = module.lora_A[adapter_name].weight.shape[0]
+        owner = others[0].layers.get(layer, layer)
+        key = (owner, rank, layer if existing else "")
+        if key not in shared:
+            shared[key] = LayerProblem(layer, owner, rank, others, own, config, existing)
+        found[layer] = shared[key]
+    return found
 
 
 def kept_out_directions(
@@ -164,11 +199,12 @@ def kept_out_directions(
     existing: Sequence[Adapter] = (),
     adapter_name: str = ADAPTER,
 ) -> Directions:
-    """What the constraint "project" keeps every `A` out of, for `Projection`.
+    """What the constraint "project" excludes from every `A`, for `Projection`, without a start.
 
-    The directions that hold `config.share` of the others' energy, at least `rank` dimensions left
-    free; or with `config.room` everything outside the `room` best directions of the solver, which
-    for `min_eigen` are the quietest ones. Layers that read one input share one tensor.
+    `orthomerge.prepare` starts an adapter and gives this along, solved once. The directions hold
+    `config.share` of the others' energy, with at least `rank` dimensions left free; or with
+    `config.room` everything outside the `room` best directions of the solver, which for
+    `min_eigen` are those of least energy. Layers that read one input share one tensor.
 
     Raises:
         StatisticsError: no others, or a file that cannot be read.
@@ -176,19 +212,24 @@ def kept_out_directions(
     """
     if not others:
         raise StatisticsError("the constraint 'project' needs statistics of at least one other.")
-    others = [Statistics.of(item) for item in others]
-    own = Statistics.of(own) if own is not None else None
-    found: dict[str, torch.Tensor] = {}
-    by_owner: dict[tuple[str, int, str], torch.Tensor] = {}
-    for layer, module in lora_layers(peft_model, adapter_name).items():
-        rank = module.lora_A[adapter_name].weight.shape[0]
-        owner = others[0].layers.get(layer, layer)
-        # With a room, layers of any rank share it; without one the rank must stay free.
-        key = (owner, 0 if config.room else rank, layer if config.room and existing else "")
-        if key not in by_owner:
-            by_owner[key] = layer_directions(layer, owner, rank, others, own, config, existing)
-        found[layer] = by_owner[key]
-    return Directions(found, within=config.room is not None)
+    read = [Statistics.of(item) for item in others]
+    mine = Statistics.of(own) if own is not None else None
+    problems = layer_problems(
+        peft_model, read, mine, config, existing=existing, adapter_name=adapter_name
+    )
+    return directions_of(problems, config)
+
+
+def directions_of(problems: Mapping[str, LayerProblem], config: OsrmConfig) -> Directions:
+    """The excluded directions of layers that are being solved."""
+    rows: dict[str, torch.Tensor] = {}
+    for name, problem in problems.items():
+        try:
+            rows[name] = problem.directions
+        except SubspaceError as found:
+            raise SubspaceError(f"layer '{name}': {found}") from found
+        problem.release()
+    return Directions(rows, within=config.room is not None)
 
 
 def plan_ranks(

@@ -27,8 +27,8 @@ def init(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="How A is chosen: a name of 'orthomerge list solvers'; default contrastive with "
-            "--own, min_eigen without."
+            help="How A is chosen: a name of 'orthomerge list solvers', or default for PEFT's own "
+            "start; if left out, contrastive with --own, min_eigen without."
         ),
     ] = None,
     option: SolverOptions = None,
@@ -37,10 +37,14 @@ def init(
     constraint: Annotated[
         str | None,
         typer.Option(
-            help="What training may do with A: init (anything), freeze, project; default project "
-            "for contrastive and joint, init for the others."
+            help="What training obeys: init (nothing), freeze, project or penalty; default "
+            "project for contrastive and joint, init for the others."
         ),
     ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(min=0, help="penalty: the weight in the loss of what the others would get."),
+    ] = 10.0,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's start: min_eigen, and A trains freely.")
     ] = False,
@@ -77,33 +81,34 @@ def init(
 
     The folder is an ordinary PEFT adapter: load it with
     PeftModel.from_pretrained(model, folder, is_trainable=True) in any PEFT trainer. The constraint
-    is carried out by 'orthomerge train', or by orthomerge.adapters.Projection in a trainer of your
-    own.
+    is carried out by 'orthomerge train', or by orthomerge.OsrmCallback.from_start(model, folder)
+    in a Trainer of your own. With the constraint penalty the folder holds the others' statistics,
+    taken together: treat it as you treat those.
 
     Example: [bold]orthomerge init minilm --others b.stats.safetensors --others
     c.stats.safetensors --own a.stats.safetensors --output start/[/]
     """
-    from orthomerge.adapters import OsrmConfig
+    from orthomerge.adapters import OsrmConfig, settled
     from orthomerge.errors import RecipeError
     from orthomerge.io.outputs import START, require_free
     from orthomerge.statistics import Statistics
-    from orthomerge.subspace import get_solver
 
     inputs = [*others, *(existing or ()), own]
     require_free(output, inputs=inputs, base=model, kind=START)
     if paper and (solver or constraint):
         raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
-    solver = "min_eigen" if paper or (solver is None and own is None) else solver or "contrastive"
-    if constraint is None:
-        constraint = "project" if get_solver(solver).needs_own else "init"
+    if paper:
+        solver, constraint = OsrmConfig.solver, OsrmConfig.constraint
     read = [Statistics.load(p, lazy=True) for p in others]
     shares = parse_numbers(weights, "weights")
-    config = OsrmConfig(
-        solver=solver,
+    config = settled(
+        solver,
+        constraint,
+        own,
         granularity=read[0].meta.granularity,
-        constraint=constraint,
         share=share,
         room=room,
+        strength=strength,
         seed=seed,
         weights=None if shares is None else tuple(shares),
         options=parse_options(option or []),
@@ -116,7 +121,7 @@ def init(
         ranks = {"ranks": made.ranks, "quiet_directions": made.free} if made.free else {}
         print_json(found | ranks)
     else:
-        for line in _said(made, rank, solver, output):
+        for line in _said(made, rank, output):
             out.print(line, soft_wrap=True)
 
 
@@ -151,11 +156,12 @@ class _Statistics(NamedTuple):
 class _Made(NamedTuple):
     """A start as it was written: rows by layer, their energies, ranks where layers differ."""
 
+    config: OsrmConfig
+    layers: int
     chosen: Mapping[str, Subspace]
     captured: Mapping[str, Any]
     ranks: Mapping[str, int]
     free: Mapping[str, int]
-    kept_out: bool
 
 
 def _make(
@@ -185,23 +191,22 @@ def _make(
         base, targets=read[0].meta.target_modules, rank=shape.rank, alpha=shape.alpha,
         task_type=shape.task_type, seed=config.seed, ranks=ranks,
     )  # fmt: skip
-    chosen = adapters.initialize_osrm_weights(wrapped, read, mine, config, existing=trained)
-    kept_out = None
-    if config.constraint == "project":
-        kept_out = adapters.kept_out_directions(wrapped, read, mine, config, existing=trained)
-    energies = adapters.captured(chosen)
+    started = adapters.start_adapter(wrapped, read, mine, config, existing=trained)
+    energies = adapters.captured(started.chosen)
     record = adapters.start_record(
         config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
         existing=trained, quiet_energy=shape.quiet_energy, captured=energies,
     )  # fmt: skip
-    adapters.save_start(wrapped, output, kept_out, record=record)
-    return _Made(chosen, energies, ranks, free, kept_out is not None)
+    adapters.save_start(wrapped, output, started.directions, charges=started.charges, record=record)
+    layers = len(adapters.lora_layers(wrapped))
+    return _Made(config, layers, started.chosen, energies, ranks, free)
 
 
-def _said(made: _Made, rank: int, solver: str, output: Path) -> Iterator[str]:
+def _said(made: _Made, rank: int, output: Path) -> Iterator[str]:
     """What a person is told of a start."""
-    from orthomerge.subspace import contrast, get_solver
+    from orthomerge.subspace import contrast
 
+    config = made.config
     free, ranks = made.free, made.ranks
     crowded = [name for name, dims in free.items() if dims < rank]
     if crowded:
@@ -210,20 +215,30 @@ def _said(made: _Made, rank: int, solver: str, output: Path) -> Iterator[str]:
             f"'{min(crowded, key=lambda n: free[n])}' with {min(free.values())}); ranks go from "
             f"{min(ranks.values())} to {max(ranks.values())}."
         )
-    yield _summary(output, solver, rank, made.chosen)
+    if made.chosen:
+        yield _summary(output, config.solver, rank, made.chosen)
+    else:
+        yield f"{output}: {made.layers} layers, rank {rank}, PEFT's own start."
     apart = contrast(made.chosen.values())
-    if get_solver(solver).needs_own and apart is not None and apart < _ALIKE:
+    if config.needs_own and apart is not None and apart < _ALIKE:
         yield (
             "note: the own statistics and the others' are alike, and no directions tell these "
             f"tasks apart: the start sees {apart:.2f} times as large a part of the own energy as "
             "of the others'; '--solver min_eigen' keeps out of both (docs/numerics.md)."
         )
-    if made.kept_out:
+    if config.constraint in _OBEYED:
         yield (
-            "A has to stay where it is quiet: train it with 'orthomerge train', or with "
-            "orthomerge.adapters.Projection in a trainer of your own."
+            f"constraint '{config.constraint}': {_OBEYED[config.constraint]}; train it with "
+            "'orthomerge train', or with orthomerge.OsrmCallback.from_start in a Trainer of your "
+            "own."
         )
 
+
+_OBEYED = {
+    "freeze": "A has to stay as it is",
+    "project": "A has to stay out of the others' dominant directions",
+    "penalty": "training is charged for what the update does to the others' outputs",
+}
 
 # Below it a start that looks for what is its own has found nothing of the kind.
 _ALIKE = 1.1

@@ -32,9 +32,13 @@ def train(
     constraint: Annotated[
         str | None,
         typer.Option(
-            help="init (A trains), freeze (A is held) or project; default project where the start "
-            "was made for it, else init."
+            help="init (train freely), freeze (A is held), project or penalty; default what the "
+            "start was made for."
         ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0, help="penalty: another weight in the loss than the start carries."),
     ] = None,
     rows: AtMost = 400,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
@@ -74,7 +78,7 @@ def train(
 
     require_free(output, inputs=[start, *file_paths([task])], base=base, kind=TRAINING)
     trackers = check_trackers(split_names(report_to or ""))
-    constraint = _constraint(start, constraint)
+    constraint = _constraint(start, constraint, strength)
     about = get_task(task)
     prompt = prompt_for(about, form, template)
     adapter = read_adapter(start)
@@ -94,7 +98,7 @@ def train(
         train_adapter(
             _model(found, about, prompt), start, data.train, tokenizer,
             regression=about.regression, settings=settings, prompt=prompt,
-            constraint=constraint, seed=seed, output=output,
+            constraint=constraint, strength=strength, seed=seed, output=output,
             record={"task": about.name, "rows": rows, "seed": seed, "data": data.fingerprint},
             progress=progress, report_to=trackers,
         )  # fmt: skip
@@ -102,19 +106,28 @@ def train(
         about_it = {"task": about.name, "rows": rows, "constraint": constraint}
         print_json({"path": str(output), **about_it})
         return
-    said = {"freeze": ", A held", "project": ", A kept out of the others' directions"}
+    said = {
+        "freeze": ", A held",
+        "project": ", A kept out of the others' directions",
+        "penalty": ", charged for what it does to the others' outputs",
+    }
     text = f"{output}: trained on {rows} rows of {about.name}{said.get(constraint, '')}."
     out.print(text, soft_wrap=True)
 
 
-def _constraint(start: Path, named: str | None) -> str:
+def _constraint(start: Path, named: str | None, strength: float | None) -> str:
     """The constraint that was named, else what the start was made for."""
-    from orthomerge.adapters import CONSTRAINTS, KEPT_OUT
+    from orthomerge.adapters import CONSTRAINTS, constraint_of
     from orthomerge.errors import unknown_name
 
-    found = named or ("project" if (start / KEPT_OUT).is_file() else "init")
-    if found not in CONSTRAINTS:
-        raise unknown_name("constraint", found, CONSTRAINTS, error=RecipeError)
+    if named is not None and named not in CONSTRAINTS:
+        raise unknown_name("constraint", named, CONSTRAINTS, error=RecipeError)
+    found = named or constraint_of(start)
+    if strength is not None and found != "penalty":
+        raise RecipeError(
+            f"--strength is for the constraint 'penalty', and this training has '{found}': make "
+            "the start with --constraint penalty, or leave it out."
+        )
     return found
 
 

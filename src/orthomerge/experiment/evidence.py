@@ -20,7 +20,7 @@ from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
 from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
 from orthomerge.experiment.pieces import Pieces
-from orthomerge.experiment.sound import TRAINING, read_losses
+from orthomerge.experiment.sound import read_losses
 from orthomerge.io.evidence import (
     Curve,
     Disturbance,
@@ -32,6 +32,7 @@ from orthomerge.io.evidence import (
     to_lines,
 )
 from orthomerge.io.files import fingerprint, holds, write_text
+from orthomerge.io.outputs import TRAINING
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.moments import Moment, combine
 from orthomerge.statistics import Statistics

@@ -8,6 +8,7 @@ that was damaged meanwhile is made again in its place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from orthomerge.adapters import (
     OsrmConfig,
     captured,
     convert_adapters,
-    initialize_osrm_weights,
-    kept_out_directions,
     new_lora,
     orthonormal_B,
     plan_ranks,
     read_adapter,
     save_start,
+    start_adapter,
     start_record,
     unit_rows,
 )
@@ -130,6 +130,9 @@ class Pieces:
             return path
         draw = self._draw(name, task, seed)
         others, own, config = self._problem(name, task, draw) if arm.solver else ([], None, None)
+        if config is not None and config.constraint == "penalty":
+            # The start is that of a free training; what is charged comes with the training.
+            config = replace(config, constraint="init")
         ranks = plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None
         self.reporter.stage(f"start {name} of {task}")
         with self.costs.stage("init"):
@@ -145,15 +148,14 @@ class Pieces:
                 ranks=ranks,
                 gaussian=arm.start == "gaussian",
             )
-            kept_out, seen = None, {}
+            directions, seen = None, {}
             if arm.start == "default_unit":
                 unit_rows(model)
             elif arm.constraint == FROZEN_B:
                 orthonormal_B(model, seed=draw)
             elif config is not None:
-                seen = captured(initialize_osrm_weights(model, others, own, config))
-                if arm.constraint == "project":
-                    kept_out = kept_out_directions(model, others, own, config)
+                started = start_adapter(model, others, own, config)
+                directions, seen = started.directions, captured(started.chosen)
             base, files = self.keys.base, self.keys.stats_paths(name) if config else {}
             record = start_record(
                 config, base=base.name, base_sha256=base.sha256, own=files.pop(task, None),
@@ -161,7 +163,7 @@ class Pieces:
                 beside=path.parent, start=arm.start, task=task, drawn=draw,
             )  # fmt: skip
             with atomic_path(path, replace=True) as folder:
-                save_start(model, folder, kept_out, record=record)
+                save_start(model, folder, directions, record=record)
         return path
 
     def _draw(self, name: str, task: str, seed: int) -> int:

@@ -39,6 +39,7 @@ class SecondMoment(Moment):
         self._sum: Tensor | None = torch.zeros(dim, dim, dtype=torch.float64)
         # The normalised matrix once it was asked for; the sum can be made of it again.
         self._matrix: Tensor | None = None
+        self._pairs: tuple[Tensor, Tensor] | None = None
         self._count = 0
         self._dim = dim
         # Not so once sketches or samples were added in.
@@ -91,6 +92,12 @@ class SecondMoment(Moment):
             self._matrix = upper + torch.triu(upper, 1).T
         return self._matrix
 
+    def eigh(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
+        """The eigenpairs, decomposed once however many solvers ask. O(d_in³)."""
+        if self._pairs is None:
+            self._pairs = super().eigh()
+        return self._pairs
+
     @property
     def trace(self) -> float:
         """`tr(S)`."""
@@ -127,7 +134,7 @@ class SecondMoment(Moment):
         if self._slack:
             self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
-        self._matrix = None
+        self._matrix = self._pairs = None
         piece = _PIECE if rows.device.type == "cpu" else _PIECE_ELSEWHERE
         size = max(piece // max(self._dim, 1), 64)
         pieces = cast(Sequence[Tensor], rows.split(size))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge import linalg
 from orthomerge.errors import StatisticsError
 
 
@@ -63,6 +64,11 @@ class Moment(ABC):
         """`R Rᵀ` of the factor; None where only the matrix is held. O(k² d_in)."""
         rows = self.factor
         return None if rows is None else rows @ rows.T
+
+    def eigh(self) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
+        """Eigenvalues of `S`, ascending, and eigenvectors as columns. O(d_in³)."""
+        values, vectors = linalg.eigh(self.matrix)
+        return values, vectors
 
     @property
     def trace(self) -> float:

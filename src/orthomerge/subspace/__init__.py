@@ -12,7 +12,6 @@ from orthomerge.subspace.min_eigen import min_eigen
 from orthomerge.subspace.null_space import null_space, null_space_lapack
 from orthomerge.subspace.random_orthonormal import random_orthonormal
 from orthomerge.subspace.contrastive import contrastive
-from orthomerge.subspace.null_space_all import null_space_of_all
 from orthomerge.subspace.joint import avoid_rows, joint, solve_jointly
 # isort: on
 
@@ -32,7 +31,6 @@ __all__ = [
     "min_eigen",
     "null_space",
     "null_space_lapack",
-    "null_space_of_all",
     "orthonormal_rows",
     "project_rows_out",
     "quiet_directions",

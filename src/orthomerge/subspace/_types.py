@@ -134,14 +134,14 @@ def wide_and_whole(other: Moment) -> bool:
 
 
 def null_basis(
-    moment: Float[Tensor, "d_in d_in"], relative: float | None = None
+    moment: Moment, relative: float | None = None
 ) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"], int]:
     """Ascending eigenpairs of a second moment and the dimension of its numerical null space.
 
     An eigenvalue counts as zero at or below `relative · λ_max`; by default `d_in · eps(float64)`,
     the rounding of the eigensolver itself. O(d_in³).
     """
-    values, vectors = linalg.eigh(moment.double())
+    values, vectors = moment.eigh()
     if relative is None:
         relative = len(values) * torch.finfo(torch.float64).eps
     floor = relative * max(float(values[-1]), 0.0)

@@ -78,7 +78,7 @@ def loud_rows(
     elif wide_and_whole(other):
         found = _of_wide(other.matrix, own, rank, seed, ridge)
     else:
-        found = _of_matrix(other.matrix, own, rank, ridge)
+        found = _of_matrix(other, own, rank, ridge)
     reached = reached_of(found.energies, own.trace)
     top = found.rows[:reached] / linalg.vector_norm(found.rows[:reached], dim=1, keepdim=True)
     if reached < rank:
@@ -116,9 +116,9 @@ def _of_rows(few: Moment, mine: Moment, rank: int, ridge: float) -> _Found:
     return _Found(top, values[-rank:].flip(0), silence, "gram")
 
 
-def _of_matrix(matrix: Tensor, own: Moment, rank: int, ridge: float) -> _Found:
+def _of_matrix(other: Moment, own: Moment, rank: int, ridge: float) -> _Found:
     """By the inverse square root of `S_other + εI`: an ordinary eigenproblem remains."""
-    values, vectors = linalg.eigh(matrix)
+    values, vectors = other.eigh()
     whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
     loud, directions = linalg.eigh(own.quadratic(whiten.T))
 

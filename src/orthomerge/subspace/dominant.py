@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment
 from orthomerge.subspace._types import orthonormal_rows
@@ -31,7 +30,7 @@ def dominant_directions(
         space = RowSpace(few, 1e-14)
         values, rows = space.values.flip(0), space.basis().flip(0)
     else:
-        ascending, vectors = linalg.eigh(moment.matrix)
+        ascending, vectors = moment.eigh()
         values, rows = ascending.flip(0).clamp_min(0.0), vectors.flip(1).T
     held = torch.cumsum(values, dim=0)
     total = float(held[-1]) if len(held) else 0.0

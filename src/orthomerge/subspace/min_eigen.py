@@ -64,7 +64,7 @@ def min_eigen(
         found = smallest(other.matrix, rank, seed=seed)
         how = f"cholesky, {found.steps} solves" if found.steps else "eigh"
         return describe(orthonormal_rows(found.vectors.T), other, own, rank, how)
-    values, vectors, nullity = null_basis(other.matrix)
+    values, vectors, nullity = null_basis(other)
     if floor and own is not None:
         empty = max(int((values <= floor * other.trace / other.dim).sum()), rank)
         rows = top_rows_within(vectors[:, :empty], rank, own, seed)

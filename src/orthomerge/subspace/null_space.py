@@ -53,7 +53,7 @@ def null_space(
         _require_room(other.dim - space.dim, rank, other.dim)
         rows = outside(space, rank, other.dim, own, seed, tie)
         return describe(rows, other, own, other.dim - space.dim, "gram")
-    _, vectors, nullity = null_basis(other.matrix, tolerance)
+    _, vectors, nullity = null_basis(other, tolerance)
     _require_room(nullity, rank, other.dim)
     free = vectors[:, :nullity]
     if tie == "own" and own is not None:
@@ -89,7 +89,7 @@ def null_space_lapack(
     A comparison, not a recommendation: in the huge null space of a few mean vectors these rows are
     an arbitrary basis, and different tasks get nearly the same one. `seed` is ignored, as there.
     """
-    values, vectors, nullity = null_basis(other.matrix)
+    values, vectors, nullity = null_basis(other)
     # Rows whose Gram matrix is S, then the full SVD of that short matrix, as the public code does
     # on its stack of means.
     kept = values[nullity:].clamp_min(0.0).sqrt()

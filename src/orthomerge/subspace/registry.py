@@ -75,7 +75,7 @@ class Solver:
         seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> list[Subspace]:
-        """A solution for each task against all the others, what they share computed once.
+        """A solution for each task against all the others; their moments are combined once.
 
         `joint` solves for all tasks together; any other solver gives what it gives one by one.
 
@@ -94,9 +94,7 @@ class Solver:
         if function is not None:
             for moment, rank in zip(moments, ranks, strict=True):
                 check_problem(moment, rank, None)
-            found = function(moments, ranks, weights=shares, seeds=draws, **options)
-            if found is not None:
-                return found
+            return function(moments, ranks, weights=shares, seeds=draws, **options)
         others = leave_one_out(moments, shares)
         return [
             self(other, rank, own=own, seed=draw, **options)
@@ -122,7 +120,7 @@ class Solver:
 
 
 _SOLVERS: dict[str, Solver] = {}
-_TOGETHER: dict[str, Callable[..., list[Subspace] | None]] = {}
+_TOGETHER: dict[str, Callable[..., list[Subspace]]] = {}
 
 
 def register(name: str, *, title: str, paper: str, needs_own: bool = False, joint: bool = False):
@@ -144,11 +142,12 @@ def register(name: str, *, title: str, paper: str, needs_own: bool = False, join
 def together(name: str):
     """Make a function the way `Solver.for_all` solves for all tasks at once.
 
-    It takes moments, ranks, weights and seeds of all tasks and the solver's options, and returns
-    None for a problem that has to be solved one by one.
+    It takes moments, ranks, weights and seeds of all tasks and the solver's options. For solvers
+    whose tasks depend on each other, as those of `joint`: what merely shares work is not worth a
+    second way, since a team starts its own task alone.
     """
 
-    def add(function: Callable[..., list[Subspace] | None]):
+    def add(function: Callable[..., list[Subspace]]):
         _TOGETHER[name] = function
         return function
 

@@ -22,9 +22,11 @@ from transformers import (
 from orthomerge.adapters import (
     CONSTRAINTS,
     FROZEN_B,
+    Charges,
     OsrmConfig,
     Penalty,
     Projection,
+    Trained,
     freeze_A,
     freeze_B,
     load_trainable,
@@ -73,6 +75,7 @@ def train_adapter(
     settings: TrainingSettings,
     constraint: str = "init",
     charged: Charged | None = None,
+    strength: float | None = None,
     fresh_head: bool = True,
     seed: int = 0,
     output: str | Path,
@@ -91,8 +94,8 @@ def train_adapter(
     language model, a decoder or an encoder-decoder, and learns to answer the prompt in words; loss
     is taken of the answer alone. `constraint="freeze"` holds A where the start put it, "project"
     keeps it out of the directions that the start carries, "penalty" charges the update for what
-    it does to the others' outputs (`charged`, or what the start carries), "freeze_B" holds B
-    instead. A head that
+    it does to the others' outputs (`charged`, or what the start carries, at another `strength` if
+    one is given), "freeze_B" holds B instead. A head that
     was trained before is no `fresh_head`. In a job of several processes each takes its share of
     every batch, and the first one writes. The order of the rows is drawn under `seed`; batches are
     grouped by length. `record` is kept beside the weights as `training.json`, together with the
@@ -120,7 +123,14 @@ def train_adapter(
     label = label or Path(output).name
     followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
-    callbacks = _held(peft_model, start, constraint, charged)
+    charges = None
+    if constraint == "penalty":
+        charges = (
+            penalty_charges(peft_model, *charged) if charged else read_penalty(start, strength)
+        )
+    trained = Trained(constraint, None if charges is None else charges.strength)
+    callbacks = _held(peft_model, start, constraint, charges)
+    priced = next((c for c in callbacks if isinstance(c, PenaltyCallback)), None)
     callbacks += [_Progress(progress)] if progress else []
     if settings.precision == "bf16":
         for parameter in peft_model.parameters():
@@ -133,7 +143,7 @@ def train_adapter(
     kept = None
     if checkpoints is not None:
         # All that the result depends on, but for the versions of what computes it.
-        key = _key(start, rows, model, settings, constraint, charged, seed, prompt)
+        key = _key(start, rows, model, settings, trained, charged, seed, prompt)
         kept = Checkpoints(Path(checkpoints), key, stop=stop)
         callbacks.append(kept)
     with _scratch(kept) as scratch, quiet(), followed as trackers:
@@ -153,6 +163,9 @@ def train_adapter(
             data_collator=collate,
             callbacks=callbacks,
         )
+        if priced is not None:  # before the trackers, so that they have the penalty's value
+            trainer.pop_callback(priced)
+            trainer.callback_handler.callbacks.insert(0, priced)
         # What takes a mean loss by itself, the Trainer would not divide by passes and processes.
         trainer.model_accepts_loss_kwargs = _sums_its_loss(model, prompt)
         whole = _run(trainer, start, constraint, kept.last() if kept else None)
@@ -160,6 +173,7 @@ def train_adapter(
         kept.require_done()
     told = {
         **(record or {}),
+        **trained.describe(),
         **_asked(prompt, settings, regression=regression),
         "losses": _history(trainer, "loss"),
         "constant_loss": constant_loss(rows, encoded, prompt, regression=regression),
@@ -182,7 +196,7 @@ def _key(
     rows: Sequence[Row],
     model: Any,
     settings: TrainingSettings,
-    constraint: str,
+    trained: Trained,
     charged: Charged | None,
     seed: int,
     prompt: Prompt | None,
@@ -194,7 +208,7 @@ def _key(
             "start": {p.name: file_sha256(p) for p in files},
             "rows": [list(row) for row in rows],
             "base": model.name_or_path,
-            "settings": asdict(settings), "constraint": constraint, "seed": seed,
+            "settings": asdict(settings), **trained.describe(), "seed": seed,
             "charged": None if charged is None else [*map(_named, charged)],
             "prompt": prompt.fingerprint if prompt else None,
         }
@@ -259,7 +273,7 @@ def constant_loss(
 
 
 def _held(
-    peft_model: Any, start: str | Path, constraint: str, charged: Charged | None
+    peft_model: Any, start: str | Path, constraint: str, charges: Charges | None
 ) -> list[TrainerCallback]:
     """Put the constraint on the model; what it needs at every step."""
     if constraint == "freeze":
@@ -268,8 +282,7 @@ def _held(
         freeze_B(peft_model)
     elif constraint == "project":
         return [ProjectionCallback(Projection(peft_model, read_kept_out(start)))]
-    elif constraint == "penalty":
-        charges = penalty_charges(peft_model, *charged) if charged else read_penalty(start)
+    elif charges is not None:
         return [PenaltyCallback(Penalty(peft_model, charges))]
     return []
 

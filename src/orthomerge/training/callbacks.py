@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,23 @@ from orthomerge.adapters import (
     OsrmConfig,
     Penalty,
     Projection,
-    default_config,
+    Started,
+    Trained,
+    constraint_of,
     freeze_A,
     kept_out_directions,
     lora_layers,
     penalty_charges,
+    read_kept_out,
+    read_penalty,
+    settled,
+    start_adapter,
+    write_training,
 )
 from orthomerge.errors import AdapterError
 from orthomerge.statistics import Statistics
+
+_log = logging.getLogger("orthomerge")
 
 
 class ProjectionCallback(TrainerCallback):
@@ -61,6 +71,11 @@ class PenaltyCallback(TrainerCallback):
         self._values: list[Tensor] = []
         self.history: list[tuple[int, float]] = []
 
+    @property
+    def value(self) -> Tensor:
+        """The mean of P over layers, as the model is now."""
+        return self._penalty.value()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse what cuts the factors into parts."""
         require_whole("penalty")
@@ -88,15 +103,14 @@ class PenaltyCallback(TrainerCallback):
             )
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **kwargs: Any):
-        """The mean of P over the steps since the last log."""
+        """Put the mean of P since the last log beside the loss, for every tracker after this."""
         if not self._values or logs is None or "loss" not in logs:
             return
-        mean = float(torch.stack(self._values).mean())
+        logs["penalty"] = float(torch.stack(self._values).mean())
         self._values.clear()
-        self.history.append((int(state.global_step), mean))
-        logs["penalty"] = mean
-        if state.log_history and state.log_history[-1] is not logs:
-            state.log_history[-1]["penalty"] = mean
+        self.history.append((int(state.global_step), logs["penalty"]))
+        if state.log_history:
+            state.log_history[-1]["penalty"] = logs["penalty"]
 
 
 def require_whole(constraint: str) -> None:
@@ -115,18 +129,23 @@ def require_whole(constraint: str) -> None:
 
 
 class OsrmCallback(TrainerCallback):
-    """Holds a training to the constraint of an `OsrmConfig`, beside `initialize_osrm_weights`.
+    """Holds a training to the constraint of an `OsrmConfig`; `prepare` starts the adapter too.
 
-    It takes what that call took: "freeze" holds every `A` from here on, "project" keeps it out of
-    the others' loud directions after each optimizer step (`A ← A (I − P)`), "penalty" adds the
-    gradient of what the update does to the others' outputs (`PenaltyCallback`), "init" does
-    nothing.
+    Made by hand it goes beside `initialize_osrm_weights` and takes what that call took, and
+    `OsrmCallback.from_start` obeys the folder that `orthomerge init` wrote. "freeze" holds every
+    `A` from here on, "project" keeps it out of the others' dominant directions after each
+    optimizer step (`A ← A (I − P)`), "penalty" adds the gradient of what the update does to the
+    others' outputs (`PenaltyCallback`), "init" does nothing. Checkpoints say the constraint beside
+    the adapter (`training.json`); `record` writes it into a folder that was saved by hand.
+
+    `started` has the solver, the constraint and what was chosen; None after `from_start`.
 
     Raises:
         StatisticsError: no others, or a file of theirs that cannot be read.
         SubspaceError: a room smaller than the rank or larger than the layer.
-        AdapterError: a model without LoRA layers; or, when training begins, a trainer that trains
-            another model than this one.
+        AdapterError: a model without LoRA layers, or an update that "penalty" does not cover; or,
+            when training begins, a trainer that trains another model than this one, or that cuts
+            A and B into parts.
     """
 
     def __init__(
@@ -139,26 +158,81 @@ class OsrmCallback(TrainerCallback):
         existing: Sequence[Adapter] = (),
         adapter_name: str = "default",
     ) -> None:
-        config = config or default_config(own)
-        layers = lora_layers(peft_model, adapter_name)
-        self._held = [layer.lora_A[adapter_name].weight for layer in layers.values()]
-        self._projection: Projection | None = None
-        self.penalty: PenaltyCallback | None = None
-        if config.constraint == "freeze":
-            freeze_A(peft_model, adapter_name=adapter_name)
-        elif config.constraint == "project":
+        config = config or settled(None, None, own)
+        started = Started(config, {})
+        if config.constraint == "project":
             directions = kept_out_directions(
                 peft_model, others, own, config, existing=existing, adapter_name=adapter_name
             )
-            self._projection = Projection(peft_model, directions, adapter_name=adapter_name)
+            started = started._replace(directions=directions)
         elif config.constraint == "penalty":
             charges = penalty_charges(peft_model, others, own, config, adapter_name=adapter_name)
-            self.penalty = PenaltyCallback(Penalty(peft_model, charges, adapter_name=adapter_name))
+            started = started._replace(charges=charges)
+        self._obey(peft_model, config.constraint, started, adapter_name)
+
+    @classmethod
+    def from_start(
+        cls,
+        peft_model: Any,
+        start: str | Path,
+        *,
+        strength: float | None = None,
+        adapter_name: str = "default",
+    ) -> OsrmCallback:
+        """The constraint of a start folder, for the model that was loaded from it.
+
+        `strength` takes the place of the one that the start carries.
+
+        Raises:
+            AdapterError: a start whose files cannot be read, or are of another model.
+        """
+        constraint = constraint_of(start)
+        held = Started(
+            OsrmConfig(),
+            {},
+            read_kept_out(start) if constraint == "project" else None,
+            read_penalty(start, strength) if constraint == "penalty" else None,
+        )
+        self = cls.__new__(cls)
+        self._obey(peft_model, constraint, held, adapter_name)
+        self.started = None
+        return self
+
+    @classmethod
+    def of(
+        cls, peft_model: Any, started: Started, *, adapter_name: str = "default"
+    ) -> OsrmCallback:
+        """The constraint of an adapter that `start_adapter` started."""
+        self = cls.__new__(cls)
+        self._obey(peft_model, started.config.constraint, started, adapter_name)
+        return self
+
+    def _obey(self, peft_model: Any, constraint: str, started: Started, name: str) -> None:
+        layers = lora_layers(peft_model, name)
+        self._held = [layer.lora_A[name].weight for layer in layers.values()]
+        self._projection: Projection | None = None
+        self.started: Started | None = started
+        self.penalty: PenaltyCallback | None = None
+        if constraint == "freeze":
+            freeze_A(peft_model, adapter_name=name)
+        if started.directions is not None:
+            self._projection = Projection(peft_model, started.directions, adapter_name=name)
+        if started.charges is not None:
+            self.penalty = PenaltyCallback(Penalty(peft_model, started.charges, adapter_name=name))
+        strength = None if started.charges is None else started.charges.strength
+        self.trained = Trained(constraint, strength)
+
+    def record(self, folder: str | Path) -> None:
+        """Say in an adapter's folder under which constraint it was trained."""
+        history = [] if self.penalty is None else self.penalty.history
+        write_training(folder, self.trained, {"penalties": history} if history else {})
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
     ) -> None:
         """The start itself obeys; a model that was wrapped anew would escape."""
+        if self._projection is not None or self.penalty is not None:
+            require_whole(self.trained.constraint)
         trained = {id(parameter) for parameter in model.parameters()} if model is not None else None
         if trained is not None and not all(id(A) in trained for A in self._held):
             raise AdapterError(
@@ -166,10 +240,7 @@ class OsrmCallback(TrainerCallback):
                 "model, and the trainer no peft_config."
             )
         if self._projection is not None:
-            require_whole("project")
             self._projection.apply()
-        if self.penalty is not None:
-            self.penalty.on_train_begin(args, state, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the penalty's gradient."""
@@ -190,3 +261,38 @@ class OsrmCallback(TrainerCallback):
         """Log the penalty's value."""
         if self.penalty is not None:
             self.penalty.on_log(args, state, control, **kwargs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say the constraint beside the adapter of a checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            self.record(folder)
+
+
+def prepare(
+    peft_model: Any,
+    others: Sequence[Statistics | str | Path],
+    own: Statistics | str | Path | None = None,
+    config: OsrmConfig | None = None,
+    *,
+    existing: Sequence[Adapter] = (),
+    adapter_name: str = "default",
+) -> OsrmCallback:
+    """Start an adapter and get the callback that holds its training to the constraint, in one call.
+
+    Give what it returns to a Trainer (`callbacks=[...]`): Transformers', TRL's, or any that takes
+    Transformers callbacks. `initialize_osrm_weights` says what is set; each layer input is solved
+    once for the start and the constraint. Which solver and constraint that were is in
+    `.started.config`, and in a message of the logger "orthomerge". Without a `config` they are the
+    recommended ones, or the paper's where those need `own` statistics and there are none.
+
+    Raises:
+        StatisticsError, SubspaceError, AdapterError: as `initialize_osrm_weights` and
+            `OsrmCallback`.
+    """
+    started = start_adapter(
+        peft_model, others, own, config, existing=existing, adapter_name=adapter_name
+    )
+    chosen = started.config
+    _log.info("prepared: solver '%s', constraint '%s'", chosen.solver, chosen.constraint)
+    return OsrmCallback.of(peft_model, started, adapter_name=adapter_name)
