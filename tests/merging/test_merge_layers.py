@@ -120,7 +120,8 @@ def test_devices_that_differ_are_an_error():
 
 
 @pytest.mark.parametrize(
-    "given, same", [(None, [1.0, 1.0]), (0.5, [0.5, 0.5]), (2, [2, 2]), ((1, -1), [1, -1])]
+    "given, same",
+    [(None, [0.5**0.5, 0.5**0.5]), (0.5, [0.5, 0.5]), (2, [2, 2]), ((1, -1), [1, -1])],
 )
 def test_weights_are_one_number_for_all_or_one_each(given, same):
     for layer in ONE:
@@ -129,7 +130,7 @@ def test_weights_are_one_number_for_all_or_one_each(given, same):
 
 
 def test_layers_are_the_union_in_the_order_first_seen():
-    merged = merge_layers([{"b": factors(1)}, {"a": factors(2), "b": factors(3)}])
+    merged = merge_layers([{"b": factors(1)}, {"a": factors(2), "b": factors(3)}], weights=1.0)
     assert list(merged.layers) == ["b", "a"]
     assert torch.allclose(merged.dense("a"), factors(2).delta())
 
@@ -181,8 +182,8 @@ def test_svd_keeps_the_largest_input_rank_unless_told():
 
 
 def test_the_keys_lambda_and_lambda__are_one_option():
-    spelled = merge_layers([ONE, TWO], method="task_arithmetic", **{"lambda": 0.3})
-    ours = merge_layers([ONE, TWO], method="task_arithmetic", lambda_=0.3)
+    spelled = merge_layers([ONE, TWO], method="task_arithmetic", weights=1.0, **{"lambda": 0.3})
+    ours = merge_layers([ONE, TWO], method="task_arithmetic", lambda_=0.3, weights=1.0)
     assert torch.equal(spelled.dense("q"), ours.dense("q"))
     assert torch.allclose(ours.dense("q"), 0.3 * (ONE["q"].delta() + TWO["q"].delta()))
 

@@ -129,7 +129,8 @@ def _went_in(record: Mapping[str, Any]) -> str:
         if record.get(what):
             how.append(f"{called} of each task")
     how += _cut(record)
-    return "\n".join([*table, *rows, "", f"With {', '.join(how)}."])
+    why = f" The weight is {plain(reason)}." if (reason := record.get("weights_reason")) else ""
+    return "\n".join([*table, *rows, "", f"With {', '.join(how)}.{why}"])
 
 
 def _cut(record: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import TASKS, MergeOutput
 from orthomerge.adapters.provenance import sources_of
 from orthomerge.adapters.statistics import read_needed
+from orthomerge.adapters.weights import weighed
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.outputs import require_apart, require_free
@@ -67,8 +68,11 @@ def merge_adapters(
         config: what is asked of the merge, where it was put together before. `method` (linear by
             default), `weights`, `layer_weights`, `rank`, `seed`, `heads`, `base` and the method's
             options (`density=0.2`) say the same in place of it, or change it; `MergeConfig` says
-            what each means. Without a rank, a dense update is cut to the sum of the adapters' ranks
-            in its layer, and what was lost is in `truncation_error`; `rank="full"` keeps all.
+            what each means. Without weights, adapters that were trained the usual way are summed at
+            1/√N, and at 1 where their records say that they were made to be summed; methods that
+            average have weight 1 (`list_methods()` says which, `merge.json` why). Without a rank, a
+            dense update is cut to the sum of the adapters' ranks in its layer, and what was lost is
+            in `truncation_error`; `rank="full"` keeps all.
         statistics: each adapter's statistics or file of them, for methods that need moments.
         fisher: each adapter's Fisher information or file of it, for methods that need it.
         output: write the merged adapter to this folder, and each task's own under `tasks/` where
@@ -100,7 +104,7 @@ def merge_adapters(
     if output is None:
         return merge_layers(layers, plan.config, **given, **run)
     errors, tasks = plan.write(output, iter_merge(layers, plan.config, **given, **run))
-    return _read_back(Path(output), plan.config.method, errors, tasks)
+    return _read_back(Path(output), plan.config, errors, tasks)
 
 
 def merge_to_model(
@@ -196,10 +200,11 @@ def _prepare(
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=config.base) for a in adapters]
     read = align_adapters(read, base=config.base)
     check_heads(read, config.heads)
+    config, reason = weighed(config, read)
     needed = read_needed(config, read, statistics, fisher)
     plan = MergeOutput(
         read, config, statistics=sources_of(statistics), fisher=sources_of(fisher),
-        base_sha256=_base_sha256(read, needed.statistics or ()),
+        weights_reason=reason, base_sha256=_base_sha256(read, needed.statistics or ()),
     )  # fmt: skip
     return plan, [a.layers for a in read], needed._asdict()
 
@@ -238,8 +243,8 @@ def _layers_of(merged: MergedUpdate) -> Iterator[MergedLayer]:
 
 
 def _read_back(
-    output: Path, method: str, errors: dict[str, float], tasks: Sequence[str]
+    output: Path, config: MergeConfig, errors: dict[str, float], tasks: Sequence[str]
 ) -> MergedUpdate:
     """The written merge, its layers read when they are asked for."""
     own = tuple(read_adapter(output / TASKS / task).layers for task in tasks)
-    return MergedUpdate(read_adapter(output).layers, method, errors, own)
+    return MergedUpdate(read_adapter(output).layers, config.method, errors, own, config)

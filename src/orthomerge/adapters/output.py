@@ -37,7 +37,7 @@ class MergeOutput:
     For what is written in another form (a full model), `frame` says what belongs beside the layers
     and `record` what went in. `names` are the tasks', by default the adapters' own; `statistics`
     and `fisher` say which files the method was given, `base_sha256` which base they, or the full
-    model, are of.
+    model, are of; `weights_reason` why the weights are what they are, where the user gave none.
     """
 
     adapters: Sequence[Adapter]
@@ -47,6 +47,7 @@ class MergeOutput:
     fisher: Sequence[Mapping[str, Any]] = ()
     max_shard_size: int | str | None = None
     base_sha256: str | None = None
+    weights_reason: str = ""
 
     def write(
         self, output: str | Path, layers: Iterable[MergedLayer]
@@ -102,10 +103,11 @@ class MergeOutput:
 
     def record(self) -> dict[str, Any]:
         """What went in, as `merge.json` holds it; the truncation errors come with the layers."""
-        return merge_record(
+        record = merge_record(
             self.config, self.adapters, self._names(), base_sha256=self.base_sha256,
             statistics=self.statistics, fisher=self.fisher,
         )  # fmt: skip
+        return record | ({"weights_reason": self.weights_reason} if self.weights_reason else {})
 
     def _names(self) -> list[str]:
         if self.names is not None:
@@ -168,7 +170,8 @@ class MergeOutput:
             {n: _column((a.biases if i in chosen else none).get(n, none[n])) for n in shapes}
             for i, a in enumerate(self.adapters)
         ]
-        sum_of = MergeConfig(weights=self.config.weights, layer_weights=self.config.layer_weights)
+        weights = self.config.spread(len(columns))
+        sum_of = MergeConfig(weights=weights, layer_weights=self.config.layer_weights)
         summed = merge_layers(columns, sum_of)
         return {name: summed.dense(name)[:, 0] for name in shapes}
 

@@ -138,7 +138,7 @@ def _told(
     again: dict[str, Any], record: dict[str, Any], entries: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The second record for a card; what came from elsewhere is as it was recorded."""
-    elsewhere = ("base", "base_model", "base_licence", "figures")
+    elsewhere = ("base", "base_model", "base_licence", "figures", "weights_reason")
     return {
         **again,
         **{key: record.get(key) for key in elsewhere},

@@ -79,7 +79,7 @@ def methods() -> Rows:
     return [
         {"name": m.name, "aliases": list(m.aliases), "title": m.title, "summary": m.summary,
          "paper": m.paper, "url": m.url, "options": dict(m.options), "low_rank": m.low_rank,
-         "needs": list(m.needs), "per_task": m.per_task}
+         "needs": list(m.needs), "per_task": m.per_task, "default_weight": m.weight_rule({})}
         for m in list_methods()
     ]  # fmt: skip
 
@@ -153,6 +153,7 @@ def _about_method(row: dict[str, Any]) -> str:
     }
     if row["needs"]:
         lines.append(f"[yellow]needs {' and '.join(given[what] for what in row['needs'])}[/]")
+    lines.append(f"[dim]weight where none is given: {row['default_weight']}[/]")
     if row["per_task"]:
         lines.append("[yellow]also writes one adapter per task[/]")
     return "\n".join(lines)

@@ -39,7 +39,11 @@ def merge(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="One an adapter or one for all, as 1,1,0.5 or =-1,1; default 1."),
+        typer.Option(
+            help="Comma-separated, one per adapter (1,1,0.5 or =-1,1), or one for all. Default: "
+            "1/√N for a sum of adapters trained the usual way; 1 where they were made to be "
+            "summed, and for methods that average."
+        ),
     ] = None,
     layer_weights: Annotated[
         list[str] | None,
@@ -151,13 +155,13 @@ def _write_adapter(
 
     with work_bar("layers") as progress:
         merged = merge_adapters(adapters, config, output=output, progress=progress, **how)
-    _say_clashes(output)
+    about = _say_why(output, as_json=as_json)
     layers: Any = merged.layers
     highest = max(factors.rank for factors in layers.values())
     if as_json:
         print_json(
             {"path": str(output), "method": config.method, "layers": len(layers), "rank": highest,
-             "truncation_error": dict(merged.truncation_error), "tasks": len(merged.tasks)}
+             "truncation_error": dict(merged.truncation_error), "tasks": len(merged.tasks), **about}
         )  # fmt: skip
         return
     own = f", and each task's own under {output / 'tasks'}" if merged.tasks else ""
@@ -201,11 +205,11 @@ def _write_model(
 
     with work_bar("layers") as progress:
         errors = merge_to_model(adapters, output, config, progress=progress, **how)
-    _say_clashes(output)
+    about = _say_why(output, as_json=as_json)
     files = sorted(p.name for p in output.glob("*.safetensors"))
     if as_json:
         print_json({"path": str(output), "method": config.method, "files": files,
-                    "truncation_error": errors})  # fmt: skip
+                    "truncation_error": errors, **about})  # fmt: skip
         return
     out.print(
         f"{output}: the base model with {len(adapters)} adapters merged, method {config.method}, "
@@ -214,15 +218,23 @@ def _write_model(
     )
 
 
-def _say_clashes(output: Path) -> None:
-    """Tell where the licences of what went in do not go together, as the card does."""
+def _say_why(output: Path, *, as_json: bool) -> dict[str, Any]:
+    """Tell what a user may want to decide: the default weight, licences that do not go together.
+
+    Returns what is said of the weights as JSON.
+    """
     from orthomerge.adapters import licence_remarks
     from orthomerge.adapters.provenance import read_record
     from orthomerge.cli._app import err
 
-    for kind, text in licence_remarks(read_record(output)[1]):
-        if kind == "clash":
-            err.print(f"note: licences: {text}", highlight=False, markup=False, soft_wrap=True)
+    record = read_record(output)[1]
+    said = [f"licences: {text}" for kind, text in licence_remarks(record) if kind == "clash"]
+    reason = record.get("weights_reason")
+    if reason and not as_json:
+        said.insert(0, f"weight {reason}; --weights decides otherwise.")
+    for text in said:
+        err.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+    return {"weights": [a["weight"] for a in record["adapters"]], "weights_reason": reason}
 
 
 def _weights(text: str | None, what: str) -> list[float] | float | None:

@@ -7,6 +7,7 @@ from orthomerge.merging.merge import iter_merge, merge_layers
 from orthomerge.merging.merged import MergedLayer, MergedUpdate
 from orthomerge.merging.plan import MergePlan, layer_seed, plan_merge
 from orthomerge.merging.registry import (
+    DefaultWeight,
     MergeMethod,
     PerTask,
     Truncated,
@@ -44,6 +45,7 @@ __all__ = [
     "HEADS",
     "ROWS",
     "SUM",
+    "DefaultWeight",
     "LayerWeights",
     "MergeConfig",
     "MergeMethod",

@@ -11,7 +11,7 @@ from typing import Any
 from orthomerge.errors import AdapterError, MergeError, unknown_name
 from orthomerge.merging.parts.inner import check_options, parameter_of
 from orthomerge.merging.parts.options import check_rank
-from orthomerge.merging.registry import get_method
+from orthomerge.merging.registry import DefaultWeight, get_method
 
 HEADS = ("keep", "average", "refuse")
 """What can become of task heads and other `modules_to_save`."""
@@ -33,7 +33,8 @@ class MergeConfig:
 
     Args:
         method: a name of `orthomerge list methods`.
-        weights: one per adapter, one for all, or None for 1.0 each.
+        weights: one per adapter, one for all, or None for the method's default, which depends on
+            the number of adapters (`DefaultWeight`).
         layer_weights: other weights for layers that a regular expression finds; the first decides.
         rank: a number truncates every layer to this rank (best approximation). "sum" truncates only
             dense updates, to the sum of the adapters' ranks in that layer (what is lost is within a
@@ -133,13 +134,21 @@ class MergeConfig:
         """The options by the names of the method's parameters."""
         return {parameter_of(name): value for name, value in self.options.items()}
 
+    @property
+    def weight_rule(self) -> DefaultWeight:
+        """The method's rule for the weight of every adapter where none is given."""
+        return get_method(self.method).weight_rule(self.arguments)
+
     def spread(self, count: int) -> list[float]:
-        """The weight of each of `count` adapters.
+        """The weight of each of `count` adapters, by the method's rule where none is given.
 
         Raises:
             MergeError: another number of weights.
         """
-        return spread(1.0 if self.weights is None else self.weights, count)
+        if self.weights is not None:
+            return spread(self.weights, count)
+        sizes = {"1/√N": count**-0.5, "1/N": 1 / count, "1": 1.0}
+        return [sizes[self.weight_rule]] * count
 
     def by_layer(self, count: int, layers: Sequence[str]) -> dict[str, list[float]]:
         """The weights of each layer that an expression matches; the first that does decides.

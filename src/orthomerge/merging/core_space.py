@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orthomerge.factors import LoraFactors
-from orthomerge.merging.parts.inner import inner_method
+from orthomerge.merging.parts.inner import inner_method, inner_rule
 from orthomerge.merging.parts.lowrank import nonzero, zero_like
 from orthomerge.merging.parts.space import core_bases, core_factors, lift
 from orthomerge.merging.registry import register
@@ -21,6 +21,7 @@ from orthomerge.merging.registry import register
     paper="Panariello et al. 2025, Accurate and efficient low-rank model merging in core space",
     url="https://arxiv.org/abs/2509.17786",
     low_rank=True,
+    default_weight=inner_rule,
     by_factors=True,
     symmetric=False,
 )

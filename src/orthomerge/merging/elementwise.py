@@ -9,7 +9,7 @@ from typing import Any
 
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.compose import CONSENSUS, RANDOM, SPARSIFIERS, compose
-from orthomerge.merging.registry import Update, register
+from orthomerge.merging.registry import DefaultWeight, Update, register
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,9 @@ ROWS = (
     ),
 )  # fmt: skip
 
+WEIGHTS: Mapping[str, DefaultWeight] = {"sum": "1/√N", "elect": "1", "energy": "1"}
+"""The default weight by consensus: the last two average over the adapters that agree."""
+
 for _row in ROWS:
     register(
         name=_row.name,
@@ -230,6 +233,7 @@ for _row in ROWS:
         url=_row.url,
         symmetric=not _row.random,
         low_rank=_row.space is not None,
+        default_weight=WEIGHTS[_row.consensus],
     )(RowMethod(_row))
 
 register(
@@ -239,4 +243,5 @@ register(
     paper="the parts of TIES, DARE, DELLA, Breadcrumbs, SCE, KnOTS and core space",
     url="https://arxiv.org/abs/2306.01708",
     symmetric=False,
+    default_weight=lambda options: WEIGHTS[options["consensus"]],
 )(compose)

@@ -17,6 +17,7 @@ from orthomerge.merging.registry import Alias, register
     paper="Wortsman et al. 2022, Model soups",
     url="https://arxiv.org/abs/2203.05482",
     low_rank=True,
+    default_weight=lambda options: "1" if options["normalize"] else "1/√N",
     aliases=(
         Alias(
             "task_arithmetic",

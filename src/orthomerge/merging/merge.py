@@ -37,7 +37,7 @@ def merge_layers(
             tasks = tasks or tuple({} for _ in layer.tasks)
             for own, update in zip(tasks, layer.tasks, strict=True):
                 own[layer.name] = update
-    return MergedUpdate(layers, plan.config.method, errors, tasks)
+    return MergedUpdate(layers, plan.config.method, errors, tasks, plan.config)
 
 
 def iter_merge(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.factors import LoraFactors
+from orthomerge.merging.config import MergeConfig
 from orthomerge.merging.registry import Update
 
 
@@ -33,13 +34,14 @@ class MergedUpdate:
 
     `tasks` holds every task's own layers, in the order of the adapters, where the method leaves
     an update a task; it is empty otherwise. `truncation_error` is by layer, empty where nothing
-    was cut.
+    was cut. `config` is what was done, with the weight of every adapter, where it came of a merge.
     """
 
     layers: Mapping[str, Update]
     method: str
     truncation_error: Mapping[str, float] = field(default_factory=dict[str, float])
     tasks: tuple[Mapping[str, Update], ...] = ()
+    config: MergeConfig | None = None
 
     def of(self, task: int) -> Mapping[str, Update]:
         """What the adapter number `task` becomes: its own layers, or those all tasks share."""

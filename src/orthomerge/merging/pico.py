@@ -25,6 +25,7 @@ from orthomerge.merging.registry import Update, register
     url="https://arxiv.org/abs/2604.16826",
     symmetric=False,
     low_rank=True,
+    default_weight="1/N",
     by_factors=True,
 )
 def pico(

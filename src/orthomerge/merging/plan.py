@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any, Protocol
 
@@ -58,7 +59,8 @@ def plan_merge(
 class MergePlan:
     """A merge that was found to be well defined, and how one layer of it is done.
 
-    `names` are the layers, the union over the adapters. Made by `plan_merge`.
+    `names` are the layers, the union over the adapters; `config` has the weight of every adapter.
+    Made by `plan_merge`.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class MergePlan:
         self.names = list(dict.fromkeys(name for adapter in adapters for name in adapter))
         if not self.names:
             raise MergeError("there is nothing to merge: give at least one adapter with a layer.")
+        config = replace(config, weights=config.spread(len(adapters)))
         self.config, self._method = config, get_method(config.method)
         self._adapters, self._options = adapters, config.arguments
         self._cuts = "rank" in self._method.options

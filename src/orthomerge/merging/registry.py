@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor
 
@@ -24,6 +24,15 @@ ENTRY_POINTS = "orthomerge.merging_methods"
 
 # Parameters a method asks for by name; they are given by `merge_layers` and are no options.
 GIVEN = ("generator", "moments", "fisher")
+
+
+DefaultWeight = Literal["1/√N", "1/N", "1"]
+"""The weight of each of N adapters where none is given.
+
+"1/√N" is for what grows like the sum of the updates: nearly orthogonal updates of one size then
+add up to about the size of one. "1/N" is for what grows like the sum of their norms, "1" for what
+averages, or keeps the size of one update by itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,12 @@ class MergeMethod:
     open_options: bool = False
     aliases: tuple[str, ...] = ()
     alias_of: str | None = None
+    default_weight: DefaultWeight | Callable[[Mapping[str, Any]], DefaultWeight] = "1"
+
+    def weight_rule(self, options: Mapping[str, Any]) -> DefaultWeight:
+        """The rule for the weight where none is given, under these options."""
+        rule = self.default_weight
+        return rule({**self.options, **options}) if callable(rule) else rule
 
 
 _METHODS: dict[str, MergeMethod] = {}
@@ -111,6 +126,7 @@ def register(
     per_task: bool = False,
     by_factors: bool = False,
     aliases: Sequence[Alias] = (),
+    default_weight: DefaultWeight | Callable[[Mapping[str, Any]], DefaultWeight] = "1",
 ) -> Callable[[_F], _F]:
     """Make a function a merge method under `name`; its keyword-only parameters are its options.
 
@@ -150,6 +166,7 @@ def register(
             needs=tuple(what for what in ("moments", "fisher") if what in asked),
             open_options=any(p.kind is p.VAR_KEYWORD for p in parameters),
             aliases=tuple(alias.name for alias in aliases),
+            default_weight=default_weight,
         )
         _METHODS[name] = method
         for alias in aliases:

@@ -16,6 +16,7 @@ from orthomerge.merging.registry import Truncated, register
     paper="Eckart & Young 1936; PEFT, add_weighted_adapter",
     url="https://doi.org/10.1007/BF02288367",
     low_rank=True,
+    default_weight="1/√N",
 )
 def svd(
     factors: Sequence[LoraFactors], weights: Sequence[float], *, rank: int | None = None

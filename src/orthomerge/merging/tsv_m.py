@@ -19,6 +19,7 @@ from orthomerge.merging.registry import register
     paper="Gargiulo et al. 2025, Task Singular Vectors",
     url="https://arxiv.org/abs/2412.00081",
     low_rank=True,
+    default_weight="1/√N",
 )
 def tsv_m(
     factors: Sequence[LoraFactors], weights: Sequence[float], *, lambda_: float = 1.0

@@ -20,6 +20,7 @@ from orthomerge.merging.registry import register
     paper="Cheng et al. 2025, Whoever started the interference should end it",
     url="https://arxiv.org/abs/2503.08099",
     low_rank=True,
+    default_weight="1/√N",
 )
 def wudi(
     factors: Sequence[LoraFactors],

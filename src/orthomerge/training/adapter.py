@@ -99,9 +99,9 @@ def train_adapter(
     was trained before is no `fresh_head`. In a job of several processes each takes its share of
     every batch, and the first one writes. The order of the rows is drawn under `seed`; batches are
     grouped by length. `record` is kept beside the weights as `training.json`, together with the
-    losses. `report_to` names what else follows the losses, "tensorboard", "wandb" or "mlflow", as
-    the Trainer's option does; their files go into the folder `logs`, by default beside `output`,
-    and call the training `label`, by default the output's name.
+    constraint and the losses. `report_to` names what else follows the losses, "tensorboard",
+    "wandb" or "mlflow", as the Trainer's option does; their files go into the folder `logs`, by
+    default beside `output`, and call the training `label`, by default the output's name.
 
     With a folder for `checkpoints` a training that was cut off goes on there, with the same result,
     when it is called again; the folder is removed when the adapter is written. `stop` is asked

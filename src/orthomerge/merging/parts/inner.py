@@ -9,7 +9,14 @@ import torch
 
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.factors import LoraFactors
-from orthomerge.merging.registry import MergeMethod, PerTask, Truncated, Update, get_method
+from orthomerge.merging.registry import (
+    DefaultWeight,
+    MergeMethod,
+    PerTask,
+    Truncated,
+    Update,
+    get_method,
+)
 
 INNER = "inner"
 """The option that names the method another one works through."""
@@ -48,6 +55,11 @@ def known_options(method: MergeMethod, options: Mapping[str, Any]) -> dict[str, 
     if method.open_options and INNER in method.options:
         valid |= set(get_method(str(options.get(INNER, method.options[INNER]))).options)
     return {name: value for name, value in options.items() if parameter_of(name) in valid}
+
+
+def inner_rule(options: Mapping[str, Any]) -> DefaultWeight:
+    """The default weight of a method that has that of its inner one."""
+    return get_method(str(options[INNER])).weight_rule(options)
 
 
 def parameter_of(option: str) -> str:

@@ -151,6 +151,9 @@ def distill_adapters(
         adapters, texts, base=base, samples=samples, seed=settings.seed, problems=problems,
         text_column=text_column, pair_column=pair_column,
     )  # fmt: skip
+    scaled = config.weights is None and start is None
+    if scaled:
+        config = replace(config, weights=1.0)
     begun = _begin(teachers, start, config)
     found = _base_of(teachers, config.base)
     if output is not None:
@@ -160,7 +163,7 @@ def distill_adapters(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work = _Work(teachers, found, settings, begun, folder, scratch, progress)
         stack.callback(work.close)
-        distilled = work.run(rank or config.rank, scaled=config.weights is None and start is None)
+        distilled = work.run(rank or config.rank, scaled=scaled)
     if output is not None and process_rank()[0] == 0:
         _save(Path(output), distilled, teachers, begun, settings, overwrite=overwrite)
     return distilled
