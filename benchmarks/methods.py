@@ -321,6 +321,7 @@ def _section(method: MergeMethod, row: Mapping[str, float] | None) -> str:
         f"- Needs: {' and '.join(_NEEDS[n] for n in method.needs) or 'the adapters alone'}"
     )
     lines.append(f"- Gives: {_gives(method)}")
+    lines.append(f"- Weight where none is given: {_weight(method)}")
     if method.by_factors:
         lines.append("- Depends on how an update is split between A and B, not on its value alone")
     if method.random:
@@ -338,6 +339,13 @@ def _aliases(method: MergeMethod) -> str:
     """The names that give the same, each with where it is from."""
     named = [get_method(alias) for alias in method.aliases]
     return ", ".join(f"`{m.name}` ([{m.paper}]({m.url}))" for m in named)
+
+
+def _weight(method: MergeMethod) -> str:
+    rule = method.weight_rule({})
+    if callable(method.default_weight):
+        return f"{rule}, with other options that of what they choose"
+    return f"{rule}, or 1 for adapters made to be summed" if rule == "1/√N" else rule
 
 
 def _gives(method: MergeMethod) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         convert_adapters,
         initialize_osrm_weights,
         merge_adapters,
+        merge_loaded_adapters,
         merge_to_model,
         verify,
     )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": (
         "OsrmConfig", "convert_adapters", "initialize_osrm_weights", "merge_adapters",
-        "merge_to_model", "verify",
+        "merge_loaded_adapters", "merge_to_model", "verify",
     ),
     "diagnostics": ("diagnose", "interference"),
     "errors": ("OrthomergeError",),
@@ -75,6 +76,7 @@ __all__ = [
     "interference",
     "list_methods",
     "merge_adapters",
+    "merge_loaded_adapters",
     "merge_statistics",
     "merge_to_model",
     "prepare",

@@ -60,6 +60,7 @@ from orthomerge.adapters.initialise import (
     start_adapter,
     unit_rows,
 )
+from orthomerge.adapters.loaded import merge_loaded_adapters, read_loaded
 from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
 from orthomerge.adapters.penalty import (
     PENALTY,
@@ -127,6 +128,7 @@ __all__ = [
     "load_trainable",
     "lora_layers",
     "merge_adapters",
+    "merge_loaded_adapters",
     "merge_to_model",
     "new_lora",
     "of_one_model",
@@ -137,6 +139,7 @@ __all__ = [
     "read_figures",
     "read_head",
     "read_kept_out",
+    "read_loaded",
     "read_needed",
     "read_penalty",
     "read_trained",

@@ -66,15 +66,9 @@ class AdapterWriter:
         self._folder, self._frame = folder, frame
         self.ranks: dict[str, int] = {}
         folder.mkdir(parents=True)
-        announced = [key for name in names for key in self._keys(name)]
+        announced = [key for name in names for key in _keys(name, frame)]
         announced += [PREFIX + name for name in frame.modules]
         self._file = TensorWriter(folder / WEIGHTS, announced)
-
-    def _keys(self, name: str) -> tuple[str, str, str]:
-        if name in self._frame.embeddings:
-            return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B", ""
-        stem = f"{PREFIX}{name}.lora_"
-        return f"{stem}A.weight", f"{stem}B.weight", f"{stem}B.bias"
 
     def __enter__(self) -> AdapterWriter:
         return self
@@ -82,13 +76,8 @@ class AdapterWriter:
     def add(self, name: str, update: LoraFactors | Tensor) -> None:
         """Write one layer."""
         factors = as_factors(update)
-        key_A, key_B, key_bias = self._keys(name)
-        self._file.add(key_A, factors.A)
-        self._file.add(key_B, factors.B * factors.scaling)
-        if self._frame.biases:
-            bias = self._frame.biases.get(name)
-            zero = factors.B.new_zeros(factors.shape[0])
-            self._file.add(key_bias, zero if bias is None else bias.to(zero))
+        for key, tensor in tensors_of(name, factors, self._frame).items():
+            self._file.add(key, tensor)
         self.ranks[name] = factors.rank
 
     def __exit__(
@@ -103,26 +92,46 @@ class AdapterWriter:
         with self._file:
             for name, tensor in self._frame.modules.items():
                 self._file.add(PREFIX + name, tensor)
-        self._config().save_pretrained(str(self._folder))
+        lora_config(self.ranks, self._frame).save_pretrained(str(self._folder))
 
-    def _config(self) -> LoraConfig:
-        ranks, frame = self.ranks, self._frame
-        common = max(set(ranks.values()), key=list(ranks.values()).count)
-        odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
-        return LoraConfig(
-            r=common,
-            lora_alpha=common,
-            rank_pattern=odd,
-            alpha_pattern=dict(odd),
-            target_modules=frame.targets or sorted(ranks),
-            fan_in_fan_out=frame.transposed,
-            lora_bias=bool(frame.biases),
-            modules_to_save=frame.modules_to_save,
-            task_type=frame.task_type,
-            base_model_name_or_path=frame.base_model,
-            revision=frame.revision,
-            inference_mode=True,
-        )
+
+def _keys(name: str, frame: Frame) -> tuple[str, str, str]:
+    """What PEFT calls a layer's A, B and bias in its files."""
+    if name in frame.embeddings:
+        return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B", ""
+    stem = f"{PREFIX}{name}.lora_"
+    return f"{stem}A.weight", f"{stem}B.weight", f"{stem}B.bias"
+
+
+def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tensor]:
+    """One layer's tensors by their keys in PEFT's files, the scaling in B."""
+    key_A, key_B, key_bias = _keys(name, frame)
+    found = {key_A: factors.A, key_B: factors.B * factors.scaling}
+    if frame.biases:
+        bias = frame.biases.get(name)
+        zero = factors.B.new_zeros(factors.shape[0])
+        found[key_bias] = zero if bias is None else bias.to(zero)
+    return found
+
+
+def lora_config(ranks: Mapping[str, int], frame: Frame) -> LoraConfig:
+    """PEFT's configuration of an adapter whose layers have these ranks and a scaling of 1."""
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
+    return LoraConfig(
+        r=common,
+        lora_alpha=common,
+        rank_pattern=odd,
+        alpha_pattern=dict(odd),
+        target_modules=frame.targets or sorted(ranks),
+        fan_in_fan_out=frame.transposed,
+        lora_bias=bool(frame.biases),
+        modules_to_save=frame.modules_to_save,
+        task_type=frame.task_type,
+        base_model_name_or_path=frame.base_model,
+        revision=frame.revision,
+        inference_mode=True,
+    )
 
 
 def _pattern(name: str, layers: Iterable[str]) -> str:
