@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from orthomerge import distill_adapters, verify
 from orthomerge.adapters import read_adapter
-from orthomerge.errors import AdapterError, MergeError
+from orthomerge.errors import AdapterError, MergeError, OrthomergeError
 from orthomerge.training import DistillSettings
 
 LABELS = (2, 3, 1)
@@ -167,3 +167,89 @@ def test_the_command_writes_an_adapter_and_says_how_near_it_came(parts, texts, t
     assert record["method"] == "distill"
     assert record["distilled"]["settings"]["steps"] == 3
     assert "agreement" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_distillation_that_was_stopped_goes_on_to_the_same_factors(
+    parts, texts, tmp_path, monkeypatch
+):
+    settings = DistillSettings(steps=12, evaluate_every=4, learning_rate=5e-3)
+    whole = distill_adapters(parts, texts, output=tmp_path / "whole", settings=settings)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(what, done, of, measured):
+        if what == "training" and done == 10:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        distill_adapters(parts, texts, output=tmp_path / "out", settings=settings, progress=stop)
+    work = tmp_path / "out.distill"
+    assert (work / "training" / "checkpoint-8" / "trainer_state.json").is_file()
+    assert not (tmp_path / "out").exists()
+    seen = []
+
+    def never(*args, **kwargs):
+        raise AssertionError("the teachers were asked again")
+
+    monkeypatch.setattr("orthomerge.training.distillation.distill.teach", never)
+    again = distill_adapters(
+        parts, texts, output=tmp_path / "out", settings=settings,
+        progress=lambda what, done, of, m: seen.append(done) if what == "training" else None,
+    )  # fmt: skip
+    assert seen == [9, 10, 11, 12]
+    assert [m.step for m in again.measured] == [0, 4, 8, 12]
+    assert again.measured == whole.measured
+    for name in whole.factors:
+        assert again.factors[name].A.equal(whole.factors[name].A)
+        assert again.factors[name].B.equal(whole.factors[name].B)
+    assert not work.exists()
+
+
+def test_other_settings_begin_anew_and_nothing_of_the_users_is_removed(parts, texts, tmp_path):
+    (tmp_path / "out.distill").mkdir()
+    (tmp_path / "out.distill" / "mine.txt").write_text("mine")
+    with pytest.raises(OrthomergeError, match=r"out\.distill"):
+        distill_adapters(parts, texts, output=tmp_path / "out", settings=DistillSettings(steps=1))
+    assert (tmp_path / "out.distill" / "mine.txt").read_text() == "mine"
+
+    def stop(what, done, of, measured):
+        if what == "training" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill_adapters(
+            parts, texts, output=tmp_path / "b", progress=stop,
+            settings=DistillSettings(steps=4, evaluate_every=2),
+        )  # fmt: skip
+    done = distill_adapters(
+        parts, texts, output=tmp_path / "b", settings=DistillSettings(steps=6, evaluate_every=2)
+    )
+    assert [m.step for m in done.measured] == [0, 2, 4, 6]
+    fresh = distill_adapters(parts, texts, settings=DistillSettings(steps=6, evaluate_every=2))
+    for name in fresh.factors:
+        assert done.factors[name].A.equal(fresh.factors[name].A)
+
+
+def test_patience_ends_a_training_that_gains_no_more(parts, texts):
+    settings = DistillSettings(steps=50, evaluate_every=1, patience=2, learning_rate=10.0)
+    done = distill_adapters(parts, texts, settings=settings)
+    assert len(done.measured) == 3 and done.best.step == 0
+
+
+def test_a_tenth_adapter_joins_a_merge_by_its_heads(parts, texts, tmp_path):
+    distill_adapters(parts[:2], texts[:2], output=tmp_path / "two", settings=FAST)
+    heads = [tmp_path / "two" / "heads" / f"{p.name}.safetensors" for p in parts[:2]]
+    done = distill_adapters(
+        [*heads, parts[2]], texts, weights=[1.0, 0.5], output=tmp_path / "three", settings=FAST
+    )
+    assert set(done.texts) == {"task0", "task1", "task2"}
+    assert done.best.distance < done.measured[0].distance
+    found = sorted(f.name for f in (tmp_path / "three" / "heads").iterdir())
+    assert found == [f"task{i}.safetensors" for i in range(3)]
+    assert all(check.good for check in verify(tmp_path / "three"))
+    # Without the two's texts: the merge teaches both of its tasks on the third's.
+    own = distill_adapters([tmp_path / "two", parts[2]], [texts[2], texts[2]], settings=FAST)
+    assert set(own.texts) == {"task0", "task1", "task2"}
+    record = json.loads((tmp_path / "three" / "merge.json").read_text())
+    assert [a["weight"] for a in record["adapters"]] == [1.0, 1.0, 0.5]

@@ -13,7 +13,8 @@ from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
 
 if TYPE_CHECKING:
-    from orthomerge.training.distillation import Distilled
+    from orthomerge.tasks import Prompt, Task
+    from orthomerge.training.distillation import Distilled, Measured, Progress
 
 
 @app.command()
@@ -54,7 +55,10 @@ def distill(
     steps: Count = 100,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts of each task in a step.")] = 8,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a text.")] = 48,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of a text; default 48 with heads, otherwise 128."),
+    ] = None,
     held_out: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the texts that measures the agreement.")
     ] = 0.1,
@@ -68,6 +72,29 @@ def distill(
             help="What each head's outputs are: single_label_classification, "
             "multi_label_classification or regression; default by their number. Repeat, in order."
         ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            help="classifier, text (a language model's words) or embedding; default what the "
+            "adapters say."
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="With tasks in words: an instruction with {text}, or a file of one."),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens that each adapter writes after a text that is no task, to be compared; "
+            "default none, the text's own are.",
+        ),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="Embedding models: mean, cls or last; default what the base says."),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps the adapters' answers for further runs.")
@@ -91,21 +118,26 @@ def distill(
 
     Example: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --output merged/[/]
 
+    In words: [bold]orthomerge distill a/ b/ --data sentiment --data topic --output merged/[/]
+
     As small as one of them: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --rank 8
     --output merged/[/]
     """
     from orthomerge.cli._job import several_processes
-    from orthomerge.training.distillation import DistillSettings, distill_adapters
+    from orthomerge.training.distillation import DistillSettings, distill_adapters, form_of_adapters
 
     settings = DistillSettings(
         steps=steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,
         held_out=held_out, patience=patience, seed=seed,
     )  # fmt: skip
     given = parse_numbers(weights, "weights")
-    with several_processes(), work_bar("distilling") as bar:
+    form = form_of_adapters(adapters, form, base=base)
+    tasks = [_task(item) for item in data]
+    prompts = [_prompt(task, template) for task in tasks] if form == "text" else None
+    with several_processes() as job, work_bar("distilling") as bar:
         distilled = distill_adapters(
             adapters,
-            [_texts(item) for item in data],
+            [_texts(item, task) for item, task in zip(data, tasks, strict=True)],
             start=start,
             method=method,
             weights=given[0] if given and len(given) == 1 else given,
@@ -113,6 +145,10 @@ def distill(
             samples=samples,
             settings=settings,
             problems=problem,
+            form=form,
+            prompts=prompts,
+            answer_tokens=answer_tokens,
+            pooling=pooling,
             base=base,
             text_column=text_column,
             pair_column=pair_column,
@@ -122,6 +158,8 @@ def distill(
             progress=_shown(bar),
             **parse_options(option or []),
         )
+    if job.rank > 0:
+        return
     if json:
         print_json({"path": str(output), **_said(distilled)})
         return
@@ -134,13 +172,25 @@ def distill(
     out.print(f"{output}: {len(adapters)} adapters in one, {_cost(distilled)}.", soft_wrap=True)
 
 
-def _texts(data: str) -> Any:
-    """A task's training texts, or the name of the file or data set."""
+def _task(data: str) -> Task | None:
+    """The task of that name, if it is one."""
     from orthomerge.tasks import get_task, list_tasks
 
-    if data in [t.name for t in list_tasks()]:
-        return [(r.text, r.pair) for r in get_task(data).pools()["train"]]
-    return data
+    return get_task(data) if data in [t.name for t in list_tasks()] else None
+
+
+def _texts(data: str, task: Task | None) -> Any:
+    """A task's training texts, or the name of the file or data set."""
+    return [(r.text, r.pair) for r in task.pools()["train"]] if task else data
+
+
+def _prompt(task: Task | None, template: str | None) -> Prompt | None:
+    """How a language model is asked the task; None for texts that are no task."""
+    from orthomerge.tasks import prompt_of
+
+    if task is None and template is not None:
+        raise MergeError("--template asks tasks of 'orthomerge list tasks': name some with --data.")
+    return prompt_of(task, template) if task else None
 
 
 def _rank(text: str | None) -> int | str | None:
@@ -151,10 +201,19 @@ def _rank(text: str | None) -> int | str | None:
     return int(text)
 
 
-def _shown(bar: Report) -> Any:
-    def show(what: str, done: int, of: int, agreement: float | None) -> None:
-        if what == "distilling":
-            bar(done, of, agreement)
+def _shown(bar: Report) -> Progress:
+    """The bar, and a line for every measurement."""
+    from orthomerge.cli._progress import bars
+
+    def show(what: str, done: int, of: int, measured: Measured | None) -> None:
+        if what == "measured" and measured is not None:
+            by_task = ", ".join(f"{t} {v:.3f}" for t, v in measured.agreement.items())
+            bars.print(
+                f"step {done}: agreement {measured.mean:.3f} ({by_task})",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+        elif what == "training":
+            bar(done, of, measured.mean if measured else None)
 
     return show
 
@@ -171,11 +230,15 @@ def _said(distilled: Distilled) -> dict[str, Any]:
         "ranks": {n: f.rank for n, f in distilled.factors.items()},
         "texts": distilled.texts,
         "seconds": distilled.seconds,
+        "teachers": distilled.kept,
     }
 
 
 def _cost(distilled: Distilled) -> str:
+    from orthomerge.io.units import human_size
+
     texts, seconds = sum(distilled.texts.values()), sum(distilled.seconds.values())
     rank = max(f.rank for f in distilled.factors.values())
     best = distilled.best.step
-    return f"rank {rank}, {texts} texts, step {best} kept, {seconds:.0f} s"
+    kept = f"{human_size(distilled.kept['bytes'])} of {distilled.kept['type']}"
+    return f"rank {rank}, {texts} texts (answers {kept}), step {best} kept, {seconds:.0f} s"

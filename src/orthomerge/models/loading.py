@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.utils import logging
@@ -188,6 +189,20 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of vocabulary and special tokens: equal hashes cut texts alike."""
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     return fingerprint({"vocabulary": tokenizer.get_vocab(), "special": special})
+
+
+def load_tagger(path: str, *, num_labels: int, name: str | None = None) -> Any:
+    """The model with a token-classification head, its new weights drawn under the seed 0.
+
+    Raises:
+        AssetError: nothing loadable at `path`.
+    """
+    with _said_plainly(path), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cast(Any, AutoModelForTokenClassification).from_pretrained(
+            path, use_safetensors=True, **_NO_CODE, num_labels=num_labels
+        )
+    return _called(model, name or path)
 
 
 _AUTO: dict[str, Any] = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}

@@ -52,11 +52,16 @@ def _decoded(model: Any, inputs: dict[str, Tensor], owner: Tensor) -> Tensor:
 
 
 def generate(
-    model: Any, wording: Wording, prompts: Sequence[list[int]], *, seed: int | None = None
+    model: Any,
+    wording: Wording,
+    prompts: Sequence[list[int]],
+    *,
+    seed: int | None = None,
+    longest: int | None = None,
 ) -> list[list[int]]:
     """What the model answers to prompts, as tokens without an end: greedy, or drawn under `seed`.
 
-    At most one token longer than the longest answer.
+    At most `longest` tokens, by default one more than the longest answer has.
     """
     device = next(model.parameters()).device
     batch = {k: v.to(device) for k, v in wording.prompt_batch(prompts).items()}
@@ -73,7 +78,7 @@ def generate(
             **how,
             num_beams=1,
             repetition_penalty=1.0,
-            max_new_tokens=wording.longest + 1,
+            max_new_tokens=longest or wording.longest + 1,
             eos_token_id=end,
             pad_token_id=wording.tokenizer.pad_token_id,
         )

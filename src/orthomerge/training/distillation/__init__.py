@@ -6,18 +6,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthomerge.training.distillation.distill import Distilled, Measured, distill_adapters
+    from orthomerge.training.distillation.distill import Distilled, Progress, distill_adapters
+    from orthomerge.training.distillation.measure import Measured
     from orthomerge.training.distillation.settings import PROBLEMS, DistillSettings
+    from orthomerge.training.distillation.teachers import form_of_adapters
 
-__all__ = ["PROBLEMS", "DistillSettings", "Distilled", "Measured", "distill_adapters"]
+__all__ = [
+    "PROBLEMS",
+    "DistillSettings",
+    "Distilled",
+    "Measured",
+    "Progress",
+    "distill_adapters",
+    "form_of_adapters",
+]
 
 # Imported when first used: the Trainer takes seconds to import.
 _HOMES = {
     "PROBLEMS": "settings",
     "DistillSettings": "settings",
     "Distilled": "distill",
-    "Measured": "distill",
+    "Measured": "measure",
+    "Progress": "distill",
     "distill_adapters": "distill",
+    "form_of_adapters": "teachers",
 }
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from orthomerge.errors import AdapterError
 
@@ -21,28 +25,37 @@ class Backbone:
     Hidden states are taken where the model's own forward pass takes them, and a head is the model's
     own forward pass with the backbone's output put in. So pooling, scaling and soft caps of logits
     are the model's own, and nothing of them is written here. An encoder-decoder that writes text is
-    cut behind its decoder.
-
-    Raises:
-        AdapterError: a model without a backbone of its own.
+    cut behind its decoder; a model without a head is all backbone.
     """
 
     def __init__(self, model: Any, *, language: bool = False) -> None:
         self._model = model
         self.encodes_first = language and bool(getattr(model.config, "is_encoder_decoder", False))
+        below = getattr(model, model.base_model_prefix, None)
+        self._below: nn.Module = below if isinstance(below, nn.Module) else model
         if self.encodes_first:
-            self._below: nn.Module = model.get_decoder()
-        else:
-            below = getattr(model, model.base_model_prefix, None)
-            if not isinstance(below, nn.Module):
+            self._below = model.get_decoder()
+        self._how: dict[str, Any] = {"use_cache": False} if _caches(model) else {}
+
+    def require_inside(self, layers: Mapping[str, nn.Module]) -> None:
+        """Refuse updates of a head's own layers, which the tasks do not share.
+
+        Raises:
+            AdapterError: one of these layers is behind the backbone.
+        """
+        output = self._model.get_output_embeddings() if self.encodes_first else None
+        inside = {id(m) for m in (self._model if self.encodes_first else self._below).modules()}
+        for name, layer in layers.items():
+            if id(layer) not in inside or layer is output:
                 raise AdapterError(
-                    f"{type(model).__name__} has no backbone apart from its head: it cannot be "
-                    "distilled."
+                    f"the adapters change '{name}', which is behind the backbone: only adapters of "
+                    "layers that all tasks share can be distilled."
                 )
-            self._below = below
 
     def states(self, inputs: Mapping[str, Tensor]) -> Any:
         """The backbone's output, its last hidden state among it; no head runs."""
+        if self._below is self._model:
+            return self._model(**inputs, **self._how)
         found: list[Any] = []
 
         def reached(module: nn.Module, given: Any, output: Any) -> None:
@@ -51,21 +64,26 @@ class Backbone:
 
         handle = self._below.register_forward_hook(reached)
         try:
-            self._model(**inputs, use_cache=False) if self._caches else self._model(**inputs)
+            self._model(**inputs, **self._how)
         except _Reached:
             pass
         finally:
             handle.remove()
         return found[0]
 
-    @property
-    def _caches(self) -> bool:
-        return bool(getattr(self._model.config, "use_cache", False))
-
     def read(self, head: Any, states: Any, inputs: Mapping[str, Tensor]) -> Any:
         """What a model with this backbone makes of the backbone's output."""
         with self._answering(states):
             return head(**inputs)
+
+    def logits(self, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens vocabulary"]:
+        """What a language model makes of hidden states, whatever text they are of."""
+        whole = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])  # pyright: ignore[reportArgumentType]
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        if not self.encodes_first:
+            return self.read(self._model, whole, {"input_ids": ids}).logits[0]
+        given: dict[str, Any] = {"encoder_outputs": (hidden[None, :1],), "decoder_input_ids": ids}
+        return self.read(self._model, whole, given).logits[0]
 
     @contextmanager
     def _answering(self, output: Any) -> Generator[None, None, None]:
@@ -79,6 +97,13 @@ class Backbone:
                 self._below.forward = kept
 
 
+def _caches(model: Any) -> bool:
+    """Whether a model would keep keys and values for tokens to come."""
+    parameters = inspect.signature(model.forward).parameters
+    anything = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return "use_cache" in parameters or (anything and bool(getattr(model.config, "use_cache", 0)))
+
+
 def rows_of(states: Any, rows: Tensor) -> Any:
     """Some rows of a backbone's output."""
     kept = {
@@ -87,8 +112,3 @@ def rows_of(states: Any, rows: Tensor) -> Any:
         if isinstance(value, Tensor)
     }
     return type(states)(**kept)
-
-
-def only_hidden(states: Any, hidden: Tensor) -> Any:
-    """A backbone's output of other hidden states, and nothing else."""
-    return type(states)(last_hidden_state=hidden)

@@ -1,4 +1,4 @@
-"""Which texts a step sees, cut into passes of like length, with what the teachers said of them."""
+"""Which texts a step sees, cut into passes of texts of like length."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from orthomerge.io.files import derive_seed
 
@@ -18,33 +16,6 @@ class Place(NamedTuple):
 
     task: int
     row: int
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What one teacher said of all its texts.
-
-    `hidden` holds the last hidden states of the tokens that count, text after text, `counts` how
-    many each text has; `answers` what the head or the vocabulary made of them, a row per text.
-    """
-
-    hidden: Float[Tensor, "tokens d"]
-    counts: list[int]
-    answers: Tensor
-
-    def hidden_of(self, rows: Sequence[int]) -> Float[Tensor, "tokens d"]:
-        """The hidden states of some texts."""
-        starts = self._starts
-        return torch.cat([self.hidden[starts[r] : starts[r] + self.counts[r]] for r in rows])
-
-    @property
-    def _starts(self) -> list[int]:
-        found: list[int] = []
-        at = 0
-        for count in self.counts:
-            found.append(at)
-            at += count
-        return found
 
 
 @dataclass(frozen=True)

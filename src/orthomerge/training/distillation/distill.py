@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from orthomerge.adapters import Adapter, merge_adapters, read_adapter, save_distilled
 from orthomerge.errors import AdapterError, MergeError
-from orthomerge.factors import LoraFactors, from_dense, truncate
-from orthomerge.io.files import fingerprint
-from orthomerge.io.outputs import require_apart, require_free
+from orthomerge.factors import LoraFactors
+from orthomerge.io.files import fingerprint, write_json
+from orthomerge.io.outputs import require_apart, require_free, require_resumable
+from orthomerge.io.sealed import digest
 from orthomerge.merging import SUM, MergeConfig, MergedUpdate, Update, Weights
 from orthomerge.models.assets import ResolvedModel, resolve_model
 from orthomerge.models.loading import load_tokenizer, preferred_device, tokenizer_hash
 from orthomerge.statistics.distributed import process_rank
-from orthomerge.training.distillation.batches import Place, Targets, plan_steps
+from orthomerge.tasks import Prompt
+from orthomerge.training.distillation.batches import Pass, plan_steps
 from orthomerge.training.distillation.cache import keep, kept_file, read_kept, teach, teacher_key
+from orthomerge.training.distillation.forms import Form, Installed, Taught
 from orthomerge.training.distillation.heads import Heads
-from orthomerge.training.distillation.loop import train_student
+from orthomerge.training.distillation.loop import checkpoint_of, step_of, train_student
+from orthomerge.training.distillation.measure import Measured, Referee
 from orthomerge.training.distillation.settings import DistillSettings
+from orthomerge.training.distillation.start import Start, begin, check_start_rank, sum_of_ranks
 from orthomerge.training.distillation.student import Classroom, Student
-from orthomerge.training.distillation.teachers import Teacher, Texts, read_teachers
-from orthomerge.training.distillation.updates import Added, Adder, added
+from orthomerge.training.distillation.teachers import (
+    Teacher,
+    Texts,
+    TextSource,
+    form_of,
+    parts_of,
+    read_teachers,
+)
+from orthomerge.training.distillation.updates import Adder, layers_of
+from orthomerge.training.distillation.vectors import Vectors
+from orthomerge.training.distillation.words import Words
 
-SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""What a merge may be scaled by where no weights are given: the nearest to the teachers wins."""
-_PROBED = 16
-"""Texts of each task that choose the scale."""
+WORK = ".distill"
+"""What is added to an output's name for the folder that a distillation goes on from."""
 
-
-@dataclass(frozen=True)
-class Measured:
-    """How near the student was to the teachers after some steps, on texts held out.
-
-    `distance` is the loss, the mean over tasks; `agreement` is by task, 1 for the same answers.
-    """
-
-    step: int
-    distance: float
-    agreement: dict[str, float]
+MARK, TEACHERS, TRAINING = "distillation.json", "teachers", "training"
+"""What lies in it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Distilled:
     """What came out: the merged update, and how it came to be.
 
     `measured` begins with the start (step 0); `best` is the one whose factors were kept. `scale` is
-    what the merge was multiplied by to begin with. `seconds` are by part of the work.
+    what the merge was multiplied by to begin with. `texts` counts each task's texts, `seconds` are
+    by part of the work, `kept` says the size and type of the teachers' answers.
     """
 
     merged: MergedUpdate
@@ -63,16 +68,16 @@ class Distilled:
     losses: list[tuple[int, float]]
     texts: dict[str, int]
     seconds: dict[str, float]
-    cached: dict[str, Any] = field(default_factory=dict[str, Any])
+    kept: dict[str, Any]
 
     @property
     def factors(self) -> dict[str, LoraFactors]:
         """The merged factors by layer."""
-        return {n: f for n, f in self.merged.layers.items() if isinstance(f, LoraFactors)}
+        return cast(dict[str, LoraFactors], dict(self.merged.layers))
 
 
-Progress = Callable[[str, int, int, float | None], None]
-"""Told what is done, how much of it, of how much, and the mean agreement so far."""
+Progress = Callable[[str, int, int, Measured | None], None]
+"""Told what is done, how much of it, of how much, and the last measurement."""
 
 
 def distill_adapters(
@@ -84,10 +89,14 @@ def distill_adapters(
     method: str | None = None,
     weights: Weights | None = None,
     rank: int | str | None = None,
+    base: str | None = None,
+    form: str | None = None,
     samples: int = 100,
     settings: DistillSettings | None = None,
     problems: Sequence[str | None] | None = None,
-    base: str | None = None,
+    prompts: Sequence[Prompt | None] | None = None,
+    answer_tokens: int | None = None,
+    pooling: str | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
     output: str | Path | None = None,
@@ -103,32 +112,41 @@ def distill_adapters(
 
     `min_ΔW mean_i mean_x [ D(f_i(x; W + ΔW_i), f_i(x; W + ΔW)) + λ ‖h_i - h‖² / var(h_i) ]`
 
-    D is KL(teacher ‖ student) for classes, the squared error relative to the variance of the
-    teacher's values for a regression; h are the last hidden states of all tokens. The heads are
-    held. Labels are not needed.
+    D is KL(teacher ‖ student) in nats: of classes, or of the next token at the tokens of an answer
+    (or all of a text). For a regression or a text's vector it is the squared error relative to the
+    variance of the teacher's. h are the last hidden states of all tokens. The heads are held.
+    Labels are not needed.
 
     Args:
-        adapters: PEFT folders, ids of the hub or adapters read before.
+        adapters: PEFT folders, ids of the hub or adapters read before. A merge's folder with heads
+            beside it teaches a task for each; one head's file in it teaches that task.
         texts: each adapter's, in their order: a file or data set, or texts and pairs of texts.
         config: the merge to begin from; `method` (linear by default), `weights`, `base` and the
             method's options say the same in place of it, or change it. Without weights the merge
-            is scaled as comes nearest to the teachers.
+            is scaled as comes nearest to the teachers. Adapters that several tasks share count
+            once.
         start: a merged adapter to begin from instead.
         method: see `config`.
         weights: see `config`.
         rank: of the result; "auto" is the smallest whose start is about as near as the whole
             merge's. None keeps what the merge has, dense updates cut to the sum of the adapters'
             ranks.
+        base: see `config`; by default the one the adapters name.
+        form: "classifier", "text" or "embedding"; by default what the adapters say.
         samples: texts of each task, drawn under the settings' seed.
         settings: of the training.
         problems: what each head's outputs are, where it is not one class of several, or a value for
             one output.
-        base: the base model; by default the one the adapters name.
+        prompts: how a language model is asked each task; None takes texts as they stand.
+        answer_tokens: tokens that a language model's teacher writes after a text without a prompt;
+            None compares the text's own (32 for an encoder-decoder, which has none).
+        pooling: how an embedding model pools; by default what its folder says, else the mean.
         text_column: the column of the texts in files.
-        pair_column: the column of second texts.
-        output: the folder to write, whole or not at all.
+        pair_column: the column of second texts; by default "pair" where there is one.
+        output: the folder to write, whole or not at all. What a stopped call had done lies in
+            `OUTPUT.distill` until it is called again.
         overwrite: replace an output folder that orthomerge wrote.
-        cache: a folder that keeps the teachers' outputs for further runs.
+        cache: a folder that keeps the teachers' answers for further runs.
         progress: see `Progress`.
         options: of the merging method.
 
@@ -143,30 +161,63 @@ def distill_adapters(
     """
     settings = settings or DistillSettings()
     config = MergeConfig.of(config, method=method, weights=weights, base=base, **options)
+    rank = rank or config.rank
+    check_start_rank(rank)
     if output is not None:
         require_free(
             output, inputs=[*adapters, start, *texts], base=config.base, overwrite=overwrite
         )
+    source = TextSource(samples, settings.seed, text_column, pair_column)
     teachers = read_teachers(
-        adapters, texts, base=base, samples=samples, seed=settings.seed, problems=problems,
-        text_column=text_column, pair_column=pair_column,
-    )  # fmt: skip
-    scaled = config.weights is None and start is None
-    if scaled:
-        config = replace(config, weights=1.0)
+        adapters, texts, source, base=config.base, problems=problems, prompts=prompts
+    )
+    kind = form_of(teachers, form)
     begun = _begin(teachers, start, config)
     found = _base_of(teachers, config.base)
-    if output is not None:
+    work = None if output is None else Path(output).with_name(Path(output).name + WORK)
+    if output is not None and work is not None:
         require_apart(output, base=found.path_or_id)
+        require_resumable(work, [MARK], "distillation", base=found.path_or_id)
     with ExitStack() as stack:
+        scratch = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tokenizer = load_tokenizer(found.path_or_id)
+        asked = _form(kind, found, tokenizer, teachers, settings, answer_tokens, pooling)
+        run = _Run(teachers, found, settings, begun, asked, progress)
+        stack.callback(run.close)
+        run.identity = {"tokenizer": tokenizer_hash(tokenizer)}
         folder = Path(cache) if cache else None
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        work = _Work(teachers, found, settings, begun, folder, scratch, progress)
-        stack.callback(work.close)
-        distilled = work.run(rank or config.rank, scaled=scaled)
-    if output is not None and process_rank()[0] == 0:
-        _save(Path(output), distilled, teachers, begun, settings, overwrite=overwrite)
+        distilled = run.run(rank, scratch, folder, keeps=work is not None)
+    if output is not None and work is not None and process_rank()[0] == 0:
+        _save(Path(output), distilled, teachers, begun, settings, kind, overwrite=overwrite)
+        _clear(work)
     return distilled
+
+
+def _clear(work: Path) -> None:
+    """Remove what a distillation left to go on from, and nothing else."""
+    for folder in (TEACHERS, TRAINING):
+        shutil.rmtree(work / folder, ignore_errors=True)
+    (work / MARK).unlink(missing_ok=True)
+    if not any(work.iterdir()):
+        work.rmdir()
+
+
+def _form(
+    kind: str,
+    base: ResolvedModel,
+    tokenizer: Any,
+    teachers: Sequence[Teacher],
+    settings: DistillSettings,
+    answer_tokens: int | None,
+    pooling: str | None,
+) -> Form:
+    """The base as the tasks ask for it."""
+    length = settings.max_length
+    if kind == "text":
+        return Words(base, tokenizer, teachers, length, answer_tokens)
+    if kind == "embedding":
+        return Vectors(base, tokenizer, teachers, length, pooling)
+    return Heads(base, tokenizer, teachers, length)
 
 
 @dataclass(frozen=True)
@@ -176,6 +227,7 @@ class _Begun:
     layers: Mapping[str, Update]
     config: MergeConfig
     record: dict[str, Any]
+    scaled: bool
 
 
 def _begin(
@@ -183,8 +235,11 @@ def _begin(
 ) -> _Begun:
     """The merge that was asked for, or that is there already."""
     if start is None:
-        merged = merge_adapters([t.adapter for t in teachers], replace(config, rank=SUM))
-        return _Begun(merged.layers, config, {"merge": config.to_dict()})
+        scaled = config.weights is None
+        if scaled:
+            config = replace(config, weights=1.0)
+        merged = merge_adapters(parts_of(teachers), replace(config, rank=SUM))
+        return _Begun(merged.layers, config, {"merge": config.to_dict()}, scaled)
     if config != MergeConfig(rank=config.rank, base=config.base):
         raise MergeError(
             "a start is a merge already: leave out method, weights and options, or the start."
@@ -192,7 +247,14 @@ def _begin(
     read = start if isinstance(start, Adapter) else read_adapter(start, base=config.base)
     if read.biases:
         raise AdapterError(f"'{read.called}' has biases (lora_bias): begin from one without.")
-    return _Begun(read.layers, config, {"path": read.called, "sha256": read.sha256})
+    layers = {name for t in teachers for name in t.adapter.layers}
+    if set(read.layers) != layers:
+        odd = sorted(set(read.layers) ^ layers)[0]
+        raise AdapterError(
+            f"'{read.called}' and the adapters differ in layer '{odd}': begin from a merge of "
+            "these adapters."
+        )
+    return _Begun(read.layers, config, {"path": read.called, "sha256": read.sha256}, False)
 
 
 def _base_of(teachers: Sequence[Teacher], base: str | None) -> ResolvedModel:
@@ -202,8 +264,8 @@ def _base_of(teachers: Sequence[Teacher], base: str | None) -> ResolvedModel:
     return resolve_model(named)
 
 
-class _Work:
-    """One distillation, step by step."""
+class _Run:
+    """One distillation, part by part."""
 
     def __init__(
         self,
@@ -211,89 +273,89 @@ class _Work:
         base: ResolvedModel,
         settings: DistillSettings,
         begun: _Begun,
-        cache: Path | None,
-        scratch: Path,
+        form: Form,
         progress: Progress | None,
     ) -> None:
         self._teachers, self._base, self._settings = teachers, base, settings
-        self._begun, self._cache, self._scratch = begun, cache, scratch
-        self._progress = progress
-        self._device = preferred_device()
+        self._begun, self._progress = begun, progress
         self._seconds: dict[str, float] = {}
-        self._began = monotonic()
-        tokenizer = load_tokenizer(base.path_or_id)
-        self._form = Heads(base, tokenizer, teachers, settings.max_length).to(self._device)
+        self._clock = monotonic()
+        self.identity: dict[str, Any] = {}
         shapes = {n: s for t in teachers for n, s in t.adapter.shapes.items()}
-        shapes |= {n: _shape(u) for n, u in begun.layers.items()}
-        self._adder = Adder(self._form.model, shapes)
-        self._tokens = tokenizer_hash(tokenizer)
-        self._lap("load")
+        layers = layers_of(form.model, shapes)
+        form.backbone.require_inside(layers)
+        device = _device()
+        form.to(device)
+        self._where = Installed(form, Adder(layers), device)
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self._adder.close()
+        self._where.adder.close()
 
-    def run(self, rank: int | str | None, *, scaled: bool) -> Distilled:
+    def run(
+        self, rank: int | str | None, work: Path, cache: Path | None, *, keeps: bool
+    ) -> Distilled:
         """Ask the teachers, begin, train, and keep the best factors."""
-        examples = [self._form.encode(i, t.texts) for i, t in enumerate(self._teachers)]
-        targets, cached = self._taught(examples)
-        room = Classroom(self._form, self._adder, examples, targets, self._device)
+        settings = self._settings
+        if keeps and process_rank()[0] == 0:
+            write_json(work / MARK, {"adapters": [t.name for t in self._teachers]})
+        folder = cache or (work / TEACHERS if keeps else None)
+        taught, keys, kept = self._taught(folder)
+        room = Classroom(self._where, taught, settings.hidden, 2 * settings.rows_a_pass)
         train, held = self._split()
         self._lap("teachers")
-        layers, scale = self._start(room, train, rank, scaled=scaled)
-        student = Student(room, layers, self._settings.hidden)
+        begun = begin(
+            room, self._begun.layers, train, rank,
+            dense_rank=sum_of_ranks([p.layers for p in parts_of(self._teachers)]),
+            scaled=self._begun.scaled,
+        )  # fmt: skip
+        student = Student(room, begun.layers)
         self._lap("start")
-        measured: list[Measured] = []
-        best: list[dict[str, LoraFactors]] = []
-
-        def measure(step: int) -> bool:
-            now = self._measure(room, student.update, held, step)
-            if not measured or now.distance < min(m.distance for m in measured):
-                best[:] = [student.layers()]
-            measured.append(now)
-            return self._finished(measured)
-
-        measure(0)
+        place = work / TRAINING
+        question = self._question(keys, begun)
+        resumed = checkpoint_of(place, question) if keeps else None
+        referee = Referee(
+            room, student, held, [t.name for t in self._teachers], patience=settings.patience,
+            folder=place if keeps else None, told=self._told,
+        )  # fmt: skip
+        if resumed is None or not referee.go_on_from(step_of(resumed)):
+            resumed = None
+            referee.measure(0)
         losses = train_student(
-            student, self._passes(room, train), self._settings, self._scratch,
-            measure=measure, progress=self._told("distilling", measured),
+            student, self._passes(room, train), settings, place, referee,
+            resumed=resumed, keeps=keeps, progress=self._steps(referee),
         )  # fmt: skip
         self._lap("training")
-        merged = MergedUpdate(best[0], "distill")
-        found = min(measured, key=lambda m: m.distance)
-        counts = {t.name: len(t.texts) for t in self._teachers}
+        texts = {t.name: len(t.texts) for t in self._teachers}
+        merged = MergedUpdate(referee.factors(), "distill")
         return Distilled(
-            merged, scale, measured, found, losses, counts, dict(self._seconds), cached
+            merged, begun.scale, referee.measured, referee.best, losses, texts, self._seconds, kept
         )
 
-    # Parts ----------------------------------------------------------------------------------
-
-    def _taught(self, examples: Sequence[Any]) -> tuple[list[Targets], dict[str, Any]]:
-        how = {
-            "tokenizer": self._tokens,
-            "max_length": self._settings.max_length,
-            "type": str(self._form.model.dtype),
-        }
+    def _taught(self, folder: Path | None) -> tuple[list[Taught], list[str], dict[str, Any]]:
+        """What the teachers said, each one's key, and how large all of it is."""
+        form = self._where.form
         total, done = sum(len(t.texts) for t in self._teachers), 0
-        found: list[Targets] = []
-        for i, teacher in enumerate(self._teachers):
-            key = teacher_key(teacher, self._base, how)
-            file = kept_file(self._cache, teacher, key) if self._cache else None
-            targets = read_kept(file, key) if file else None
-            if targets is None:
-                targets = teach(
-                    self._form, self._adder, i, teacher, examples[i], self._device,
-                    self._adding("asking the teachers", done, total),
-                )  # fmt: skip
+        found: list[Taught] = []
+        keys: list[str] = []
+        for task, teacher in enumerate(self._teachers):
+            about = {**self.identity, **form.identity(task), "type": str(form.model.dtype)}
+            key = teacher_key(teacher, self._base, about)
+            file = kept_file(folder, teacher, key) if folder else None
+            taught = read_kept(file, key) if file else None
+            if taught is None:
+                taught = teach(self._where, task, teacher, self._adding(done, total))
                 if file and process_rank()[0] == 0:
-                    keep(file, key, targets)
-            found.append(targets)
+                    keep(file, key, taught)
+            found.append(taught)
+            keys.append(key)
             done += len(teacher.texts)
         size = sum(t.hidden.nbytes + t.answers.nbytes for t in found)
-        return found, {"bytes": size, "type": str(found[0].hidden.dtype).removeprefix("torch.")}
+        kind = str(found[0].hidden.dtype).removeprefix("torch.")
+        return found, keys, {"bytes": size, "type": kind}
 
     def _split(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Texts to train on and texts held out, by task; few texts are trained on and measured."""
+        """Texts to train on and texts held out, by task; too few are trained on and measured."""
         train: list[list[int]] = []
         held: list[list[int]] = []
         for teacher in self._teachers:
@@ -303,97 +365,17 @@ class _Work:
             held.append(list(range(count - kept, count)) or list(range(count)))
         return train, held
 
-    def _start(
-        self, room: Classroom, train: Sequence[Sequence[int]], rank: int | str | None, *,
-        scaled: bool,
-    ) -> tuple[dict[str, LoraFactors], float]:  # fmt: skip
-        most = _sum_of_ranks(self._teachers)
-        whole = {
-            name: update if isinstance(update, LoraFactors) else from_dense(update, most)
-            for name, update in self._begun.layers.items()
-        }
-        places = [Place(t, r) for t, rows in enumerate(train) for r in rows[:_PROBED]]
-        scale = 1.0
-        if scaled:
-            near = {
-                s: self._distance(room, _scaled(whole, s, self._device), places) for s in SCALES
-            }
-            scale = min(near, key=near.__getitem__)
-        whole = {n: LoraFactors(f.A, f.B, f.scaling * scale) for n, f in whole.items()}
-        if rank in (None, SUM):
-            return whole, scale
-        if isinstance(rank, int):
-            return {n: truncate(f, rank) for n, f in whole.items()}, scale
-        if rank != "auto":
-            raise MergeError(f"rank '{rank}': it is a number, or 'auto'.")
-        return self._smallest(room, whole, places), scale
+    def _question(self, keys: Sequence[str], begun: Start) -> str:
+        """All that a training depends on, as a hash."""
+        tensors = {f"{n}.A": f.A for n, f in begun.layers.items()}
+        tensors |= {f"{n}.B": f.B * f.scaling for n, f in begun.layers.items()}
+        asked = [list(keys), digest(tensors), asdict(self._settings), process_rank()[1]]
+        return fingerprint(asked)
 
-    def _smallest(
-        self, room: Classroom, whole: Mapping[str, LoraFactors], places: Sequence[Place]
-    ) -> dict[str, LoraFactors]:
-        """The whole start cut to the smallest rank that is about as near to the teachers."""
-        most = max(f.rank for f in whole.values())
-        tried = max((f.rank for t in self._teachers for f in t.adapter.layers.values()), default=1)
-        bound = 1.05 * self._distance(room, _scaled(whole, 1.0, self._device), places)
-        while tried < most:
-            cut = {n: truncate(f, tried) for n, f in whole.items()}
-            if self._distance(room, _scaled(cut, 1.0, self._device), places) <= bound:
-                return cut
-            tried *= 2
-        return dict(whole)
-
-    def _distance(
-        self, room: Classroom, update: Mapping[str, Added], places: Sequence[Place]
-    ) -> float:
-        """The mean loss over texts, each with the same weight."""
-        total = 0.0
-        for piece in self._pieces(room, places):
-            with torch.no_grad():
-                found = room.distances(piece, update)
-            total += float((found.answers + self._settings.hidden * found.hidden).sum())
-        return total / len(places)
-
-    def _pieces(self, room: Classroom, places: Sequence[Place]) -> list[list[Place]]:
-        order = sorted(places, key=lambda p: room.lengths[p.task][p.row])
-        size = 2 * self._settings.rows_a_pass
-        return [order[at : at + size] for at in range(0, len(order), size)]
-
-    def _measure(
-        self, room: Classroom, update: Mapping[str, Added], held: Sequence[Sequence[int]], step: int
-    ) -> Measured:
-        places = [Place(t, r) for t, rows in enumerate(held) for r in rows]
-        sums = [0.0] * len(held)
-        said: list[list[Any]] = [[] for _ in held]
-        rows: list[list[int]] = [[] for _ in held]
-        for piece in self._pieces(room, places):
-            with torch.no_grad():
-                found = room.distances(piece, update)
-            loss = found.answers + self._settings.hidden * found.hidden
-            for place, value in zip(piece, loss, strict=True):
-                sums[place.task] += float(value)
-                rows[place.task].append(place.row)
-            for task, outputs in found.said.items():
-                said[task].append(outputs.cpu())
-        agreement = {
-            teacher.name: self._form.agreement(
-                t, torch.cat(said[t]), room.targets[t].answers[rows[t]].float()
-            )
-            for t, teacher in enumerate(self._teachers)
-        }
-        distance = sum(s / len(h) for s, h in zip(sums, held, strict=True)) / len(held)
-        return Measured(step, distance, agreement)
-
-    def _finished(self, measured: Sequence[Measured]) -> bool:
-        patience = self._settings.patience
-        if patience is None:
-            return False
-        best = min(range(len(measured)), key=lambda i: measured[i].distance)
-        return len(measured) - 1 - best >= patience
-
-    def _passes(self, room: Classroom, train: Sequence[Sequence[int]]) -> list[Any]:
-        rank, world = process_rank()
-        rows = sum(min(self._settings.batch_size, len(t)) for t in train)
-        parts = max(1, round(rows / (world * self._settings.rows_a_pass)))
+    def _passes(self, room: Classroom, train: Sequence[Sequence[int]]) -> list[list[Pass]]:
+        settings, (rank, world) = self._settings, process_rank()
+        rows = sum(min(settings.batch_size, len(t)) for t in train)
+        parts = max(1, round(rows / (world * settings.rows_a_pass)))
         if rows < parts * world:
             raise MergeError(
                 f"a step of {rows} texts cannot be shared by {world} processes: start fewer, or "
@@ -401,52 +383,48 @@ class _Work:
             )
         return list(
             plan_steps(
-                train, room.lengths, steps=self._settings.steps,
-                batch_size=self._settings.batch_size, passes=parts, world=world, rank=rank,
-                seed=self._settings.seed,
+                train, room.lengths, steps=settings.steps, batch_size=settings.batch_size,
+                passes=parts, world=world, rank=rank, seed=settings.seed,
             )
         )  # fmt: skip
 
+    # What is told meanwhile -----------------------------------------------------------------
+
     def _lap(self, part: str) -> None:
         now = monotonic()
-        self._seconds[part] = round(now - self._began, 2)
-        self._began = now
+        self._seconds[part] = round(now - self._clock, 2)
+        self._clock = now
 
-    def _adding(self, what: str, done: int, total: int) -> Callable[[int], None]:
+    def _adding(self, done: int, total: int) -> Callable[[int], None]:
         so_far = done
 
         def add(more: int) -> None:
             nonlocal so_far
             so_far += more
             if self._progress is not None:
-                self._progress(what, so_far, total, None)
+                self._progress("teachers", so_far, total, None)
 
         return add
 
-    def _told(self, what: str, measured: Sequence[Measured]) -> Callable[[int, int], None]:
+    def _steps(self, referee: Referee) -> Callable[[int, int], None]:
         def tell(done: int, total: int) -> None:
             if self._progress is not None:
-                last = measured[-1].agreement.values()
-                self._progress(what, done, total, sum(last) / len(last))
+                self._progress("training", done, total, referee.measured[-1])
 
         return tell
 
-
-def _scaled(
-    layers: Mapping[str, LoraFactors], scale: float, device: torch.device
-) -> dict[str, Added]:
-    return {n: Added(u.A, u.B * scale) for n, u in added(layers, device).items()}
+    def _told(self, measured: Measured) -> None:
+        if self._progress is not None:
+            self._progress("measured", measured.step, self._settings.steps, measured)
 
 
-def _shape(update: Update) -> tuple[int, int]:
-    if isinstance(update, LoraFactors):
-        return update.shape
-    return int(update.shape[0]), int(update.shape[1])
+def _device() -> torch.device:
+    """Where this process computes: its own accelerator in a job of several."""
+    if process_rank()[1] == 1:
+        return preferred_device()
+    from accelerate import PartialState
 
-
-def _sum_of_ranks(teachers: Sequence[Teacher]) -> int:
-    """The rank that the plain sum of the adapters has."""
-    return sum(max((f.rank for f in t.adapter.layers.values()), default=0) for t in teachers)
+    return cast(torch.device, PartialState().device)
 
 
 def _save(
@@ -455,18 +433,22 @@ def _save(
     teachers: Sequence[Teacher],
     begun: _Begun,
     settings: DistillSettings,
+    form: str,
     *,
     overwrite: bool,
 ) -> None:
-    count = len(teachers)
-    scaled = [w * distilled.scale for w in begun.config.spread(count)]
+    """Write the adapter, the heads, the record and the card."""
+    weights = begun.config.spread(len(parts_of(teachers)))
+    numbers = sorted({t.part for t in teachers})
+    own = [weights[numbers.index(t.part)] * distilled.scale for t in teachers]
     save_distilled(
         output,
         distilled.merged,
         [t.adapter for t in teachers],
-        replace(begun.config, weights=scaled, rank=None),
+        replace(begun.config, weights=own, rank=None),
         {
             "from": {**begun.record, "scale": distilled.scale},
+            "form": form,
             "settings": asdict(settings),
             "texts": [
                 {"count": len(t.texts), "sha256": fingerprint([list(x) for x in t.texts])}
@@ -476,7 +458,7 @@ def _save(
             "best": distilled.best.step,
             "losses": distilled.losses,
             "seconds": distilled.seconds,
-            "teachers": distilled.cached,
+            "teachers": distilled.kept,
         },
         names=[t.name for t in teachers],
         overwrite=overwrite,

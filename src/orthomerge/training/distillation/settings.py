@@ -7,20 +7,25 @@ from dataclasses import dataclass
 
 from orthomerge.errors import MergeError
 
+FORMS = ("classifier", "text", "embedding")
+"""What tasks are: heads on a shared backbone, a language model's words, or a text's vector."""
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 """What a head's outputs are, in the words of Transformers' `problem_type`."""
+POOLINGS = ("mean", "cls", "last")
+"""How an embedding model makes one vector of a text's tokens."""
 
 
 @dataclass(frozen=True)
 class DistillSettings:
     """How merged factors are trained towards each adapter's own answers.
 
-    AdamW with a linear schedule. Every step sees `batch_size` texts of every task, cut into passes
-    of about `rows_a_pass` texts of like length; the result does not depend on the cut. `hidden`
-    weighs the hidden states' error beside the answers'. `held_out` is the share of each task's
-    texts that is not trained on but measures the agreement, every `evaluate_every` steps; None
-    measures four times in all. With `patience` the training ends after so many measurements
-    without gain. The factors of the best measurement are kept.
+    AdamW with a linear schedule and clipped gradients. Every step sees `batch_size` texts of every
+    task, cut into passes of about `rows_a_pass` texts of like length; the result does not depend
+    on the cut. `hidden` weighs the hidden states' error beside the answers'. `held_out` is the
+    share of each task's texts that is not trained on but measures the agreement, every
+    `evaluate_every` steps; None measures four times in all. With `patience` the training ends
+    after so many measurements without gain. The factors of the best measurement are kept.
+    `max_length` bounds a text's tokens: 48 with heads and 128 otherwise where it is None.
 
     Raises:
         MergeError: a value out of its range.
@@ -31,7 +36,7 @@ class DistillSettings:
     batch_size: int = 8
     hidden: float = 1.0
     warmup: float = 0.06
-    max_length: int = 48
+    max_length: int | None = None
     held_out: float = 0.1
     evaluate_every: int | None = None
     patience: int | None = None
@@ -47,9 +52,7 @@ class DistillSettings:
         if not 0 < self.learning_rate < math.inf:
             raise MergeError(f"learning rate {self.learning_rate:g}: it must be above 0.")
         if not 0 <= self.hidden < math.inf:
-            raise MergeError(
-                f"weight of the hidden states {self.hidden:g}: it must not be below 0."
-            )
+            raise MergeError(f"weight of the hidden states {self.hidden:g}: it is below 0.")
         for name in ("warmup", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise MergeError(f"{name} {getattr(self, name):g}: it must be from 0 to below 1.")

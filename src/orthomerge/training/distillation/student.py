@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from orthomerge.factors import LoraFactors
-from orthomerge.training.distillation.batches import Pass, Place, Targets
-from orthomerge.training.distillation.updates import Added, Adder
+from orthomerge.training.distillation.batches import Pass, Place
+from orthomerge.training.distillation.forms import Installed, Taught
+from orthomerge.training.distillation.updates import Added
 
 
 class Distances(NamedTuple):
-    """Per text: the answers' error, the hidden states', and what the student said, by task."""
+    """Per text: the answers' error and the hidden states'; and by task what the student said."""
 
     answers: Float[Tensor, " rows"]
     hidden: Float[Tensor, " rows"]
@@ -23,27 +24,28 @@ class Distances(NamedTuple):
 
 
 class Classroom:
-    """The base, the texts of every task as tokens, and what the teachers said of them."""
+    """The base, the texts of every task as tokens, and what the teachers said of them.
+
+    The loss of a text is its answer's error and `hidden_weight` times that of its hidden states.
+    """
 
     def __init__(
-        self,
-        form: Any,
-        adder: Adder,
-        examples: Sequence[Sequence[Mapping[str, Any]]],
-        targets: Sequence[Targets],
-        device: torch.device,
+        self, where: Installed, taught: Sequence[Taught], hidden_weight: float, rows: int
     ) -> None:
-        self.form, self.adder, self.device = form, adder, device
-        self.examples, self.targets = examples, targets
-        self.lengths = [[len(e["input_ids"]) for e in task] for task in examples]
-        self._variance = [_variance(t.hidden) for t in targets]
-        self._spread = [form.spread(i, t.answers) for i, t in enumerate(targets)]
+        self.form, self._adder, self.device = where
+        self.taught, self._weight, self._rows = taught, hidden_weight, rows
+        self.lengths = [[t.length(row) for row in range(len(t.counts))] for t in taught]
+        self._variance = [_variance(t.hidden) for t in taught]
+
+    def losses(self, found: Distances) -> Float[Tensor, " rows"]:
+        """The loss of every text."""
+        return found.answers + self._weight * found.hidden
 
     def distances(self, places: Sequence[Place], update: Mapping[str, Added]) -> Distances:
         """How far the base with an update is from the teachers on these texts."""
-        inputs = self.form.collate([self.examples[t][r] for t, r in places])
+        inputs = self.form.collate([self.taught[t].examples[r] for t, r in places])
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        with self.adder.using(update):
+        with self._adder.using(update):
             states = self.form.backbone.states(inputs)
             hidden = self._hidden(states, inputs, places)
             answers = hidden.new_zeros(len(places))
@@ -51,26 +53,39 @@ class Classroom:
             for task in dict.fromkeys(place.task for place in places):
                 here = [i for i, place in enumerate(places) if place.task == task]
                 rows = torch.tensor(here, device=self.device)
-                target = self.targets[task].answers[[places[i].row for i in here]]
-                said[task] = self.form.answers(task, states, inputs, rows)
-                error = self.form.errors(
-                    task, said[task], target.to(said[task]), self._spread[task]
+                found = self.form.compare(
+                    task, states, inputs, rows, self.taught[task], [places[i].row for i in here]
                 )
-                answers = answers.index_add(0, rows, error)
+                said[task] = found.said
+                answers = answers.index_add(0, rows, found.errors.to(answers))
         return Distances(answers, hidden, said)
 
     def _hidden(
         self, states: Any, inputs: Mapping[str, Tensor], places: Sequence[Place]
     ) -> Float[Tensor, " rows"]:
         """The mean squared error over a text's tokens, relative to the teacher's variance."""
-        target = torch.cat([self.targets[t].hidden_of([r]) for t, r in places]).to(self.device)
-        counts = torch.tensor([self.targets[t].counts[r] for t, r in places], device=self.device)
-        mask = inputs["attention_mask"].bool()
-        error = (states.last_hidden_state[mask].float() - target.float()).pow(2).mean(dim=-1)
-        owner = torch.repeat_interleave(torch.arange(len(places), device=self.device), counts)
+        device = self.device
+        target = torch.cat([self.taught[t].hidden[self.taught[t].tokens(r)] for t, r in places])
+        counts = torch.tensor([self.taught[t].counts[r] for t, r in places], device=device)
+        said = states.last_hidden_state[self.form.counted(inputs)]
+        error = (said.float() - target.to(device).float()).pow(2).mean(dim=-1)
+        owner = torch.repeat_interleave(torch.arange(len(places), device=device), counts)
         sums = error.new_zeros(len(places)).index_add(0, owner, error)
-        scale = torch.tensor([self._variance[t] for t, _ in places], device=self.device)
+        scale = torch.tensor([self._variance[t] for t, _ in places], device=device)
         return sums / (counts * scale)
+
+    def pieces(self, places: Sequence[Place]) -> list[list[Place]]:
+        """Texts of like length that are measured together."""
+        order = sorted(places, key=lambda p: self.lengths[p.task][p.row])
+        return [order[at : at + self._rows] for at in range(0, len(order), self._rows)]
+
+    def mean_loss(self, places: Sequence[Place], update: Mapping[str, Added]) -> float:
+        """The mean loss over texts, each with the same weight."""
+        total = 0.0
+        for piece in self.pieces(places):
+            with torch.no_grad():
+                total += float(self.losses(self.distances(piece, update)).sum())
+        return total / len(places)
 
 
 def _variance(hidden: Tensor) -> float:
@@ -82,18 +97,16 @@ class Student(nn.Module):
     """The merged factors as parameters; the base is not among the module's own weights.
 
     So optimizers, checkpoints and processes see the factors alone. The forward pass gives the loss
-    `Σ w_text (answers + hidden_weight · hidden)` of a pass.
+    of a pass, `Σ w_text loss_text`.
     """
 
-    def __init__(
-        self, classroom: Classroom, layers: Mapping[str, LoraFactors], hidden_weight: float
-    ) -> None:
+    def __init__(self, classroom: Classroom, layers: Mapping[str, LoraFactors]) -> None:
         super().__init__()
         self._classroom = [classroom]  # a list hides it from the module
-        self._names, self._weight = list(layers), hidden_weight
+        self._names = list(layers)
         held = [layers[name].to(classroom.device, torch.float32) for name in self._names]
-        self.A = nn.ParameterList([f.A.clone() for f in held])
-        self.B = nn.ParameterList([f.B * f.scaling for f in held])
+        self.A = nn.ParameterList([f.A.clone(memory_format=torch.contiguous_format) for f in held])
+        self.B = nn.ParameterList([(f.B * f.scaling).contiguous() for f in held])
 
     @property
     def update(self) -> dict[str, Added]:
@@ -108,8 +121,7 @@ class Student(nn.Module):
         }
 
     def forward(self, work: Pass) -> dict[str, Tensor]:
-        """The loss of a pass, and its two parts."""
-        found = self._classroom[0].distances(work.places, self.update)
-        weights = found.answers.new_tensor(work.weights)
-        answers, hidden = weights @ found.answers, weights @ found.hidden
-        return {"loss": answers + self._weight * hidden}
+        """The loss of a pass."""
+        (room,) = self._classroom
+        found = room.losses(room.distances(work.places, self.update))
+        return {"loss": found.new_tensor(work.weights) @ found}

@@ -35,23 +35,28 @@ def added(
     return found
 
 
-class Adder:
-    """Adds one update at a time to the layers of a model: `W x + B (A x)`, as PEFT does unmerged.
-
-    The model's weights stay as they are, so a bfloat16 base does not round small updates away, and
-    gradients reach the factors.
+def layers_of(model: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> dict[str, nn.Module]:
+    """The model's layers by the names that adapters give them.
 
     Raises:
         AdapterError: a layer that the model lacks, of another shape, or neither linear nor an
             embedding.
     """
+    return {name: _checked(model, name, shape) for name, shape in shapes.items()}
 
-    def __init__(self, model: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> None:
+
+class Adder:
+    """Adds one update at a time to the layers of a model: `W x + B (A x)`, as PEFT does unmerged.
+
+    The model's weights stay as they are, so a bfloat16 base does not round small updates away, and
+    gradients reach the factors.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._current: Mapping[str, Added] = {}
-        self._handles: list[RemovableHandle] = []
-        for name, shape in shapes.items():
-            layer = _checked(model, name, shape)
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+        self._handles: list[RemovableHandle] = [
+            layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()
+        ]
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -76,7 +81,7 @@ class Adder:
             if isinstance(module, nn.Embedding):
                 more = F.embedding(given[0], update.A.T) @ update.B.T
                 scale = getattr(module, "embed_scale", None)  # Gemma's
-                more = more if scale is None else more * scale.to(more)
+                more = more if scale is None else more * torch.as_tensor(scale).to(more)
             else:
                 more = (given[0].to(update.A.dtype) @ update.A.T) @ update.B.T
             return output + more.to(output.dtype)

@@ -1,0 +1,109 @@
+"""What distillation asks of a kind of task: heads, words or vectors behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from orthomerge.training.distillation.backbone import Backbone
+from orthomerge.training.distillation.updates import Adder
+
+Example = dict[str, Any]
+"""A text as token ids, under the names of the model's inputs, and what else belongs to it."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one teacher said of its texts.
+
+    `examples` are the texts, with what the teacher wrote where it writes. `hidden` holds the last
+    hidden states of the tokens that count, text after text, `counts` how many each text has.
+    `answers` has what the head said, a row per text (per token for a tagger, which `counts` cuts);
+    it is empty where the hidden states say all.
+    """
+
+    examples: list[Example]
+    hidden: Float[Tensor, "tokens d"]
+    counts: list[int]
+    answers: Tensor
+
+    def tokens(self, row: int) -> slice:
+        """Where a text's tokens are."""
+        start = sum(self.counts[:row])
+        return slice(start, start + self.counts[row])
+
+    def length(self, row: int) -> int:
+        """The tokens that the model reads and writes."""
+        example = self.examples[row]
+        return len(example["input_ids"]) + len(example.get("decoder_input_ids", ()))
+
+
+class Compared(NamedTuple):
+    """Per text: how far the student's answer is from the teacher's, and what it said."""
+
+    errors: Float[Tensor, " rows"]
+    said: Tensor
+
+
+class Form(Protocol):
+    """One base with all its tasks, frozen, for one kind of task."""
+
+    model: Any
+    backbone: Backbone
+
+    def to(self, device: torch.device) -> None:
+        """Move the base and the heads."""
+        ...
+
+    def identity(self, task: int) -> dict[str, Any]:
+        """What a teacher's answers depend on besides the adapter, the base and the texts."""
+        ...
+
+    def read(self, task: int, texts: Sequence[tuple[str, str | None]]) -> list[Example]:
+        """Texts as token ids."""
+        ...
+
+    def written(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with what the model, as it is now, writes after them."""
+        ...
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Examples as one batch of model inputs, padded on the right."""
+        ...
+
+    def counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Which tokens' hidden states count, `[rows, length]`."""
+        ...
+
+    def answers(self, task: int, states: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """What a teacher's head says of every row of a batch, to be kept."""
+        ...
+
+    def compare(
+        self,
+        task: int,
+        states: Any,
+        inputs: Mapping[str, Tensor],
+        rows: Tensor,
+        taught: Taught,
+        texts: Sequence[int],
+    ) -> Compared:
+        """The student's answers against the teacher's: `rows` of the batch are `texts`."""
+        ...
+
+    def agreement(self, task: int, said: Tensor, taught: Taught, texts: Sequence[int]) -> float:
+        """How well the answers of all these texts agree: 1 is the same."""
+        ...
+
+
+class Installed(NamedTuple):
+    """A form on its device, with the hooks that add updates."""
+
+    form: Form
+    adder: Adder
+    device: torch.device
