@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
+from peft import (
+    set_peft_model_state_dict as put,  # pyright: ignore[reportUnknownVariableType]
+)
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -93,9 +96,10 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
         raise unknown_name(
             "adapter", adapter, peft_model.peft_config, where="the model", error=AdapterError
         )
+    said = cast(dict[str, Any], peft_model.peft_config[adapter].to_dict())
     config = {
-        key: sorted(value) if isinstance(value, set) else value
-        for key, value in peft_model.peft_config[adapter].to_dict().items()
+        key: sorted(cast(set[str], value)) if isinstance(value, set) else value
+        for key, value in said.items()
     }
     check_kind(config, adapter)
     layers: dict[str, LoraFactors] = {}
@@ -109,13 +113,14 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
             modules |= {f"{layer}.{key}": tensor for key, tensor in own.items()}
         elif isinstance(module, LoraLayer) and adapter in module.lora_embedding_A:
             embeddings.add(layer)
-            A, B = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+            A = cast(Tensor, module.lora_embedding_A[adapter])
+            B = cast(Tensor, module.lora_embedding_B[adapter])
             layers[layer] = _factors(module, adapter, layer, A, B)
         elif isinstance(module, LoraLayer) and adapter in module.lora_A:
-            A, B = module.lora_A[adapter], module.lora_B[adapter]
-            layers[layer] = _factors(module, adapter, layer, A.weight, B.weight)
-            if B.bias is not None:
-                biases[layer] = B.bias.detach() * module.scaling[adapter]
+            down, up = cast(Any, module.lora_A[adapter]), cast(Any, module.lora_B[adapter])
+            layers[layer] = _factors(module, adapter, layer, down.weight, up.weight)
+            if up.bias is not None:
+                biases[layer] = up.bias.detach() * module.scaling[adapter]
     if not layers:
         raise AdapterError(f"the adapter '{adapter}' of the model has no LoRA layer.")
     return Adapter(
@@ -188,12 +193,12 @@ def _add(peft_model: PeftModel, name: str, merged: MergedUpdate, frame: Frame) -
     tensors = {k: t for n, f in factors.items() for k, t in tensors_of(n, f, frame).items()}
     tensors |= {PREFIX + key: tensor for key, tensor in frame.modules.items()}
     config = lora_config({layer: f.rank for layer, f in factors.items()}, frame)
-    active = peft_model.active_adapter
+    active = cast(str, peft_model.active_adapter)
     trained = {key: p.requires_grad for key, p in peft_model.named_parameters()}
     try:
         peft_model.add_adapter(name, config)
-        loaded: Any = set_peft_model_state_dict(peft_model, tensors, adapter_name=name)
-        missing = [key for key in loaded.missing_keys if f".{name}." in f"{key}."]
+        loaded = cast(Any, put(peft_model, tensors, adapter_name=name))
+        missing = [key for key in cast(list[str], loaded.missing_keys) if f".{name}." in f"{key}."]
         left: list[str] = [*missing, *loaded.unexpected_keys]
         if left:
             raise AdapterError(
