@@ -15,19 +15,20 @@ from safetensors.torch import save_file
 from benchmarks.fuzz_adapters import NAME, write_adapter
 from benchmarks.fuzz_mutate import json_bytes, mutated, nothing_but
 from orthomerge import OsrmConfig, Statistics, convert_adapters, merge_adapters, verify
-from orthomerge.adapters import (
-    ConvertConfig,
-    Figure,
-    add_figures,
-    read_adapter,
-    record_of,
-    start_record,
-)
-from orthomerge.adapters.provenance import seal, seal_again, write_sealed
+from orthomerge.adapters import ConvertConfig, read_adapter
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.files import atomic_path
 from orthomerge.models.assets import resolve_model
 from orthomerge.moments import SecondMoment
+from orthomerge.records import (
+    CardScore,
+    add_scores,
+    record_of,
+    seal,
+    seal_again,
+    start_record,
+)
+from orthomerge.records.file import write_sealed
 from orthomerge.statistics.meta import StatisticsMeta
 
 _Once = Callable[[random.Random], None]
@@ -95,7 +96,7 @@ def _used(rng: random.Random, out: Path, name: str, adapter: Path) -> None:
     """What reads a record: one of them."""
     use = rng.random()
     if use < 0.1:
-        add_figures(out, [Figure(task="a", metric="accuracy", value=0.5, n=10)])
+        add_scores(out, [CardScore(task="a", metric="accuracy", value=0.5, n=10)])
     elif use < 0.2:
         with atomic_path(out.with_name("again")) as folder:
             folder.mkdir()

@@ -9,7 +9,7 @@ from conftest import call
 from small_adapters import make_adapter
 
 from orthomerge.adapters import merge_adapters, merge_to_model, read_adapter
-from orthomerge.adapters.provenance import read_record
+from orthomerge.records import read_record
 
 SUMMED = [
     ("training.json", {"constraint": "project"}),

@@ -27,10 +27,10 @@ from transformers import (
 
 from orthomerge.adapters import read_adapter
 from orthomerge.adapters.full_model import save_full_model
-from orthomerge.adapters.provenance import seal
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import plan_merge
+from orthomerge.records import seal
 
 WEIGHTS = [0.7, 0.4]
 IDS = torch.arange(24).reshape(2, 12) % 40

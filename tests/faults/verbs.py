@@ -31,10 +31,10 @@ from injection import disk, end, kill, refuse, watch
 from safetensors.torch import save_file
 from small_adapters import make_adapter
 
-from orthomerge.adapters.provenance import seal
 from orthomerge.cli import _app
 from orthomerge.fisher import file as fisher
-from orthomerge.io.outputs import MERGE, START, TRAINING
+from orthomerge.io.names import MERGE, START, TRAINING
+from orthomerge.records import seal
 from orthomerge.statistics import file as statistics
 
 FAULTS = {"SIGKILL": kill, "SIGTERM": end, "ENOSPC": refuse(errno.ENOSPC)}

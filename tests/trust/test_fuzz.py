@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthomerge.adapters.verify import verify
+from orthomerge.adapters import verify
 from orthomerge.errors import AdapterError, MergeError, OrthomergeError, RecipeError
 from orthomerge.experiment.costs import Costs
 from orthomerge.experiment.plan import throughput_of_run

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conftest import call
 
-from orthomerge.adapters.licences import NOT_STATED, licence_of
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.files import is_folder, local
+from orthomerge.records.licences import NOT_STATED, licence_of
 
 VERBS = [("merge", "{}", "{}"), ("convert", "{}"), ("eval", "{}", "--task", "{}.csv")]
 ODD = {"long": "x" * 300, "nobody's": "~nobody-has-this-name/adapter", "null": "a\0b"}

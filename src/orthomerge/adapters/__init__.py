@@ -1,7 +1,6 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
 from orthomerge.adapters.align import align_adapters
-from orthomerge.adapters.card import licence_remarks
 from orthomerge.adapters.config import (
     CONSTRAINTS,
     CONVERT_SHARE,
@@ -35,9 +34,7 @@ from orthomerge.adapters.convert import (
     total_loss,
 )
 from orthomerge.adapters.distilled import save_distilled
-from orthomerge.adapters.figures import Figure, add_figures, figure_of, read_figures
 from orthomerge.adapters.files import (
-    HEADS,
     Adapter,
     read_adapter,
     read_head,
@@ -70,20 +67,17 @@ from orthomerge.adapters.penalty import (
     penalty_charges,
     read_penalty,
 )
-from orthomerge.adapters.provenance import record_of, seal, seal_again
-from orthomerge.adapters.record import start_record
+from orthomerge.adapters.redo import verify
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
 from orthomerge.adapters.tensors import require_finite
 from orthomerge.adapters.trained import Trained, read_trained, write_training
-from orthomerge.adapters.verify import Check, verify
 from orthomerge.adapters.write import as_factors
 
 __all__ = [
     "CONSTRAINTS",
     "CONVERT_SHARE",
     "FROZEN_B",
-    "HEADS",
     "KEPT_OUT",
     "PEFT_START",
     "PENALTY",
@@ -98,19 +92,16 @@ __all__ = [
     "Adapter",
     "Charge",
     "Charges",
-    "Check",
     "Chosen",
     "ConvertConfig",
     "Converted",
     "Directions",
-    "Figure",
     "Needed",
     "OsrmConfig",
     "Penalty",
     "Projection",
     "Started",
     "Trained",
-    "add_figures",
     "align_adapters",
     "as_factors",
     "captured",
@@ -119,12 +110,10 @@ __all__ = [
     "constraint_of",
     "convert_adapters",
     "described",
-    "figure_of",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",
     "kept_out_directions",
-    "licence_remarks",
     "load_trainable",
     "lora_layers",
     "merge_adapters",
@@ -136,14 +125,12 @@ __all__ = [
     "penalty_charges",
     "plan_ranks",
     "read_adapter",
-    "read_figures",
     "read_head",
     "read_kept_out",
     "read_loaded",
     "read_needed",
     "read_penalty",
     "read_trained",
-    "record_of",
     "require_finite",
     "require_form",
     "require_same_base",
@@ -151,11 +138,8 @@ __all__ = [
     "save_full_model",
     "save_merged",
     "save_start",
-    "seal",
-    "seal_again",
     "settled",
     "start_adapter",
-    "start_record",
     "total_loss",
     "unit_rows",
     "verify",

@@ -8,23 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.adapters.card import converted_card
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.constrain import Directions, write_kept_out
-from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS, Adapter, read_adapter
+from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.output import distinct_names
-from orthomerge.adapters.provenance import seal, sources_of
-from orthomerge.adapters.record import about_adapter, about_base, versions
 from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
-from orthomerge.adapters.settings import CONFIG
 from orthomerge.adapters.solve import LayerProblem
 from orthomerge.adapters.statistics import beside_files, require_base
 from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import atomic_path, copy_inside
-from orthomerge.io.outputs import CONVERT, require_apart, require_free
+from orthomerge.io.names import CONFIG, CONVERT, HEAD, HEADS, WEIGHTS
+from orthomerge.io.outputs import require_apart, require_free
+from orthomerge.records import about_adapter, about_base, converted_card, seal, sources_of, versions
 from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import get_solver
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.merge import save_merged
-from orthomerge.adapters.provenance import record_of, seal_again
 from orthomerge.io.files import atomic_path
-from orthomerge.io.outputs import MERGE, require_free
+from orthomerge.io.names import MERGE
+from orthomerge.io.outputs import require_free
 from orthomerge.merging import MergeConfig, MergedUpdate
+from orthomerge.records import cards, record_of, seal_again
 
 METHOD = "distill"
 """What a record calls the method of a merge that was trained towards its parts' own answers."""

@@ -14,14 +14,13 @@ from orthomerge.adapters.base import BaseWeights, dora_update
 from orthomerge.adapters.hub import locate_adapter
 from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
-from orthomerge.adapters.mistaken import WEIGHTS, no_adapter
+from orthomerge.adapters.mistaken import no_adapter
 from orthomerge.adapters.settings import read_settings
 from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor, require_finite
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import file_sha256
-
-HEADS, HEAD = "heads", ".safetensors"
+from orthomerge.io.names import HEAD, WEIGHTS
 
 
 @dataclass(frozen=True)

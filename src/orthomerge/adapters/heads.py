@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.tensors import shapes_of
 from orthomerge.errors import AdapterError
+from orthomerge.io.files import slug
 from orthomerge.merging import HEADS
 
 POLICIES = HEADS
@@ -82,3 +84,11 @@ def saved_modules(adapters: Sequence[Adapter], modules: Mapping[str, Tensor]) ->
     there = {part for name in modules for part in name.split(".")}
     dotted = {n for n in named if "." in n and any(f"{n}." in f"{name}." for name in modules)}
     return sorted((named & there) | dotted) or None
+
+
+def described_head(name: str, adapter: Adapter) -> dict[str, Any] | None:
+    """The name of a head's file and how many labels it tells apart, None where there is none."""
+    shapes = shapes_of(adapter.modules)
+    if not shapes:
+        return None
+    return {"name": slug(name), "labels": label_count(shapes, adapter.config.get("task_type"))}

@@ -23,13 +23,12 @@ from orthomerge.adapters.constrain import (
 )
 from orthomerge.adapters.files import Adapter, check_start
 from orthomerge.adapters.penalty import PENALTY, Charges, penalty_charges, write_penalty
-from orthomerge.adapters.provenance import record_of, seal
-from orthomerge.adapters.record import versions
 from orthomerge.adapters.solve import directions_of, layer_problems, rows_of
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, derive_seed
-from orthomerge.io.outputs import START
+from orthomerge.io.names import START
+from orthomerge.records import record_of, seal, versions
 from orthomerge.statistics import Statistics, describe_model, target_layers
 from orthomerge.subspace import Subspace, get_solver
 

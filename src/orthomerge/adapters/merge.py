@@ -14,12 +14,12 @@ from orthomerge.adapters.base import find_base
 from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
-from orthomerge.adapters.output import TASKS, MergeOutput
-from orthomerge.adapters.provenance import sources_of
+from orthomerge.adapters.output import MergeOutput
 from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.weights import weighed
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
+from orthomerge.io.names import TASKS
 from orthomerge.io.outputs import require_apart, require_free
 from orthomerge.merging import (
     LayerWeights,
@@ -33,6 +33,7 @@ from orthomerge.merging import (
     plan_merge,
 )
 from orthomerge.merging.merged import MergedLayer
+from orthomerge.records import sources_of
 from orthomerge.statistics import Statistics
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orthomerge.adapters.checkpoint import INDEX, SINGLE, read_header
 from orthomerge.errors import AdapterError, nearest
+from orthomerge.io.names import CONFIG, WEIGHTS
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KOHYA = re.compile(r"^lora_(unet|te\d?|transformer|prior_unet)_|\.lora_(down|up)\.weight$")
 _DIFFUSERS = re.compile(r"^(unet|transformer|text_encoder(_\d)?|diffusion_model|prior)\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -11,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthomerge.adapters.card import cards
 from orthomerge.adapters.files import Adapter, common_base
-from orthomerge.adapters.heads import AveragedModules, saved_modules
-from orthomerge.adapters.provenance import seal
-from orthomerge.adapters.record import merge_record
+from orthomerge.adapters.heads import AveragedModules, described_head, saved_modules
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import atomic_path, slug
-from orthomerge.io.outputs import MERGE
+from orthomerge.io.names import MERGE, TASKS
 from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.merging.merged import MergedLayer
+from orthomerge.records import cards, merge_record, seal
 
-TASKS = "tasks"
 # With these PEFT adds the head to what it loads, which the shared adapter has only if averaged.
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
@@ -103,8 +100,11 @@ class MergeOutput:
 
     def record(self) -> dict[str, Any]:
         """What went in, as `merge.json` holds it; the truncation errors come with the layers."""
+        names = self._names()
+        heads = [described_head(n, a) for n, a in zip(names, self.adapters, strict=True)]
         record = merge_record(
-            self.config, self.adapters, self._names(), base_sha256=self.base_sha256,
+            self.config, self.adapters, names, heads,
+            base_model=common_base(self.adapters)[0], base_sha256=self.base_sha256,
             statistics=self.statistics, fisher=self.fisher,
         )  # fmt: skip
         return record | ({"weights_reason": self.weights_reason} if self.weights_reason else {})

@@ -1,45 +1,81 @@
-"""An output made once more from what its record says, for its files' hashes."""
+"""`verify`, and an output made once more from what its record says."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from orthomerge.adapters.card import cards, converted_card
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.convert import convert_adapters
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
-from orthomerge.adapters.provenance import base_here, entries_of, place_of, read_record
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.io.outputs import CONVERT, MERGE, START
+from orthomerge.io.names import CARD, CONVERT, MERGE, START
 from orthomerge.merging import FULL, MergeConfig
+from orthomerge.models.assets import nothing_fetched
+from orthomerge.records import Check, Recorded, check, read_record
+from orthomerge.records.inputs import base_here, place_of
+from orthomerge.records.verify import ALTERED, SAME
 
 # What values of other types come to where they are used.
 _TYPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
-def made_again(
-    folder: Path,
-    name: str,
-    record: dict[str, Any],
-    entries: Sequence[dict[str, Any]],
-    places: Sequence[Path | None],
-    base: str | None,
-) -> dict[str, str]:
-    """The hashes of the files of a second merge or conversion, by name, but for its record's.
+def verify(
+    path: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    redo: bool = False,
+    base: str | None = None,
+) -> list[Check]:
+    """Hold a folder of ours, a statistics or a Fisher file to the hashes it carries.
 
-    `name` is the record's file, `entries` what it says of the adapters, `places` where they lie.
+    Every file of a folder must have the hash that its record gives it, and no other file may lie
+    there (hidden ones are passed by). Inputs, and the base where the record holds its hash, are
+    looked for where the record says, or at `adapters`, in the order they were merged in; nothing is
+    fetched. `redo` merges or converts them again and compares the files bit for bit, but for the
+    cards, whose words may change with the version.
+
+    Args:
+        path: what `merge`, `convert`, `init`, `train`, `stats` or `fisher` wrote.
+        adapters: where the input adapters are now.
+        redo: merge or convert again, into a temporary folder beside the output.
+        base: the base model, where it is elsewhere than the record says.
+
+    Raises:
+        AdapterError: no output with a record there, one that is not done again (a start, a
+            conversion that was trained after it), or inputs that this needs and that are not here.
+        StatisticsError: a file that is neither statistics nor Fisher information.
+    """
+    path = Path(path)
+    if redo and path.is_file():
+        raise AdapterError(f"'{path}' is no merge: leave out the redo.")
+    checks = check(path, adapters=adapters, base=base)
+    if not redo:
+        return checks
+    found = Recorded.of(path, adapters)
+    with nothing_fetched():
+        made = _made_again(found, base)
+    files = {**found.record["files"], **dict.fromkeys(made)}
+    return checks + [
+        Check("redo", name, SAME if made.get(name) == found.record["files"].get(name) else ALTERED)
+        for name in sorted(files)
+        if Path(name).name != CARD
+    ]
+
+
+def _made_again(found: Recorded, base: str | None) -> dict[str, str]:
+    """The hashes of the files of a second merge or conversion, by name, but for its record's.
 
     Raises:
         AdapterError: a start, a conversion that was trained after it, a record that does not say
             how, or adapters that are not here.
         OrthomergeError: statistics or Fisher information that are not here.
     """
+    folder, name, record = found.folder, found.name, found.record
     if name not in (MERGE, CONVERT):
         raise AdapterError(
             f"'{folder}' is a {'start' if name == START else 'training'}: only merges and "
@@ -53,11 +89,11 @@ def made_again(
             "again: leave out --redo (redo=True)."
         )
     lies = base or _recorded_base(record, folder)
-    read = [_named(e, p, lies) for e, p in zip(entries, places, strict=True)]
+    read = [_named(e, p, lies) for e, p in zip(found.entries, found.places, strict=True)]
     again = _convert if name == CONVERT else _merge
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.parent) as at:
-            return again(folder, record, entries, read, lies, Path(at) / folder.name)
+            return again(found, read, lies, Path(at) / folder.name)
     except _TYPES as problem:
         verb = "convert" if name == CONVERT else "merge"
         raise AdapterError(
@@ -67,14 +103,10 @@ def made_again(
 
 
 def _merge(
-    folder: Path,
-    record: dict[str, Any],
-    entries: Sequence[dict[str, Any]],
-    read: Sequence[Adapter],
-    base: str | None,
-    target: Path,
+    found: Recorded, read: Sequence[Adapter], base: str | None, target: Path
 ) -> dict[str, str]:
-    config = _config_of(record, entries, base)
+    folder, record = found.folder, found.record
+    config = _config_of(record, found.entries, base)
     needed: dict[str, Any] = {
         "statistics": _again(record.get("statistics"), "statistics", folder) or None,
         "fisher": _again(record.get("fisher"), "fisher", folder) or None,
@@ -83,8 +115,7 @@ def _merge(
         merge_to_model(read, target, config, max_shard_size=record["max_shard_size"], **needed)
     else:
         merge_adapters(read, config, output=target, **needed)
-    again = read_record(target)[1]
-    return again["files"] | _hashes(cards(_told(again, record, entries)))
+    return read_record(target)[1]["files"]
 
 
 def _config_of(
@@ -107,13 +138,9 @@ def _config_of(
 
 
 def _convert(
-    folder: Path,
-    record: dict[str, Any],
-    entries: Sequence[dict[str, Any]],
-    read: Sequence[Adapter],
-    base: str | None,
-    target: Path,
+    found: Recorded, read: Sequence[Adapter], base: str | None, target: Path
 ) -> dict[str, str]:
+    folder, record = found.folder, found.record
     (adapter,), sources = read, record["statistics"]
     if len(sources["own"]) > 1:
         raise AdapterError(
@@ -128,25 +155,7 @@ def _convert(
         config=ConvertConfig(**record["config"]),
         base=base,
     )
-    again = read_record(target)[1]
-    told = _told(again, record, entries)
-    card = converted_card(told, adapter.config.get("task_type"))
-    return again["files"] | _hashes({"README.md": card})
-
-
-def _told(
-    again: dict[str, Any], record: dict[str, Any], entries: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The second record for a card; what came from elsewhere is as it was recorded."""
-    elsewhere = ("base", "base_model", "base_licence", "figures", "weights_reason")
-    return {
-        **again,
-        **{key: record.get(key) for key in elsewhere},
-        "adapters": [
-            {**entry, "licence": recorded.get("licence")}
-            for entry, recorded in zip(entries_of(again), entries, strict=True)
-        ],
-    }
+    return read_record(target)[1]["files"]
 
 
 def _require_untrained(folder: Path, record: dict[str, Any]) -> None:
@@ -163,10 +172,6 @@ def _recorded_base(record: dict[str, Any], output: Path) -> str | None:
     found = base_here(record, output)
     written = record.get("base_sha256")
     return found.path_or_id if found and written in (None, found.sha256) else None
-
-
-def _hashes(texts: dict[str, str]) -> dict[str, str]:
-    return {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def _named(entry: dict[str, Any], place: Path | None, base: str | None) -> Adapter:

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, cast
 from peft import TaskType
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from orthomerge.adapters.mistaken import CONFIG, no_adapter
+from orthomerge.adapters.mistaken import no_adapter
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
+from orthomerge.io.names import CONFIG
 
 LONGEST = 1024
 """Characters of a layer's name or of an expression for one."""

@@ -10,7 +10,7 @@ from orthomerge.adapters.config import CONSTRAINTS, FROZEN_B
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
 from orthomerge.io.files import write_json
-from orthomerge.io.outputs import TRAINING
+from orthomerge.io.names import TRAINING
 
 
 class Trained(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from orthomerge.adapters.files import Adapter
 from orthomerge.io.documents import Unreadable, is_object, read_json
-from orthomerge.io.outputs import CONVERT, START, TRAINING
+from orthomerge.io.names import CONVERT, START, TRAINING
 from orthomerge.merging import MergeConfig
 
 MADE_TO_SUM = ("freeze", "project", "penalty")

@@ -12,11 +12,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from orthomerge.adapters.base import dense_factors
-from orthomerge.adapters.files import HEAD, HEADS, WEIGHTS
 from orthomerge.adapters.keys import PREFIX
 from orthomerge.adapters.tensors import TensorWriter
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
+from orthomerge.io.names import HEAD, HEADS, WEIGHTS
 
 
 @dataclass(frozen=True)

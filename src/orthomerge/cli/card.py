@@ -27,9 +27,9 @@ def card(
 
     Example: [bold]orthomerge card model/ --results sentiment.json --results topic.json[/]
     """
-    from orthomerge.adapters import add_figures, read_figures
+    from orthomerge.records import add_scores, read_scores
 
-    told = add_figures(folder, read_figures(results))
+    told = add_scores(folder, read_scores(results))
     if json:
         print_json({"path": str(folder), "figures": [figure.model_dump() for figure in told]})
         return

@@ -96,9 +96,9 @@ def evaluate(
     how = _Scoring(prompt, scoring, max_length or (128 if prompt else 48))
     said = _scored(adapter, about, how, head, base, rows or 300, seed)
     if card:
-        from orthomerge.adapters import add_figures, figure_of
+        from orthomerge.records import add_scores, score_of
 
-        add_figures(adapter, [figure_of(said)])
+        add_scores(adapter, [score_of(said)])
     if json:
         print_json(said)
         return
@@ -153,12 +153,13 @@ def _scored(
 
 def _head(folder: Path, adapter: Adapter, named: Path | None, about: Task) -> Mapping[str, Tensor]:
     """The head that was named, else the task's own beside a merge, else the adapter's."""
-    from orthomerge.adapters import HEADS, read_head
+    from orthomerge.adapters import read_head
     from orthomerge.io.files import slug
+    from orthomerge.io.names import HEAD, HEADS
 
     if named:
         return read_head(named)
-    kept = folder / HEADS / f"{slug(about.name)}.safetensors"
+    kept = folder / HEADS / f"{slug(about.name)}{HEAD}"
     return read_head(kept) if kept.is_file() else adapter.modules
 
 

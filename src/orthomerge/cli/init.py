@@ -90,7 +90,8 @@ def init(
     """
     from orthomerge.adapters import OsrmConfig, settled
     from orthomerge.errors import RecipeError
-    from orthomerge.io.outputs import START, require_free
+    from orthomerge.io.names import START
+    from orthomerge.io.outputs import require_free
     from orthomerge.statistics import Statistics
 
     inputs = [*others, *(existing or ()), own]
@@ -176,6 +177,7 @@ def _make(
     from orthomerge import adapters
     from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_for
+    from orthomerge.records import start_record
 
     found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
     told.check(found, model, shape.task_type)
@@ -193,7 +195,7 @@ def _make(
     )  # fmt: skip
     started = adapters.start_adapter(wrapped, read, mine, config, existing=trained)
     energies = adapters.captured(started.chosen)
-    record = adapters.start_record(
+    record = start_record(
         config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
         existing=trained, quiet_energy=shape.quiet_energy, captured=energies,
     )  # fmt: skip

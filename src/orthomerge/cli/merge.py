@@ -219,21 +219,15 @@ def _write_model(
 
 
 def _say_why(output: Path, *, as_json: bool) -> dict[str, Any]:
-    """Tell what a user may want to decide: the default weight, licences that do not go together.
-
-    Returns what is said of the weights as JSON.
-    """
-    from orthomerge.adapters import licence_remarks
-    from orthomerge.adapters.provenance import read_record
+    """Say a default weight with its reason; returns what is said of the weights as JSON."""
     from orthomerge.cli._app import err
+    from orthomerge.records import read_record
 
     record = read_record(output)[1]
-    said = [f"licences: {text}" for kind, text in licence_remarks(record) if kind == "clash"]
     reason = record.get("weights_reason")
     if reason and not as_json:
-        said.insert(0, f"weight {reason}; --weights decides otherwise.")
-    for text in said:
-        err.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+        text = f"note: weight {reason}; --weights decides otherwise."
+        err.print(text, highlight=False, markup=False, soft_wrap=True)
     return {"weights": [a["weight"] for a in record["adapters"]], "weights_reason": reason}
 
 

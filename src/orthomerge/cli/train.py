@@ -69,7 +69,8 @@ def train(
     from orthomerge.adapters import read_adapter, require_form
     from orthomerge.cli._app import split_names
     from orthomerge.cli._job import several_processes
-    from orthomerge.io.outputs import TRAINING, require_apart, require_free
+    from orthomerge.io.names import TRAINING
+    from orthomerge.io.outputs import require_apart, require_free
     from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_tokenizer
     from orthomerge.tasks import get_task

@@ -1,4 +1,4 @@
-"""The figures of a run's rows in the cards of the merges that it keeps."""
+"""The scores of a run's rows in the cards of the merges that it keeps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import isfinite
 
-from orthomerge.adapters import Figure, add_figures
 from orthomerge.errors import AdapterError
 from orthomerge.experiment.jobs import Evaluation
 from orthomerge.experiment.keys import Keys
 from orthomerge.io.rows import SINGLE, ResultRow
+from orthomerge.records import CardScore, add_scores
 
 
 def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow]) -> None:
@@ -27,18 +27,18 @@ def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow
         merge = keys.recipe.merges[one.merge]
         folder = keys.merged_path(one.arm, one.seed, one.rate, merge, one.weight)
         scored = [by_key[key] for _, key in one.keys if key in by_key]
-        figures = [_figure(keys, row, alone) for row in scored if isfinite(row.value)]
-        if folder.is_dir() and figures:
+        told = [_score(keys, row, alone) for row in scored if isfinite(row.value)]
+        if folder.is_dir() and told:
             with suppress(AdapterError):  # altered since: 'orthomerge verify' tells, a run goes on
-                add_figures(folder, figures)
+                add_scores(folder, told)
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def _figure(keys: Keys, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> Figure:
-    return Figure(
+def _score(keys: Keys, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> CardScore:
+    return CardScore(
         task=row.task,
         metric=row.metric,
         value=row.value,

@@ -32,7 +32,7 @@ from orthomerge.io.evidence import (
     to_lines,
 )
 from orthomerge.io.files import fingerprint, holds, write_text
-from orthomerge.io.outputs import TRAINING
+from orthomerge.io.names import TRAINING
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.moments import Moment, combine
 from orthomerge.statistics import Statistics

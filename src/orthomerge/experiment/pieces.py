@@ -25,7 +25,6 @@ from orthomerge.adapters import (
     read_adapter,
     save_start,
     start_adapter,
-    start_record,
     unit_rows,
 )
 from orthomerge.experiment.costs import Costs
@@ -41,6 +40,7 @@ from orthomerge.models.loading import (
     load_trunk,
     tokenizer_hash,
 )
+from orthomerge.records import start_record
 from orthomerge.statistics import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.training import Charged, TrainingSettings, recover_adapter, train_adapter
 from orthomerge.tuning import fisher_on_texts

@@ -10,7 +10,7 @@ from orthomerge.adapters import read_adapter, read_kept_out
 from orthomerge.errors import AdapterError, OrthomergeError
 from orthomerge.experiment.progress import Reporter
 from orthomerge.io.documents import read_json
-from orthomerge.io.outputs import TRAINING
+from orthomerge.io.names import TRAINING
 
 _T = TypeVar("_T")
 

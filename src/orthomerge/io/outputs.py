@@ -15,13 +15,10 @@ from typing import Any
 from orthomerge.errors import OrthomergeError, OutputError
 from orthomerge.io.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.io.files import fingerprint, local
-
-MERGE, CONVERT, START, TRAINING = "merge.json", "convert.json", "start.json", "training.json"
-RECORDS = (MERGE, CONVERT, START, TRAINING)
-"""The files that say what a folder was made from, with a hash of every file in it."""
+from orthomerge.io.names import CARD, CONFIG, CONVERT, RECORDS, TRAINING, WEIGHTS
 
 # What a training of version 0.1 wrote: its record held no hashes.
-_TRAINED = (TRAINING, "adapter_config.json", "adapter_model.safetensors", "README.md")
+_TRAINED = (TRAINING, CONFIG, WEIGHTS, CARD)
 # A temporary folder of ours that a killed process left (`disk.Holder`).
 _LEFT_BEHIND = re.compile(r"\..+\.part-\w+")
 

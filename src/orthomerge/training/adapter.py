@@ -33,13 +33,14 @@ from orthomerge.adapters import (
     penalty_charges,
     read_kept_out,
     read_penalty,
-    seal,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.io.files import atomic_path, file_sha256, fingerprint
-from orthomerge.io.outputs import TRAINING, require_free
+from orthomerge.io.names import TRAINING
+from orthomerge.io.outputs import require_free
 from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.prompting import IGNORED, Wording
+from orthomerge.records import seal
 from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
 from orthomerge.training.answers import AnswerTrainer

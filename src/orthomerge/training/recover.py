@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthomerge.adapters import KEPT_OUT, RECORD, record_of, seal_again
+from orthomerge.adapters import KEPT_OUT, RECORD
 from orthomerge.io.files import atomic_path
+from orthomerge.records import record_of, seal_again
 from orthomerge.tasks import Prompt, Row
 from orthomerge.training.adapter import train_adapter
 from orthomerge.training.settings import TrainingSettings

@@ -18,7 +18,7 @@ from orthomerge.adapters import (
 )
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError, UnknownNameError, unknown_name
-from orthomerge.io.outputs import MERGE
+from orthomerge.io.names import MERGE
 from orthomerge.statistics import read_texts, sample_texts
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.settings import FORMS, PROBLEMS

@@ -1,4 +1,4 @@
-"""How a card says to load what it describes: Python that loads it as it is, the heads too."""
+"""The Python of a card that loads what the card describes, with its heads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orthomerge.adapters.files import HEAD, HEADS
+from orthomerge.io.names import HEAD, HEADS
 
 # The class that has the layers' names, by PEFT's task type, and what the hub calls its task.
 AUTO = {

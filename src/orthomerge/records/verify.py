@@ -1,4 +1,4 @@
-"""Is an output what was written, and from what it says: files, inputs, and made once more."""
+"""Files and inputs of an output held to the hashes that it carries."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError, safe_open
 
-from orthomerge.adapters.files import WEIGHTS
-from orthomerge.adapters.provenance import base_here, entries_of, files_below, place_of, read_record
-from orthomerge.adapters.redo import made_again
-from orthomerge.adapters.settings import CONFIG
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.fisher import ENTRY as FISHER
 from orthomerge.fisher import load_fisher
 from orthomerge.io.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.io.files import file_sha256, fingerprint
-from orthomerge.io.outputs import START, TRAINING
-from orthomerge.models.assets import nothing_fetched
+from orthomerge.io.names import CONFIG, START, TRAINING, WEIGHTS
+from orthomerge.records.file import files_below, read_record
+from orthomerge.records.inputs import base_here, entries_of, place_of
 from orthomerge.statistics import Statistics
 from orthomerge.statistics.file import ENTRY as STATISTICS
 
@@ -44,57 +41,60 @@ class Check(NamedTuple):
         return self.state in (SAME, AWAY)
 
 
-def verify(
-    path: str | Path,
-    *,
-    adapters: Sequence[str | Path] = (),
-    redo: bool = False,
-    base: str | None = None,
+class Recorded(NamedTuple):
+    """A folder's record, and where the adapters that went in are on this machine.
+
+    `name` is the record's file, `whole` whether its own hash is right, `entries` what it says of
+    the adapters, `places` their folders (None where one is not here).
+    """
+
+    folder: Path
+    name: str
+    record: dict[str, Any]
+    whole: bool
+    entries: list[dict[str, Any]]
+    places: list[Path | None]
+
+    @classmethod
+    def of(cls, folder: Path, adapters: Sequence[str | Path] = ()) -> Recorded:
+        """The record of a folder; `adapters` are where its inputs are now, in their order.
+
+        Raises:
+            AdapterError: no record there that can be read, or another number of adapters.
+        """
+        name, record, whole = read_record(folder)
+        entries = _entries(record, folder, name)
+        if adapters and len(adapters) != len(entries):
+            raise AdapterError(
+                f"{len(adapters)} adapters for an output of {len(entries)}: name each, in their "
+                "order."
+            )
+        places = [Path(a) for a in adapters] or [place_of(e.get("path"), folder) for e in entries]
+        return cls(folder, name, record, whole, entries, list(places))
+
+
+def check(
+    path: str | Path, *, adapters: Sequence[str | Path] = (), base: str | None = None
 ) -> list[Check]:
     """Hold a folder of ours, a statistics or a Fisher file to the hashes it carries.
 
-    Every file of a folder must have the hash that its record gives it, and no other file may lie
-    there (hidden ones are passed by). Inputs, and the base where the record holds its hash, are
-    looked for where the record says, or at `adapters`, in the order they were merged in; nothing is
-    fetched. `redo` merges or converts them again and compares the files bit for bit.
-
-    Args:
-        path: what `merge`, `convert`, `init`, `train`, `stats` or `fisher` wrote.
-        adapters: where the input adapters lie now.
-        redo: merge or convert again, into a temporary folder beside the output.
-        base: the base model, where it lies elsewhere than the record says.
+    `orthomerge.verify` does so, and can make the output once more.
 
     Raises:
-        AdapterError: no output with a record there, one that is not done again (a start, a
-            conversion that was trained after it), or inputs that this needs and that are not here.
+        AdapterError: no output with a record there, or adapters that are not its.
         StatisticsError: a file that is neither statistics nor Fisher information.
     """
     path = Path(path)
     if path.is_file():
-        if redo or adapters:
-            raise AdapterError(f"'{path}' is no merge: leave out the adapters and the redo.")
+        if adapters:
+            raise AdapterError(f"'{path}' is no merge: leave out the adapters.")
         return [_sealed(path)]
-    name, record, whole = read_record(path)
-    checks = [Check("file", name, SAME if whole else ALTERED)]
-    checks += _files(path, name, record["files"])
-    found = _entries(record, path, name)
-    if adapters and len(adapters) != len(found):
-        raise AdapterError(
-            f"{len(adapters)} adapters for an output of {len(found)}: name each, in their order."
-        )
-    places = [Path(a) for a in adapters] or [place_of(e.get("path"), path) for e in found]
-    checks += [_input(entry, place) for entry, place in zip(found, places, strict=True)]
-    checks += [_source(entry, path) for entry in _statistics(record)]
-    checks += _base(record, path, base)
-    if redo:
-        with nothing_fetched():
-            made = made_again(path, name, record, found, places, base)
-        written = record["files"]
-        checks += [
-            Check("redo", file, SAME if made.get(file) == written.get(file) else ALTERED)
-            for file in sorted({*made, *written})
-        ]
-    return checks
+    found = Recorded.of(path, adapters)
+    checks = [Check("file", found.name, SAME if found.whole else ALTERED)]
+    checks += _files(path, found.name, found.record["files"])
+    checks += [_input(e, place) for e, place in zip(found.entries, found.places, strict=True)]
+    checks += [_source(entry, path) for entry in _statistics(found.record)]
+    return checks + _base(found.record, path, base)
 
 
 def _sealed(path: Path) -> Check:

@@ -1,4 +1,4 @@
-"""Figures for the card of a merge that was scored: what each task scores under it."""
+"""What each task scores under a merge, written into the merge's card and record."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from orthomerge.adapters.card import model_card
-from orthomerge.adapters.provenance import read_record, unsealed, write_sealed
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, read_json
 from orthomerge.io.files import file_sha256, write_text
-from orthomerge.io.outputs import MERGE
+from orthomerge.io.names import CARD, MERGE
+from orthomerge.records.card import model_card
+from orthomerge.records.file import read_record, unsealed, write_sealed
 
-README = "README.md"
 
-
-class Figure(BaseModel):
+class CardScore(BaseModel):
     """What one task scores under a merge: its main measure, and two to hold it against.
 
     `alone` is what the task's own adapter scores on the same rows, `majority` what a constant
@@ -37,11 +35,11 @@ class Figure(BaseModel):
     by: str = "orthomerge eval"
 
 
-def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
-    """Write figures into a merge's card and record; later ones of a task take the earlier's place.
+def add_scores(folder: str | Path, scores: Sequence[CardScore]) -> list[CardScore]:
+    """Write scores into a merge's card and record; a task's later score replaces the earlier one.
 
     Hashes of other files stay as they were recorded, so that a folder that was altered is not made
-    good. Returns all figures that the card now holds.
+    good. Returns all scores that the card now holds.
 
     Raises:
         AdapterError: no merge there, or one whose record was altered.
@@ -49,14 +47,14 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
     folder = Path(folder)
     name, record, whole = read_record(folder)
     if name != MERGE:
-        raise AdapterError(f"'{folder}' is no merge ({name}): only a merge's card holds figures.")
+        raise AdapterError(f"'{folder}' is no merge ({name}): only a merge's card holds scores.")
     if not whole:
         raise AdapterError(f"'{folder / name}' was altered since it was written: merge again.")
     content = unsealed(record)
     try:
         before: list[Any] = record.get("figures") or []
-        known = [Figure.model_validate(entry) for entry in before]
-        told = {(f.task, f.metric): f for f in (*known, *figures)}
+        known = [CardScore.model_validate(entry) for entry in before]
+        told = {(f.task, f.metric): f for f in (*known, *scores)}
         content["figures"] = [f.model_dump() for f in told.values()]
         card = model_card(content)
     except (LookupError, TypeError, AttributeError, ValueError) as problem:
@@ -65,25 +63,25 @@ def add_figures(folder: str | Path, figures: Sequence[Figure]) -> list[Figure]:
         ) from problem
     if content["figures"] == record.get("figures"):
         return list(told.values())
-    write_text(folder / README, card)
-    content["files"] = {**content["files"], README: file_sha256(folder / README)}
+    write_text(folder / CARD, card)
+    content["files"] = {**content["files"], CARD: file_sha256(folder / CARD)}
     write_sealed(folder / name, content)
     return list(told.values())
 
 
-def read_figures(files: Iterable[str | Path]) -> list[Figure]:
-    """The figures in what `orthomerge eval --json` printed, a file each.
+def read_scores(files: Iterable[str | Path]) -> list[CardScore]:
+    """The scores in what `orthomerge eval --json` printed, a file each.
 
     Raises:
         AdapterError: a file that holds something else.
     """
-    return [_figure(Path(file)) for file in files]
+    return [_score(Path(file)) for file in files]
 
 
-def _figure(file: Path) -> Figure:
+def _score(file: Path) -> CardScore:
     try:
         said = read_json(file)
-        return figure_of(said)
+        return score_of(said)
     except OSError as problem:
         raise AdapterError(
             f"'{file}' cannot be read ({problem.strerror}): name what 'orthomerge eval --json' "
@@ -95,11 +93,11 @@ def _figure(file: Path) -> Figure:
         ) from problem
 
 
-def figure_of(said: Mapping[str, Any]) -> Figure:
-    """The main figure of what `eval` found."""
+def score_of(said: Mapping[str, Any]) -> CardScore:
+    """The main score of what `eval` found."""
     metric = said["metric"]
     constant = said["majority"].get(metric)
-    return Figure(
+    return CardScore(
         task=said["task"],
         metric=metric,
         value=said["metrics"][metric],

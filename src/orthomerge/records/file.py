@@ -1,22 +1,20 @@
-"""The record of an output: what went in, and a hash of every file that came out.
+"""The record of a folder: a JSON file with a hash of every file in it and of itself.
 
-Hashes tell a file that was altered from one that was not; they are no signature, since whoever
-alters a file can write its record anew.
+Hashes show that a file was altered. They are no signature: whoever alters a file can write its
+record anew.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orthomerge.errors import AdapterError, OrthomergeError
+from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
-from orthomerge.io.files import file_sha256, fingerprint, known_sha256, write_json
-from orthomerge.io.outputs import RECORDS
-from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.io.files import file_sha256, fingerprint, write_json
+from orthomerge.io.names import RECORDS
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
@@ -96,50 +94,3 @@ def record_of(folder: Path, name: str) -> dict[str, Any]:
     if not is_object(record):
         raise AdapterError(f"'{folder / name}' is no record of what went in: it was altered.")
     return record
-
-
-def entries_of(record: Mapping[str, Any]) -> Any:
-    """What a record says of the adapters that went in: a merge's, or a conversion's one."""
-    return record.get("adapters", [record.get("adapter")])
-
-
-def place_of(named: Any, output: Path) -> Path | None:
-    """Where an input lies: as a record calls it, from here or from beside the output."""
-    if not isinstance(named, str) or not named or "\0" in named:
-        return None
-    try:
-        places = (Path(named), output.absolute().parent / named)
-        return next((p for p in places if p.exists()), None)
-    except OSError:  # a name longer than names can be
-        return None
-
-
-def base_here(
-    record: Mapping[str, Any], output: Path, named: str | None = None
-) -> ResolvedModel | None:
-    """The base model, as it is `named` or as a record names it; None where it is not here."""
-    said = named or record.get("base") or record.get("base_model")
-    if not isinstance(said, str) or not said:
-        return None
-    try:
-        return resolve_model(str(place_of(said, output) or said), fetch=False)
-    except (OrthomergeError, OSError):
-        return None
-
-
-def sources_of(
-    items: Sequence[Any] | None, beside: Path | None = None
-) -> list[dict[str, str | None]]:
-    """Where statistics or Fisher information are from, by path and hash; nulls for memory.
-
-    `beside` is the folder that the output lies in, for paths from there, so that both may move.
-    """
-    found: list[dict[str, str | None]] = []
-    for item in items or ():
-        path = item if isinstance(item, str | Path) else getattr(item, "path", None)
-        if path is None:
-            found.append({"path": None, "sha256": None})
-        else:
-            named = str(path) if beside is None else os.path.relpath(path, beside)
-            found.append({"path": named, "sha256": known_sha256(Path(path))})
-    return found

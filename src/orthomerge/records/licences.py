@@ -1,17 +1,15 @@
-"""The licence a model or an adapter states: in its card, its configuration, or at the hub."""
+"""The licence that a model or an adapter states: in its card or its configuration.
+
+Nothing is fetched: a licence that cannot be read on this machine is not stated.
+"""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import (
-    build_hf_headers,  # pyright: ignore[reportUnknownVariableType]
-    get_session,
-)
+from huggingface_hub import try_to_load_from_cache
 
 from orthomerge.io.documents import (
     YAML_BYTES,
@@ -23,16 +21,12 @@ from orthomerge.io.documents import (
     read_text,
 )
 from orthomerge.io.files import is_folder, local
-from orthomerge.models.assets import may_fetch
+from orthomerge.io.names import CARD
 from orthomerge.models.packaged import carrying
 
-CARD = "README.md"
 _CONFIGS = ("config.json", "adapter_config.json")
 _FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
-_SECONDS = 3.0
-"""How long the hub may take to give a card: a licence is worth no longer wait."""
 _ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 class Licence(NamedTuple):
@@ -64,11 +58,7 @@ def licence_in(folder: Path) -> Licence:
 
 
 def licence_of(named: str | None) -> Licence:
-    """The licence of a model by its folder or id: in the folder, its package, the cache, the hub.
-
-    Only the card is asked of the hub, and only where it is not in the hub's cache; a hub that does
-    not answer, or may not be asked (HF_HUB_OFFLINE), leaves the licence not stated.
-    """
+    """The licence of a model by its folder or id: in the folder, its package, the hub's cache."""
     if not named:
         return NOT_STATED
     if is_folder(named):
@@ -77,36 +67,12 @@ def licence_of(named: str | None) -> Licence:
         return Licence(
             record.licence.split()[0].lower(), f"package {record.package} {record.version}"
         )
-    return _at_the_hub(named) if may_fetch() else NOT_STATED
-
-
-@lru_cache(maxsize=256)
-def _at_the_hub(named: str) -> Licence:
-    """The licence in the card of a hub id, asked once a process."""
-    if not _HUB_ID.fullmatch(named):
-        return NOT_STATED
     repository, _, revision = named.partition("@")
     try:
         found = try_to_load_from_cache(repository, CARD, revision=revision or None)
-        text = read_text(found, YAML_BYTES) if isinstance(found, str) else fetch(named)
-    # The client raises its transport's errors, its own and ValueErrors for odd ids: whichever it
-    # is, a licence that cannot be read is not stated, and no reason to stop a merge.
-    except Exception:
-        return Licence(None, "its card at the hub could not be read")
-    return _in_text(text) or Licence(None, "its card at the hub says none")
-
-
-def fetch(named: str) -> str:
-    """The card of a hub id, by one try: the client's own download tries on for half a minute."""
-    repository, _, revision = named.partition("@")
-    answer: Any = get_session().get(
-        hf_hub_url(repository, CARD, revision=revision or None),
-        headers=build_hf_headers(),
-        timeout=_SECONDS,
-        follow_redirects=True,
-    )
-    answer.raise_for_status()
-    return answer.text[:YAML_BYTES]
+    except (ValueError, OSError):  # no id of the hub
+        return NOT_STATED
+    return (_of_card(Path(found)) if isinstance(found, str) else None) or NOT_STATED
 
 
 def _of_card(file: Path) -> Licence | None:
@@ -114,16 +80,10 @@ def _of_card(file: Path) -> Licence | None:
     if not file.is_file():
         return None
     try:
-        return _in_text(read_text(file, YAML_BYTES))
-    except (Unreadable, OSError):
-        return None
-
-
-def _in_text(card: str) -> Licence | None:
-    try:
+        card = read_text(file, YAML_BYTES)
         header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
         data = parse_yaml(header[1]) if header else None
-    except Unreadable:
+    except (Unreadable, OSError):
         return None
     return _stated(data, "its card")
 

@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 from small_adapters import make_adapter
 
 from orthomerge.adapters import (
-    Figure,
-    add_figures,
     convert_adapters,
     merge_adapters,
     merge_to_model,
@@ -26,6 +24,7 @@ from orthomerge.adapters import (
 )
 from orthomerge.errors import AdapterError
 from orthomerge.io.files import file_sha256
+from orthomerge.records import CardScore, add_scores
 
 HEADED = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
 
@@ -149,21 +148,41 @@ def test_parts_of_one_licence_give_it_to_the_header(two, tmp_path):
         licensed(folder, "apache-2.0")
     merge_adapters(two, output=tmp_path / "out")
     assert header(tmp_path / "out")["license"] == "apache-2.0"
-    assert "All parts state `apache-2.0`." in card(tmp_path / "out")
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record["base_licence"]["id"] == "apache-2.0"
     assert [a["licence"]["id"] for a in record["adapters"]] == ["apache-2.0"] * 2
 
 
-def test_a_clash_is_flagged_in_the_card_and_told_by_the_command(two, tmp_path):
+def test_licences_are_listed_as_the_parts_state_them_and_not_judged(two, tmp_path):
     licensed(two[0], "cc-by-nc-4.0")
     said = call("merge", *two, "--output", tmp_path / "out")
     assert "license" not in header(tmp_path / "out")
-    clash = "`cc-by-nc-4.0` (`mood`) forbids commercial use, `apache-2.0` (the base model) allows"
-    assert f"**Clash**: {clash}" in card(tmp_path / "out")
-    assert clash in said
-    assert "`topic` states no licence" in card(tmp_path / "out")
-    assert "no legal advice" in card(tmp_path / "out")
+    assert "note" not in said
+    rows = card(tmp_path / "out").split("## Licences")[1]
+    assert "| the base model | apache-2.0 | its card |" in rows
+    assert "| `mood` | cc-by-nc-4.0 | its card |" in rows
+    assert "| `topic` | not stated | – |" in rows
+
+
+def test_a_merge_asks_no_network_for_anything(two, tmp_path, monkeypatch):
+    """Though its base is a model of the hub that is not in the cache."""
+    import socket
+
+    import huggingface_hub
+
+    def asked(*address, **more):
+        raise AssertionError(f"asked {address}")
+
+    for folder in two:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "some-org/some-model"
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    monkeypatch.setattr(socket.socket, "connect", asked)
+    merge_adapters(two, output=tmp_path / "out")
+    assert header(tmp_path / "out")["base_model"] == "some-org/some-model"
+    assert "| the base model | not stated | – |" in card(tmp_path / "out")
 
 
 def test_a_converted_adapter_carries_its_licence_on(tiny_base, tmp_path):
@@ -180,17 +199,17 @@ def test_a_converted_adapter_carries_its_licence_on(tiny_base, tmp_path):
     carried_out(tmp_path / "out" / "a", tiny_base)
 
 
-# Figures -----------------------------------------------------------------------------------------
+# Scores ------------------------------------------------------------------------------------------
 
 
-def test_figures_stand_in_the_card_and_the_folder_stays_verified(two, base, tmp_path):
+def test_scores_stand_in_the_card_and_the_folder_stays_verified(two, base, tmp_path):
     merge_adapters(two, output=tmp_path / "out")
     assert "Not measured yet" in card(tmp_path / "out")
-    first = Figure(task="mood", metric="accuracy", value=0.5, n=300, majority=0.4)
-    add_figures(tmp_path / "out", [first])
-    better = Figure(task="mood", metric="accuracy", value=0.875, n=300, alone=0.9, majority=0.4)
-    other = Figure(task="topic", metric="macro_f1", value=0.75, n=200)
-    assert add_figures(tmp_path / "out", [better, other]) == [better, other]
+    first = CardScore(task="mood", metric="accuracy", value=0.5, n=300, majority=0.4)
+    add_scores(tmp_path / "out", [first])
+    better = CardScore(task="mood", metric="accuracy", value=0.875, n=300, alone=0.9, majority=0.4)
+    other = CardScore(task="topic", metric="macro_f1", value=0.75, n=200)
+    assert add_scores(tmp_path / "out", [better, other]) == [better, other]
     said = card(tmp_path / "out")
     assert "| mood | accuracy | **0.875** | 0.900 | 0.400 | 300 |" in said
     assert "| topic | macro_f1 | **0.750** | – | – | 200 |" in said
@@ -200,18 +219,18 @@ def test_figures_stand_in_the_card_and_the_folder_stays_verified(two, base, tmp_
     assert all(check.good for check in verify(tmp_path / "out", adapters=two, redo=True))
 
 
-def test_figures_do_not_make_an_altered_folder_good(two, tmp_path):
+def test_scores_do_not_make_an_altered_folder_good(two, tmp_path):
     merge_adapters(two, output=tmp_path / "out")
     with (tmp_path / "out" / "heads" / "mood.safetensors").open("ab") as file:
         file.write(b"\0")
-    figure = Figure(task="mood", metric="accuracy", value=0.5, n=300)
-    add_figures(tmp_path / "out", [figure])
+    score = CardScore(task="mood", metric="accuracy", value=0.5, n=300)
+    add_scores(tmp_path / "out", [score])
     states = {c.name: c.state for c in verify(tmp_path / "out", adapters=two)}
     assert states["heads/mood.safetensors"] == "altered" and states["README.md"] == "same"
     record = tmp_path / "out" / "merge.json"
     record.write_text(record.read_text().replace('"linear"', '"ties"'))
     with pytest.raises(AdapterError, match=r"merge\.json' was altered"):
-        add_figures(tmp_path / "out", [figure])
+        add_scores(tmp_path / "out", [score])
 
 
 def test_what_eval_measures_comes_into_the_card(tiny_base, tmp_path):
@@ -230,6 +249,6 @@ def test_what_eval_measures_comes_into_the_card(tiny_base, tmp_path):
     assert file_sha256(tmp_path / "out" / "README.md") != before
     (tmp_path / "said.json").write_text('{"task": 3}')
     with pytest.raises(AdapterError, match="not what 'orthomerge eval --json' prints"):
-        from orthomerge.adapters import read_figures
+        from orthomerge.records import read_scores
 
-        read_figures([tmp_path / "said.json"])
+        read_scores([tmp_path / "said.json"])

@@ -1,6 +1,6 @@
-"""The model card of a merge or a conversion, worked out from its record alone.
+"""The model card of a merge or a conversion, made from its record alone.
 
-So the card can be written anew when figures are known, and a second merge can be held to the first.
+So the card can be written anew when scores are known.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
-from orthomerge.adapters.card_loading import AUTO, HUB_ID, base_name, heads, loading, peft_code
-from orthomerge.adapters.clashes import Remark, listed, remarks
-from orthomerge.adapters.licences import Licence, plain
-from orthomerge.adapters.provenance import entries_of
+from orthomerge.io.names import CARD, TASKS
 from orthomerge.merging import FULL, SUM
+from orthomerge.records.inputs import entries_of
+from orthomerge.records.licences import Licence, plain
+from orthomerge.records.loading import AUTO, HUB_ID, base_name, heads, loading, peft_code
 
 
 def cards(record: Mapping[str, Any]) -> dict[str, str]:
     """Every README of a merge's folder by its place in it: its own, and each task's adapter's."""
     own: list[str] = record.get("own_adapters") or []
-    tasks = {f"tasks/{name}/README.md": task_card(record, i) for i, name in enumerate(own)}
-    return {"README.md": model_card(record), **tasks}
+    tasks = {f"{TASKS}/{name}/{CARD}": task_card(record, i) for i, name in enumerate(own)}
+    return {CARD: model_card(record), **tasks}
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -31,7 +31,6 @@ def model_card(record: Mapping[str, Any]) -> str:
     title = "Merged model" if model else "Merged LoRA adapter"
     tags = ["merged", "orthomerge"] if model else ["lora", "merged", "orthomerge"]
     parts = [
-        _header(record, tags, relation="merge" if model else "adapter"),
         f"# {title}\n\n{_opening(record, model=model)}",
         f"## What went in\n\n{_went_in(record)}",
         f"## What to expect\n\n{_expected(record)}",
@@ -40,20 +39,21 @@ def model_card(record: Mapping[str, Any]) -> str:
         "Everything that went in, with hashes of every file, is in `merge.json`; "
         "`orthomerge verify` holds the folder to it.",
     ]
-    return "\n\n".join(parts) + "\n"
+    relation = "merge" if model else "adapter"
+    return _card(record, tags, "\n\n".join(parts), relation=relation)
 
 
 def task_card(record: Mapping[str, Any], place: int) -> str:
     """The README of one task's own adapter below a merge's folder."""
     name = _name(record["adapters"][place])
     head = heads(record)[place]
-    return (
-        f"{_header(record, ['lora', 'merged', 'orthomerge'], relation='adapter')}\n\n"
+    text = (
         f"# Merged LoRA adapter: {name}\n\n"
         f"What the method `{record['method']}` gives the task {name} out of "
         f"{_count(record)}; the folder above says what went in, what to expect, and the licences "
-        f"of the parts.\n\n{peft_code(record, head)}\n"
+        f"of the parts.\n\n{peft_code(record, head)}"
     )
+    return _card(record, ["lora", "merged", "orthomerge"], text, relation="adapter")
 
 
 def converted_card(record: Mapping[str, Any], task_type: str | None) -> str:
@@ -64,9 +64,7 @@ def converted_card(record: Mapping[str, Any], task_type: str | None) -> str:
         "" if lost is None else f" It gave up {lost:.0%} of its outputs on its own task's inputs."
     )
     about = {**record, "adapters": [adapter], "task_type": task_type}
-    return f"""{_header(about, ["lora", "converted", "orthomerge"], relation="adapter")}
-
-# Converted LoRA adapter
+    text = f"""# Converted LoRA adapter
 
 {_name(adapter)} (sha256 `{(adapter["sha256"] or "")[:12]}`) of {_base(record)}, converted with
 subspace `{how["subspace"]}` so that it answers other tasks' inputs less:
@@ -80,23 +78,27 @@ subspace `{how["subspace"]}` so that it answers other tasks' inputs less:
 
 {_licences(about)}
 
-How it was converted, and what each layer lost, is in `convert.json`.
-"""
+How it was converted, and what each layer lost, is in `convert.json`."""
+    return _card(about, ["lora", "converted", "orthomerge"], text, relation="adapter")
 
 
-def _header(record: Mapping[str, Any], tags: Sequence[str], *, relation: str) -> str:
-    """The YAML that the hub reads. A base on this machine is no hub's, a licence only if one."""
+def _card(record: Mapping[str, Any], tags: Sequence[str], text: str, *, relation: str) -> str:
+    """A card with the header that the hub reads.
+
+    A base on this machine is no model of the hub, and a licence is one only if all parts state it.
+    """
     base, model = record["base_model"] or "", relation == "merge"
     auto, task = AUTO.get(record.get("task_type") or "", ("", ""))
-    licence = _common(_parts(record).values())
-    header = {
-        **({"base_model": base, "base_model_relation": relation} if HUB_ID.fullmatch(base) else {}),
-        "library_name": "transformers" if model else "peft",
-        **({"license": licence} if licence else {}),
-        **({"pipeline_tag": task} if auto else {}),
-        "tags": list(tags),
-    }
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+    on_hub = HUB_ID.fullmatch(base) is not None
+    header = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation=relation if on_hub else None,
+        library_name="transformers" if model else "peft",
+        license=_common(_parts(record).values()),
+        pipeline_tag=task if auto else None,
+        tags=list(tags),
+    )
+    return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n").content
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def _expected(record: Mapping[str, Any]) -> str:
         "| task | measure | this merge | the task's own adapter | a constant answer | rows |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    measured = listed(sorted({plain(f["by"]) for f in figures}))
+    measured = " and ".join(sorted({plain(f["by"]) for f in figures}))
     note = f"Measured by {measured}, on rows kept for tests."
     return "\n".join([*table, *rows, "", note])
 
@@ -238,27 +240,14 @@ def _common(licences: Any) -> str | None:
     return found.pop() if len(found) == 1 and None not in found and "other" not in found else None
 
 
-def licence_remarks(record: Mapping[str, Any]) -> list[Remark]:
-    """What there is to know of the parts' licences together, clashes first."""
-    return remarks(_parts(record))
-
-
 def _licences(record: Mapping[str, Any]) -> str:
-    parts = _parts(record)
-    rows = [f"| {part} | {lic.said} | {lic.where or '–'} |" for part, lic in parts.items()]
-    found = remarks(parts)
-    said = [f"- **{'Clash' if r.kind == 'clash' else 'Note'}**: {r.text}" for r in found]
-    if not found:
-        said = [f"All parts state `{_common(parts.values()) or 'permissive licences'}`."]
+    rows = [f"| {part} | {lic.said} | {lic.where or '–'} |" for part, lic in _parts(record).items()]
     return "\n".join(
         [
             "| part | licence | where it says so |",
             "| --- | --- | --- |",
             *rows,
             "",
-            *said,
-            "",
-            "This is what the parts say of themselves, read by a program, with what such licences "
-            "commonly ask. It is no legal advice; their texts decide.",
+            "This is what the parts say of themselves, read by a program; their texts decide.",
         ]
     )

@@ -140,8 +140,8 @@ def test_a_conversion_comes_out_again_bit_for_bit(how, made, tmp_path):
     for item in converted(made, tmp_path / "out", **how):
         found = verify(item.path, redo=True)
         assert {c.state for c in found} == {"same"}
-        recorded = json.loads((item.path / "convert.json").read_text())["files"]
-        assert sorted(c.name for c in found if c.what == "redo") == sorted(recorded)
+        recorded = set(json.loads((item.path / "convert.json").read_text())["files"])
+        assert {c.name for c in found if c.what == "redo"} == recorded - {"README.md"}
         assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 
@@ -154,7 +154,6 @@ def test_a_conversion_that_does_not_come_from_what_it_says_is_found(made, tmp_pa
     record["config"]["balance"] = 0.5
     file.write_text(json.dumps({**record, "sha256": fingerprint(record)}))
     assert not wrong(item.path)
-    # The card says, rounded, what is left of what the others heard.
     assert ("redo", "adapter_model.safetensors", "altered") in wrong(item.path, redo=True)
 
 

@@ -1,4 +1,4 @@
-"""What a merge or a conversion writes down of its parts: names, places, hashes, licences, heads."""
+"""What a record says of a merge, a conversion or a start: what went in, from where, and how."""
 
 from __future__ import annotations
 
@@ -6,30 +6,58 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from orthomerge.adapters.config import OsrmConfig
-from orthomerge.adapters.files import Adapter, common_base
-from orthomerge.adapters.heads import label_count
-from orthomerge.adapters.licences import licence_in, licence_of
-from orthomerge.adapters.provenance import sources_of
-from orthomerge.adapters.tensors import shapes_of
-from orthomerge.io.files import fingerprint, slug
+from orthomerge.io.files import fingerprint
 from orthomerge.merging import MergeConfig, get_method
+from orthomerge.records.inputs import sources_of
+from orthomerge.records.licences import NOT_STATED, licence_in, licence_of
+
+
+class Part(Protocol):
+    """An adapter that went in, as far as a record tells of it (`orthomerge.adapters.Adapter`)."""
+
+    @property
+    def name(self) -> str:
+        """Its short name."""
+        ...
+
+    @property
+    def called(self) -> str:
+        """What the user called it, or the hub's id and commit."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Its folder; None in memory."""
+        ...
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of its weights' file."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its `adapter_config.json`."""
+        ...
 
 
 def merge_record(
     config: MergeConfig,
-    adapters: Sequence[Adapter],
+    adapters: Sequence[Part],
     names: Sequence[str],
+    heads: Sequence[Mapping[str, Any] | None],
     *,
+    base_model: str | None,
     base_sha256: str | None,
     statistics: Sequence[Mapping[str, Any]],
     fisher: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """What went into a merge, as `merge.json` holds it; errors and hashes come later.
 
-    `base_sha256` is the base's hash where it was read or statistics of it were.
+    `heads` has the name of each head's file and how many labels it tells apart; `base_sha256` is
+    the base's hash where it was read or statistics of it were.
     """
     asked = config.to_dict()
     return {
@@ -37,25 +65,27 @@ def merge_record(
         "paper": get_method(config.method).paper,
         **{key: asked[key] for key in ("options", "seed", "rank", "layer_weights", "heads")},
         "task_type": adapters[0].config.get("task_type"),
-        **about_base(config.base, config.base or common_base(adapters)[0], base_sha256),
+        **about_base(config.base, config.base or base_model, base_sha256),
         "statistics": list(statistics),
         "fisher": list(fisher),
         "adapters": [
-            {**about_adapter(n, a), "weight": w, "head": _head(n, a)}
-            for n, a, w in zip(names, adapters, config.spread(len(adapters)), strict=True)
+            {**about_adapter(name, adapter), "weight": weight, "head": head}
+            for name, adapter, weight, head in zip(
+                names, adapters, config.spread(len(adapters)), heads, strict=True
+            )
         ],
         "versions": versions(),
     }
 
 
 def start_record(
-    config: OsrmConfig | None,
+    config: Any,
     *,
     base: str,
     base_sha256: str,
     others: Sequence[str | Path],
     own: str | Path | None = None,
-    existing: Sequence[Adapter] = (),
+    existing: Sequence[Part] = (),
     quiet_energy: float | None = None,
     captured: Mapping[str, Mapping[str, float | None]],
     beside: Path | None = None,
@@ -63,9 +93,10 @@ def start_record(
 ) -> dict[str, Any]:
     """What a start was made from, as `start.json` holds it; the hashes of its files come later.
 
-    `base` and `base_sha256` are the base model's name and hash, `others` and `own` statistics
-    files, `captured` is what `captured` gives; `beside` is as in `sources_of`, `more` said too.
-    Rank, alpha and targets are in PEFT's own file. A start by no solver has no `config`.
+    `config` is an `OsrmConfig`, or None for a start by no solver; `base` and `base_sha256` are the
+    base model's name and hash, `others` and `own` statistics files, `captured` is what `captured`
+    gives; `beside` is as in `sources_of`, and `more` is written as it is. Rank, alpha and targets
+    are in PEFT's own file.
     """
     return {
         **more,
@@ -93,26 +124,17 @@ def about_base(base: str | None, base_model: str | None, base_sha256: str | None
     }
 
 
-def about_adapter(name: str, adapter: Adapter) -> dict[str, Any]:
+def about_adapter(name: str, adapter: Part) -> dict[str, Any]:
     """What a record says of an adapter that went in: its name, place, hashes and licence."""
-    folder = adapter.path or Path()
     return {
         "name": name,
         "path": adapter.called,
         "sha256": adapter.sha256,
         "config_sha256": fingerprint(adapter.config),
-        "licence": (licence_in(folder) if adapter.path else licence_of(None))._asdict(),
+        "licence": (licence_in(adapter.path) if adapter.path else NOT_STATED)._asdict(),
     }
 
 
 def versions() -> dict[str, str]:
     """The versions of what made an output."""
     return {p: version(p) for p in ("orthomerge", "peft", "torch", "transformers")}
-
-
-def _head(name: str, adapter: Adapter) -> dict[str, Any] | None:
-    """The name of a head's file and how many labels it tells apart, None where there is none."""
-    shapes = shapes_of(adapter.modules)
-    if not shapes:
-        return None
-    return {"name": slug(name), "labels": label_count(shapes, adapter.config.get("task_type"))}

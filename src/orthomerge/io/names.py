@@ -1,0 +1,14 @@
+"""The names of the files that adapters and outputs consist of."""
+
+from __future__ import annotations
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's files of an adapter."""
+HEADS, HEAD = "heads", ".safetensors"
+"""The folder of a merge in which each task's head has a file, and how such a file ends."""
+TASKS = "tasks"
+"""The folder of a merge in which a method that leaves one update per task writes each."""
+CARD = "README.md"
+MERGE, CONVERT, START, TRAINING = "merge.json", "convert.json", "start.json", "training.json"
+RECORDS = (MERGE, CONVERT, START, TRAINING)
+"""The files that say what a folder was made from, with a hash of every file in it."""
