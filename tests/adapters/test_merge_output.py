@@ -15,8 +15,8 @@ from peft_oracle import bert, llama, loaded, outputs, save_adapter, weights
 from safetensors.torch import load_file
 
 from orthomerge.adapters import hub, merge_adapters, read_adapter, read_head, save_merged
-from orthomerge.adapters.tensors import LazyTensors, TensorWriter, open_tensors
 from orthomerge.errors import AdapterError, OutputError
+from orthomerge.io.tensors import LazyTensors, TensorWriter, open_tensors
 from orthomerge.records import read_record
 
 HEADED = {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}

@@ -70,9 +70,9 @@ from orthomerge.adapters.penalty import (
 from orthomerge.adapters.redo import verify
 from orthomerge.adapters.solve import kept_out_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
-from orthomerge.adapters.tensors import require_finite
 from orthomerge.adapters.trained import Trained, read_trained, write_training
 from orthomerge.adapters.write import as_factors
+from orthomerge.io.tensors import require_finite
 
 __all__ = [
     "CONSTRAINTS",

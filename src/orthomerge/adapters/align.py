@@ -23,10 +23,10 @@ from orthomerge.adapters.files import (
     require_one_base,
     require_same_shapes,
 )
-from orthomerge.adapters.tensors import renamed_tensors
 from orthomerge.errors import AdapterError, AssetError, OrthomergeError, OrthomergeWarning, nearest
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import local
+from orthomerge.io.tensors import renamed_tensors
 from orthomerge.models.packaged import carrying
 from orthomerge.models.wheels import packaged_model
 

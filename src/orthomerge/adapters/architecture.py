@@ -16,12 +16,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
-from orthomerge.adapters.checkpoint import (
-    Planned,
-    Stored,
-)
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.documents import is_object, read_json
+from orthomerge.io.tensors import Planned, Stored
 from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"

@@ -11,9 +11,9 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters.architecture import Names, architecture_of, read_config
 from orthomerge.adapters.checkpoint import read_checkpoint
-from orthomerge.adapters.tensors import read_tensor
 from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
+from orthomerge.io.tensors import read_tensor
 from orthomerge.models.assets import ResolvedModel, resolve_model
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from orthomerge import linalg
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import parse_json
+from orthomerge.io.tensors import write_tensors
 from orthomerge.models.loading import exact_device
 from orthomerge.statistics import trunk
 from orthomerge.subspace import project_rows_out
@@ -181,7 +181,7 @@ def write_kept_out(folder: Path, directions: Directions) -> None:
     layers = {name: leads.setdefault(id(rows), name) for name, rows in directions.rows.items()}
     tensors = {lead: directions.rows[lead].contiguous() for lead in set(layers.values())}
     about = json.dumps({"layers": layers, "within": directions.within})
-    save_file(tensors, folder / KEPT_OUT, metadata={_ENTRY: about})
+    write_tensors(folder / KEPT_OUT, tensors, {_ENTRY: about})
 
 
 def read_kept_out(folder: str | Path) -> Directions:

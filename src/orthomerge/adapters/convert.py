@@ -16,12 +16,12 @@ from orthomerge.adapters.output import distinct_names
 from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.adapters.solve import LayerProblem
 from orthomerge.adapters.statistics import beside_files, require_base
-from orthomerge.adapters.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import atomic_path, copy_inside
 from orthomerge.io.names import CONFIG, CONVERT, HEAD, HEADS, WEIGHTS
 from orthomerge.io.outputs import require_apart, require_free
+from orthomerge.io.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.records import about_adapter, about_base, converted_card, seal, sources_of, versions
 from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import get_solver

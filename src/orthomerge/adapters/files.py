@@ -16,11 +16,11 @@ from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
 from orthomerge.adapters.mistaken import no_adapter
 from orthomerge.adapters.settings import read_settings
-from orthomerge.adapters.tensors import LazyTensors, open_tensors, read_tensor, require_finite
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.io.files import file_sha256
+from orthomerge.io.files import known_sha256
 from orthomerge.io.names import HEAD, WEIGHTS
+from orthomerge.io.tensors import LazyTensors, open_tensors, read_tensor, require_finite
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
         LazyTensors(modules, source),
         config,
         folder,
-        file_sha256(weights),
+        known_sha256(weights),
         {
             n: require_finite(read_tensor(item.bias), f"the bias of layer '{n}'", source)
             * item.scaling

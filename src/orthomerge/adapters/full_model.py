@@ -20,18 +20,12 @@ from orthomerge.adapters.architecture import (
     refuse_quantized,
     untied,
 )
-from orthomerge.adapters.checkpoint import (
-    INDEX,
-    Planned,
-    index_of,
-    partition,
-    read_checkpoint,
-    write_shard,
-)
+from orthomerge.adapters.checkpoint import INDEX, index_of, partition, read_checkpoint
 from orthomerge.adapters.sums import Count, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
 from orthomerge.io.files import atomic_path, copy_inside, write_json
 from orthomerge.io.outputs import require_free
+from orthomerge.io.tensors import Planned, write_tensors
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -121,7 +115,7 @@ def save_full_model(
         if changes:
             write_json(folder / CONFIG, {**settings, **changes})
         for file, keys in files.items():
-            write_shard(folder / file, {key: planned[key] for key in keys})
+            write_tensors(folder / file, {key: planned[key] for key in keys})
         if len(files) > 1:
             write_json(folder / INDEX, index_of(files, planned))
         for name, content in (extra or {}).items():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from orthomerge.adapters.files import Adapter
-from orthomerge.adapters.tensors import shapes_of
 from orthomerge.errors import AdapterError
 from orthomerge.io.files import slug
+from orthomerge.io.tensors import shapes_of
 from orthomerge.merging import HEADS
 
 POLICIES = HEADS

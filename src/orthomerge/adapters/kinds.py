@@ -12,10 +12,10 @@ import peft
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from orthomerge.adapters.checkpoint import FLOATS, Stored
 from orthomerge.adapters.keys import EMPTY, parse_keys
 from orthomerge.adapters.settings import LayerPatterns, check_names
 from orthomerge.errors import AdapterError
+from orthomerge.io.tensors import FLOATS, Stored
 
 _FLAGS = {
     "use_qalora": "QALoRA, which pools its inputs",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orthomerge.adapters.checkpoint import INDEX, SINGLE, read_header
+from orthomerge.adapters.checkpoint import INDEX, SINGLE
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.names import CONFIG, WEIGHTS
+from orthomerge.io.tensors import read_header
 
 _KOHYA = re.compile(r"^lora_(unet|te\d?|transformer|prior_unet)_|\.lora_(down|up)\.weight$")
 _DIFFUSERS = re.compile(r"^(unet|transformer|text_encoder(_\d)?|diffusion_model|prior)\.")

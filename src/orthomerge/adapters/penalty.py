@@ -14,7 +14,6 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from orthomerge import linalg
@@ -23,6 +22,7 @@ from orthomerge.adapters.constrain import ADAPTER, lora_layers
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.files import derive_seed
+from orthomerge.io.tensors import write_tensors
 from orthomerge.models.modules import is_transposed
 from orthomerge.moments import Moment, RowMoment, SecondMoment, combine
 from orthomerge.statistics import Statistics, trunk
@@ -357,7 +357,7 @@ def write_penalty(folder: Path, charges: Charges) -> None:
             tensors[f"{name}:{kind}"] = tensor.detach().float().cpu().contiguous()
         layers[name] = [lead, ridge, base]
     about = json.dumps({"layers": layers, "strength": charges.strength})
-    save_file(tensors, folder / PENALTY, metadata={_ENTRY: about})
+    write_tensors(folder / PENALTY, tensors, {_ENTRY: about})
 
 
 def read_penalty(folder: str | Path, strength: float | None = None) -> Charges:

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 from orthomerge.adapters.architecture import Names
-from orthomerge.adapters.checkpoint import (
-    DTYPES,
-    FLOATS,
-    Planned,
-    Stored,
-    as_bytes,
-)
-from orthomerge.adapters.tensors import read_tensor
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
+from orthomerge.io.tensors import DTYPES, FLOATS, Planned, Stored, as_bytes, read_tensor
 
 Update = LoraFactors | Tensor
 UpdateOf = Callable[[str], Update | None]

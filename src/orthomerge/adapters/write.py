@@ -13,10 +13,10 @@ from torch import Tensor
 
 from orthomerge.adapters.base import dense_factors
 from orthomerge.adapters.keys import PREFIX
-from orthomerge.adapters.tensors import TensorWriter
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
 from orthomerge.io.names import HEAD, HEADS, WEIGHTS
+from orthomerge.io.tensors import TensorWriter
 
 
 @dataclass(frozen=True)

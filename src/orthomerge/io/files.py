@@ -10,7 +10,6 @@ import re
 import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -241,14 +240,34 @@ def file_sha256(path: str | Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """A file's SHA-256, computed once a process as long as the file does not change."""
-    state = path.stat()
-    return _sha256_of(str(path), state.st_size, state.st_mtime_ns)
+    """A file's SHA-256, computed once per process as long as the file does not change.
+
+    A file that gets another name is the same file.
+    """
+    state = _state(path)
+    if state not in _KNOWN:
+        _keep(state, file_sha256(path))
+    return _KNOWN[state]
 
 
-@lru_cache(maxsize=256)
-def _sha256_of(path: str, size: int, modified: int) -> str:
-    return file_sha256(path)
+def remember_sha256(path: Path, digest: str) -> None:
+    """Have `known_sha256` give the hash of a file that was computed while it was written."""
+    _keep(_state(path), digest)
+
+
+_KNOWN: dict[tuple[int, ...], str] = {}
+_MOST_KNOWN = 4096
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _keep(state: tuple[int, ...], digest: str) -> None:
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[state] = digest
 
 
 def slug(name: str) -> str:

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
 from orthomerge.io.documents import is_object, parse_json
 from orthomerge.io.files import atomic_path, fingerprint
 from orthomerge.io.outputs import require_free_file
+from orthomerge.io.tensors import write_tensors
 
 # What a file from somebody else can make go wrong in its readers; nothing of it is our fault.
 _UNREADABLE = (
@@ -61,7 +61,7 @@ class SealedKind:
             require_free_file(path, self.wrote)
         header = {self.entry: json.dumps({"sha256": fingerprint(content), **content})}
         with atomic_path(path) as temporary:
-            save_file(dict(tensors), temporary, metadata=header)
+            write_tensors(temporary, {n: tensors[n] for n in sorted(tensors)}, header)
 
     @contextmanager
     def open(self, path: Path) -> Generator[Any, None, None]:

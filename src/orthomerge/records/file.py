@@ -13,15 +13,20 @@ from typing import Any
 
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
-from orthomerge.io.files import file_sha256, fingerprint, write_json
+from orthomerge.io.files import file_sha256, fingerprint, known_sha256, write_json
 from orthomerge.io.names import RECORDS
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write the record of a finished folder, with hashes of all its files and of itself."""
-    files = {key: file_sha256(folder / key) for key in files_below(folder) if key != name}
+    files = {key: _sha256(folder / key) for key in files_below(folder) if key != name}
     content = json.loads(json.dumps({**record, "files": files}))
     write_sealed(folder / name, content)
+
+
+def _sha256(path: Path) -> str:
+    """A file's hash; weights are hashed when they are written, and not once more."""
+    return known_sha256(path) if path.suffix == ".safetensors" else file_sha256(path)
 
 
 def write_sealed(file: Path, record: Mapping[str, Any]) -> None:

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from orthomerge.io.documents import is_array, parse_json
 from orthomerge.io.files import atomic_path, fingerprint, slug
 from orthomerge.io.sealed import digest
+from orthomerge.io.tensors import write_tensors
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.training.distillation.forms import Example, Installed, Taught
 from orthomerge.training.distillation.teachers import Teacher
@@ -64,7 +64,7 @@ def keep(file: Path, key: str, taught: Taught) -> None:
         "answers": taught.answers.contiguous(),
     }
     with atomic_path(file) as path:
-        save_file(tensors, path, metadata={"key": key, "examples": json.dumps(taught.examples)})
+        write_tensors(path, tensors, {"key": key, "examples": json.dumps(taught.examples)})
 
 
 def teach(

@@ -8,17 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from orthomerge.adapters import (
-    HEADS,
-    Adapter,
-    read_adapter,
-    read_head,
-    record_of,
-    require_same_base,
-)
+from orthomerge.adapters import Adapter, read_adapter, read_head, require_same_base
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError, UnknownNameError, unknown_name
-from orthomerge.io.names import MERGE
+from orthomerge.io.names import HEADS, MERGE
+from orthomerge.records import record_of
 from orthomerge.statistics import read_texts, sample_texts
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.settings import FORMS, PROBLEMS
