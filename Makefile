@@ -87,10 +87,10 @@ dist: $(TOOLS)/.installed ## wheel and sdist in dist/, checked
 	$(TOOLS)/bin/check-wheel-contents dist/*.whl
 
 faults: $(STAMP)          ## 200 faults in a whole run and in every verb, and the page that tells
-	$(BIN)/python -m benchmarks.faults --faults 200
+	$(BIN)/python tests/faults/faults.py --faults 200
 
 fuzz: $(STAMP)            ## broken files by the thousand, and the table that says what came out
-	$(BIN)/python -m benchmarks.fuzzing
+	$(BIN)/python tests/faults/fuzzing.py
 
 setup: $(STAMP)
 

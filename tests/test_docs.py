@@ -32,11 +32,11 @@ def test_the_page_of_diagnosis_and_the_quoted_evidence_are_made_of_the_kept_line
 
 
 def test_the_page_on_faults_is_made_of_what_came_of_them(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.faults import FILE, PAGE, page
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "faults"))
+    from faults import FILE, PAGE, page
 
     found = json.loads(FILE.read_text(encoding="utf-8"))
-    assert PAGE.read_text(encoding="utf-8") == page(found), "run: python -m benchmarks.faults"
+    assert PAGE.read_text(encoding="utf-8") == page(found), "run: python tests/faults/faults.py"
 
 
 def test_the_page_on_conversion_is_made_of_the_kept_rows(monkeypatch):

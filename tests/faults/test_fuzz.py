@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
+import fuzz_runs
+import fuzzing
 import pytest
 import torch
+from fuzz_mutate import Target, nothing_but
 
 from orthomerge.adapters import verify
 from orthomerge.errors import AdapterError, MergeError, OrthomergeError, RecipeError
@@ -25,9 +26,6 @@ from orthomerge.models.assets import ResolvedModel
 from orthomerge.report.matrices import mean_disturbance
 from orthomerge.report.trials import build_trials_page
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks import fuzz_runs, fuzzing
-from benchmarks.fuzz_mutate import Target, nothing_but
 
 # Whole pages are made of what is read.
 SLOW = ("run.json", "evidence of a run", "weights.json of a search")

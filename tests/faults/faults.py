@@ -1,6 +1,6 @@
 """Put faults into a run and into every verb, and write `docs/faults.md` from what came of them.
 
-python -m benchmarks.faults --faults 200     the page alone: python -m benchmarks.faults
+    python tests/faults/faults.py --faults 200    # without --faults, the page alone
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "faults.md"
-TEXT = ROOT / "benchmarks" / "faults_page.md"
-FILE = ROOT / "benchmarks" / "results" / "faults.json"
-PROGRAMS = ROOT / "tests" / "faults"
+TEXT = HERE / "faults_page.md"
+FILE = HERE / "results" / "faults.json"
 # What a look at the folder after a sitting may find.
 PROBLEMS = (
     "wrong rows", "wrong tables", "lost rows", "lost jobs", "jobs done again", "broke",
@@ -85,7 +85,7 @@ def measure(faults: int, seed: int, points: int) -> dict[str, Any]:
             ("verbs", "verbs", ["--points", points]),
         ):
             done = subprocess.run(
-                [sys.executable, str(PROGRAMS / f"{program}.py"), f"{top}/{name}", *map(str, how)],
+                [sys.executable, str(HERE / f"{program}.py"), f"{top}/{name}", *map(str, how)],
                 stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
             found[name] = json.loads(done.stdout.splitlines()[-1])

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz_mutate import Left, json_bytes, mutated, nothing_but, scratched
+from fuzz_mutate import Left, json_bytes, mutated, nothing_but, scratched
 from orthomerge.board.runs import list_runs
 from orthomerge.experiment import packaged_recipes
 from orthomerge.experiment.costs import Costs

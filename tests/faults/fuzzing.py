@@ -1,7 +1,7 @@
 """Broken files by the thousand, in process: only `OrthomergeError` may come out, and no half file.
 
-python -m benchmarks.fuzzing --inputs 100000    # writes benchmarks/results/fuzz.json, docs/trust.md
-python -m benchmarks.fuzzing --only json        # those targets again; the rest of the table stays
+python tests/faults/fuzzing.py --inputs 100000    # writes tests/faults/results/fuzz.json, docs/trust.md
+python tests/faults/fuzzing.py --only json        # those targets again; the rest of the table stays
 
 A seeded mutator of our own: an honest value is taken, values of it are replaced by nasty ones (or
 left out, renamed, repeated), and every few times bytes of the file are flipped, cut or doubled.
@@ -27,12 +27,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import fuzz_adapters, fuzz_files, fuzz_gentle, fuzz_records, fuzz_runs
-from benchmarks.fuzz_mutate import Left, Target
+import fuzz_adapters
+import fuzz_files
+import fuzz_gentle
+import fuzz_records
+import fuzz_runs
+from fuzz_mutate import Left, Target
 from orthomerge.errors import OrthomergeError
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
-PAGE = Path(__file__).parents[1] / "docs" / "trust.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
 MARK, END = "<!-- written by make fuzz -->", "<!-- end -->"
 LIMIT_S, MEMORY = 5, 16 * 2**30
 TARGETS = 19

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.fuzz_adapters import NAME, write_adapter
-from benchmarks.fuzz_mutate import json_bytes, mutated, nothing_but
+from fuzz_adapters import NAME, write_adapter
+from fuzz_mutate import json_bytes, mutated, nothing_but
 from orthomerge import OsrmConfig, Statistics, convert_adapters, merge_adapters, verify
 from orthomerge.adapters import ConvertConfig, read_adapter
 from orthomerge.errors import OrthomergeError

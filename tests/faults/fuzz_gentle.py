@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from benchmarks.fuzz_adapters import CONFIG, NAME, factor, merged, write_adapter
+from fuzz_adapters import CONFIG, NAME, factor, merged, write_adapter
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import MergeMethod, list_methods, merge_layers
 from orthomerge.merging.compose import CONSENSUS, SPARSIFIERS
