@@ -1,6 +1,6 @@
 """Put faults into a run and into every verb, and write `docs/faults.md` from what came of them.
 
-    python tests/faults/faults.py --faults 200    # without --faults, the page alone
+python tests/faults/faults.py --faults 200    # without --faults, the page alone
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_mutate import NASTY, json_bytes, mutated, nothing_but, with_header
 from safetensors.torch import save, save_file
 
-from fuzz_mutate import NASTY, json_bytes, mutated, nothing_but, with_header
 from orthomerge import merge_adapters, verify
 from orthomerge.adapters.checkpoint import INDEX, read_checkpoint
 from orthomerge.cli._app import parse_numbers, parse_options

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import yaml
-
 from fuzz_mutate import mutated, scratched, with_header
+
 from orthomerge import Statistics
 from orthomerge.adapters import read_kept_out
 from orthomerge.adapters.constrain import KEPT_OUT, Directions, write_kept_out

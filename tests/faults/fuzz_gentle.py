@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_adapters import CONFIG, NAME, factor, merged, write_adapter
 from safetensors.torch import save
 
-from fuzz_adapters import CONFIG, NAME, factor, merged, write_adapter
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import MergeMethod, list_methods, merge_layers
 from orthomerge.merging.compose import CONSENSUS, SPARSIFIERS

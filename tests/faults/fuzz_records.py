@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
 from fuzz_adapters import NAME, write_adapter
 from fuzz_mutate import json_bytes, mutated, nothing_but
+from safetensors.torch import save_file
+
 from orthomerge import OsrmConfig, Statistics, convert_adapters, merge_adapters, verify
 from orthomerge.adapters import ConvertConfig, read_adapter
 from orthomerge.errors import OrthomergeError

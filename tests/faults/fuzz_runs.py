@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_mutate import Left, json_bytes, mutated, nothing_but, scratched
+
 from orthomerge.board.runs import list_runs
 from orthomerge.experiment import packaged_recipes
 from orthomerge.experiment.costs import Costs

@@ -25,14 +25,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fuzz_adapters
 import fuzz_files
 import fuzz_gentle
 import fuzz_records
 import fuzz_runs
+import torch
 from fuzz_mutate import Left, Target
+
 from orthomerge.errors import OrthomergeError
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"

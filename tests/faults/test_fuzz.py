@@ -26,7 +26,6 @@ from orthomerge.models.assets import ResolvedModel
 from orthomerge.report.matrices import mean_disturbance
 from orthomerge.report.trials import build_trials_page
 
-
 # Whole pages are made of what is read.
 SLOW = ("run.json", "evidence of a run", "weights.json of a search")
 

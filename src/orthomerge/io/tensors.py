@@ -263,7 +263,7 @@ def write_tensors(
     tensors: Mapping[str, Planned | Tensor],
     metadata: Mapping[str, str] = _FORMAT,
 ) -> str:
-    """Write a file of tensors whose sizes are known, each computed when its turn comes; its SHA-256.
+    """Write tensors of known sizes, each computed when its turn comes; returns the SHA-256.
 
     Raises:
         AdapterError: a tensor whose bytes are not as many as its shape says, or of a type that
