@@ -18,6 +18,7 @@ from typing import Any
 from orthomerge.adapters import read_adapter
 from orthomerge.evaluation.classification import Evaluator, score
 from orthomerge.experiment import Run, load_recipe
+from orthomerge.experiment.steps import adapter_steps
 from orthomerge.io.files import append_lines, fingerprint
 from orthomerge.io.rows import ResultRow, append_rows, read_rows
 from orthomerge.training.distillation import DistillSettings, distill_adapters
@@ -34,9 +35,9 @@ def chosen_rate(run: Run, arm: str) -> float:
 
 def distil(run: Run, arm: str, seed: int, options: dict[str, Any], cache: Path) -> Any:
     """The distilled merge of one arm and seed."""
-    tasks, rate = run.keys.tasks_of(arm), chosen_rate(run, arm)
-    folders = [run.pieces.adapter(arm, task, seed, rate) for task in tasks]
-    texts = [[(row.text, row.pair) for row in run.keys.data[task].train] for task in tasks]
+    steps = adapter_steps(run.exp, arm, seed, chosen_rate(run, arm))
+    folders = [run.space.get(step) for step in steps.values()]
+    texts = [[(row.text, row.pair) for row in run.exp.data[task].train] for task in steps]
     settings = DistillSettings(
         steps=options["steps"], batch_size=options["batch_size"], seed=seed,
         learning_rate=options["learning_rate"],
@@ -52,16 +53,16 @@ def score_merge(
 ) -> list[ResultRow]:
     """One row per task on the run's test rows, each with the task's own head."""
     rows, rate, part = [], chosen_rate(run, arm), run.recipe.arms[arm]
-    for task in run.keys.tasks_of(arm):
-        about, data = run.keys.tasks[task], run.keys.data[task].test
-        labels, regression = run.keys.head(task)
-        head = read_adapter(run.pieces.adapter(arm, task, seed, rate)).modules
+    for task, step in adapter_steps(run.exp, arm, seed, rate).items():
+        about, data = run.exp.tasks[task], run.exp.data[task].test
+        labels, regression = run.exp.head(task)
+        head = read_adapter(run.space.get(step)).modules
         began = time.perf_counter()
         given = evaluator.predict(
             data, found.merged.layers, head, num_labels=labels, regression=regression
         )
         metrics = score(about.kind, given, [r.label for r in data], labels)
-        key = fingerprint([run.keys.adapter_key(arm, task, seed, rate), "distill", options, task])
+        key = fingerprint([run.exp.key(step), "distill", options, task])
         rows.append(
             ResultRow(
                 task=task, arm=arm, start=part.start, solver=part.solver, granularity=None,
@@ -95,7 +96,7 @@ def main() -> None:
     kept = given.output / "results.jsonl"
     known = read_rows(kept) if kept.exists() else []
     evaluator = Evaluator(
-        run.keys.base.path_or_id, run.keys.tokenizer, max_length=recipe.data.max_length
+        run.exp.base.path_or_id, run.exp.tokenizer, max_length=recipe.data.max_length
     )
     for arm, seed, rank, steps, weight in (
         (arm, int(seed), int(rank), int(steps), None if weight == "auto" else float(weight))
@@ -110,7 +111,7 @@ def main() -> None:
             "batch_size": given.batch_size, "learning_rate": given.learning_rate,
         }  # fmt: skip
         mine = [r for r in known if (r.arm, r.seed, r.options) == (arm, seed, options)]
-        if len(mine) < len(run.keys.tasks_of(arm)):
+        if len(mine) < len(run.exp.tasks_of(arm)):
             found = distil(run, arm, seed, options, given.run / "teachers")
             mine = score_merge(run, arm, seed, options, found, evaluator)
             cost = {"arm": arm, "seed": seed, "options": options, "seconds": found.seconds,

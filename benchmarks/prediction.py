@@ -25,7 +25,7 @@ from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import Shift, couplings, predict_shift, shift_of_sum
 from orthomerge.evaluation.classification import score
 from orthomerge.experiment import Run, load_recipe
-from orthomerge.experiment.keys import MERGE_GRANULARITY
+from orthomerge.experiment.steps import MergeStep, StatisticsStep, adapter_steps
 from orthomerge.factors import LoraFactors, inner, weighted_sum
 from orthomerge.io.rows import SINGLE, ResultRow, read_rows
 from orthomerge.merging import MergedLayer, MergedUpdate
@@ -41,13 +41,14 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.recipe, _ = load_recipe(folder / "recipe.yaml")
         self.run = Run(self.recipe, folder)
-        self.pieces, self.tasks = self.run.pieces, list(self.run.keys.tasks)
+        self.space, self.tasks = self.run.space, list(self.run.exp.tasks)
         self.rows = read_rows(folder / "results.jsonl")
         self.alone = {
             (r.arm, r.seed, r.task): r for r in self.rows
             if r.method == SINGLE and r.split == "test"
         }  # fmt: skip
-        self.statistics = [self.pieces.statistics(t, MERGE_GRANULARITY) for t in self.tasks]
+        statistics = StatisticsStep.for_merging(self.run.exp)
+        self.statistics = [self.space.get(step) for step in statistics.values()]
 
     def sittings(self) -> Iterator[tuple[str, int, float]]:
         """Arm, seed and learning rate of every set of adapters that was scored alone."""
@@ -57,15 +58,16 @@ class Study:
 
     def adapters(self, arm: str, seed: int, rate: float) -> list[Adapter]:
         """The adapters in the order of the tasks."""
-        return [read_adapter(self.pieces.adapter(arm, t, seed, rate)) for t in self.tasks]
+        steps = adapter_steps(self.run.exp, arm, seed, rate)
+        return [read_adapter(self.space.get(step)) for step in steps.values()]
 
     def scores(self, update: Any, adapters: Sequence[Adapter], tasks: Sequence[str]) -> list[float]:
         """The main score of every task named, on its test rows."""
         found = []
         for task in tasks:
-            data, about = self.run.keys.data[task], self.run.keys.tasks[task]
-            labels, regression = self.run.keys.head(task)
-            predictions = self.run.scores.evaluator.predict(
+            data, about = self.run.exp.data[task], self.run.exp.tasks[task]
+            labels, regression = self.run.exp.head(task)
+            predictions = self.space.evaluator.predict(
                 data.test, update, adapters[self.tasks.index(task)].modules,
                 num_labels=labels, regression=regression,
             )  # fmt: skip
@@ -80,15 +82,16 @@ def merges(study: Study, done: set[str]) -> Iterator[dict[str, Any]]:
     for r in study.rows:
         if r.method != SINGLE:
             groups[r.arm, r.seed, r.learning_rate, r.method, r.weight][r.split][r.task] = r
-    specs = {m.method: m for m in study.recipe.merges}
+    places = {m.method: place for place, m in enumerate(study.recipe.merges)}
     for (arm, seed, rate, method, weight), splits in groups.items():
         whole = {s: v for s, v in splits.items() if len(v) == len(study.tasks)}
         name = _name(arm, seed, method, weight)
-        if not whole or name in done or method not in specs:
+        if not whole or name in done or method not in places:
             continue
         adapters = study.adapters(arm, seed, rate)
         named = dict(zip(study.tasks, adapters, strict=True))
-        merged = study.run.scores.update(arm, seed, rate, specs[method], weight, named)
+        step = MergeStep(arm, seed, rate, "test", places[method], weight)
+        merged = step.update(study.space, named)
         shift = predict_shift(_layers(merged), adapters, study.statistics)
         yield {
             "name": name, "arm": arm, "seed": seed, "method": method, "weight": weight,

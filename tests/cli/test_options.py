@@ -84,13 +84,14 @@ def test_entropy_begins_at_its_first_coefficient_on_rows_of_another_draw(files, 
 
 
 def test_plan_measures_when_it_is_told_to(tiny_base, files, tmp_path, monkeypatch):
-    from orthomerge.experiment import throughput
+    from orthomerge.experiment import estimate, preview
 
     calls = []
-    speed = throughput.estimated("h100")
-    monkeypatch.setattr(throughput, "measured", lambda: calls.append(1) or speed)
+    speed = estimate.estimated("h100")
+    monkeypatch.setattr(preview, "measured", lambda: calls.append(1) or speed)
     call("plan", "demo", "--measure")
-    assert calls == [1]
+    call("run", "demo", "--dry-run", "--speed", "measure", "--output", tmp_path)
+    assert calls == [1, 1]
 
 
 def test_the_board_listens_where_it_is_told(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_long_work_without_a_terminal_says_a_line_now_and_then(monkeypatch, cloc
             progress(done, 40, 0.5 if done > 20 else None)
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 13  # every third of 40 calls
-    assert lines[0] == "layers: 3 of 40, 0:03 h left"
+    assert lines[0] == "layers: 3 of 40, 3 min 05 s left"
     assert lines[-1] == "layers: 39 of 40, 0.5000, 5 s left"
 
 

@@ -15,6 +15,7 @@ from tiny_recipe import execute, make_recipe
 from orthomerge.adapters import read_adapter
 from orthomerge.errors import AssetError, OrthomergeError, RecipeError
 from orthomerge.experiment import Run, parse_recipe
+from orthomerge.experiment.steps import StartStep, StatisticsStep, TrainStep
 from orthomerge.tasks import glue
 
 RATE = 5e-3
@@ -27,7 +28,7 @@ def small(tiny_base, tmp_path_factory):
 
 
 def ran(values, output):
-    return execute(values, output), Run(parse_recipe(values), output).pieces
+    return execute(values, output), Run(parse_recipe(values), output).space
 
 
 def factors(folder):
@@ -36,10 +37,10 @@ def factors(folder):
 
 def test_a_frozen_B_is_the_start_and_orthonormal_and_A_learns(small, tmp_path):
     arms = {"held": {"start": "default", "constraint": "freeze_B"}}
-    rows, pieces = ran(small | {"arms": arms}, tmp_path / "run")
+    rows, space = ran(small | {"arms": arms}, tmp_path / "run")
     assert {r.constraint for r in rows} == {"freeze_B"}
-    start = dict(factors(pieces.start("held", "one", 0)))
-    for name, trained in factors(pieces.adapter("held", "one", 0, RATE)):
+    start = dict(factors(space.get(StartStep("held", "one", 0))))
+    for name, trained in factors(space.get(TrainStep("held", "one", 0, RATE))):
         assert trained.B.equal(start[name].B)
         gram = trained.B.double().T @ trained.B.double()
         torch.testing.assert_close(gram, gram.diagonal().mean() * torch.eye(4).double())
@@ -49,11 +50,11 @@ def test_a_frozen_B_is_the_start_and_orthonormal_and_A_learns(small, tmp_path):
 
 def test_a_gaussian_start_has_PEFTs_deviation_and_an_empty_B(small, tmp_path):
     arms = {"drawn": {"start": "gaussian"}, "default": {"start": "default"}}
-    rows, pieces = ran(small | {"arms": arms}, tmp_path / "run")
+    rows, space = ran(small | {"arms": arms}, tmp_path / "run")
     assert {r.start for r in rows if r.arm == "drawn"} == {"gaussian"}
-    default = dict(factors(pieces.start("default", "one", 0)))
+    default = dict(factors(space.get(StartStep("default", "one", 0))))
     entries = []
-    for name, begun in factors(pieces.start("drawn", "one", 0)):
+    for name, begun in factors(space.get(StartStep("drawn", "one", 0))):
         assert not begun.B.any()
         assert not begun.A.equal(default[name].A)
         entries.append(begun.A.flatten())
@@ -72,9 +73,9 @@ def test_a_batch_in_passes_trains_as_the_whole_batch(small, tmp_path):
     for passes in (1, 2, 4):
         training = small["training"] | {"accumulate": passes, "epochs": 4}
         values = small | {"training": training, "arms": {"default": {"start": "default"}}}
-        _, pieces = ran(values, tmp_path / f"run{passes}")
-        found[passes] = dict(factors(pieces.adapter("default", "one", 0, RATE)))
-        folder = pieces.adapter("default", "one", 0, RATE)
+        _, space = ran(values, tmp_path / f"run{passes}")
+        found[passes] = dict(factors(space.get(TrainStep("default", "one", 0, RATE))))
+        folder = space.get(TrainStep("default", "one", 0, RATE))
         losses[passes] = json.loads((folder / "training.json").read_text())["losses"][-1]
     assert len({loss[0] for loss in losses.values()}) == 1  # of the same step
     for passes in (2, 4):
@@ -165,10 +166,12 @@ def test_glue_of_other_columns_is_told_and_finished_work_is_kept(tmp_path, monke
 def test_tasks_share_a_draw_where_the_arm_says_so(small, tmp_path):
     plain = {"start": "random_orthonormal"}
     arms = {"own": plain, "shared": plain | {"seed_policy": "shared"}}
-    pieces = Run(parse_recipe(small | {"arms": arms}), tmp_path / "run").pieces
+    space = Run(parse_recipe(small | {"arms": arms}), tmp_path / "run").space
 
     def alike(arm: str) -> bool:
-        one, other = (dict(factors(pieces.start(arm, task, 0))) for task in ("one", "length"))
+        one, other = (
+            dict(factors(space.get(StartStep(arm, task, 0)))) for task in ("one", "length")
+        )
         return all(one[name].A.equal(other[name].A) for name in one)
 
     assert alike("shared") and not alike("own")
@@ -190,17 +193,17 @@ def test_the_penalty_shares_starts_and_lowers_what_others_get(tmp_path, tiny_bas
     run = Run(parse_recipe(values), tmp_path / "out")
     rows = run.execute()
     assert {r.constraint for r in rows if "penalty" in r.arm} == {"penalty"}
-    keys = run.pieces.keys
-    task = next(iter(keys.tasks))
-    start = {a: keys.start_path(a, task, 0) for a in values["arms"]}
+    exp = run.exp
+    task, other = exp.tasks
+    start = {a: StartStep(a, task, 0).path(exp) for a in values["arms"]}
     assert start["default"] == start["penalty"] == start["random"]
     assert start["osrm"] == start["osrm-penalty"]
-    adapters = {a: keys.adapter_path(a, task, 0, 5e-3) for a in values["arms"]}
+    adapters = {a: TrainStep(a, task, 0, 5e-3).path(exp) for a in values["arms"]}
     assert len(set(adapters.values())) == len(adapters)
     told = {a: json.loads((p / "training.json").read_text()) for a, p in adapters.items()}
     assert "penalties" not in told["default"]
     assert all(value >= 0 for _, value in told["penalty"]["penalties"])
-    others = run.pieces.statistics(list(keys.tasks)[1], "token")
+    others = run.space.get(StatisticsStep.for_merging(exp)[other])
 
     def disturbs(arm):
         updates = {n: f.delta().double() for n, f in factors(adapters[arm])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from orthomerge.experiment.costs import Costs
+from orthomerge.experiment.measured import Costs
 
 
 def test_a_stage_has_the_peak_of_what_was_held_in_it_though_it_is_let_go_of():

@@ -12,6 +12,7 @@ from conftest import write_task
 from orthomerge.adapters import read_adapter
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.evidence import BANDS
+from orthomerge.experiment.steps import StatisticsStep, adapter_step, adapter_steps
 from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
 
 FILES = [kind.FILE for kind in (Curve, Disturbance, Place, Spectrum)]
@@ -45,11 +46,14 @@ def finished(tiny_base, tmp_path_factory):
 
 def dense(run, arm, seed):
     """ΔW and S of every task at every layer, float64."""
-    tasks = list(run.keys.tasks)
-    paths = [run.keys.adapter_path(arm, t, seed, 5e-3) for t in tasks]
-    adapters = [read_adapter(p) for p in paths]
-    stats = [run.pieces.statistics(t, "token") for t in tasks]
-    return adapters, stats
+    steps = adapter_steps(run.exp, arm, seed, 5e-3)
+    adapters = [read_adapter(step.path(run.exp)) for step in steps.values()]
+    return adapters, list(statistics_of(run).values())
+
+
+def statistics_of(run):
+    steps = StatisticsStep.for_merging(run.exp)
+    return {task: run.space.get(step) for task, step in steps.items()}
 
 
 def test_interference_is_that_of_the_dense_updates(finished):
@@ -59,7 +63,7 @@ def test_interference_is_that_of_the_dense_updates(finished):
     ]
     for record in evidence.disturbances:
         adapters, stats = dense(run, record.arm, record.seed)
-        assert record.tasks == list(run.keys.tasks)
+        assert record.tasks == list(run.exp.tasks)
         for layer, found in record.layers.items():
             for j, item in enumerate(stats):
                 S = item.second_moment(layer)
@@ -72,7 +76,7 @@ def test_interference_is_that_of_the_dense_updates(finished):
 
 def test_places_are_parts_of_a_in_the_others_eigenbasis(finished):
     run, _, evidence = finished
-    tasks = list(run.keys.tasks)
+    tasks = list(run.exp.tasks)
     adapters, stats = dense(run, "frozen", 0)
     mine = [p for p in evidence.places if p.arm == "frozen"]
     assert {p.seed for p in mine} == {0}
@@ -102,7 +106,7 @@ def test_places_are_parts_of_a_in_the_others_eigenbasis(finished):
 
 def test_spectra_fall_and_add_up(finished):
     run, _, evidence = finished
-    stats = {t: run.pieces.statistics(t, "token") for t in run.keys.tasks}
+    stats = statistics_of(run)
     assert {s.task for s in evidence.spectra} == set(stats)
     for spectrum in evidence.spectra:
         S = stats[spectrum.task].second_moment(spectrum.layer)
@@ -117,7 +121,9 @@ def test_losses_are_those_of_the_trainings(finished):
     run, _, evidence = finished
     assert len(evidence.curves) == 2 * 2 * 3
     for curve in evidence.curves:
-        path = run.keys.adapter_path(curve.arm, curve.task, curve.seed, curve.learning_rate)
+        path = adapter_step(run.exp, curve.arm, curve.task, curve.seed, curve.learning_rate).path(
+            run.exp
+        )
         assert path.is_dir()
         assert [step for step, _ in curve.losses] == [1, 10, 20]
 

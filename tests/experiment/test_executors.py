@@ -15,10 +15,13 @@ import torch
 from tiny_recipe import check_journal, execute, journal, make_recipe, untimed
 
 from orthomerge.errors import MergeError, OrthomergeError, UnknownNameError
-from orthomerge.experiment.executors.choose import choose_executor
-from orthomerge.experiment.executors.here import Here
-from orthomerge.experiment.executors.local import Local
-from orthomerge.experiment.progress import Silent
+from orthomerge.experiment.executors import (
+    ProcessExecutor,
+    RayExecutor,
+    SerialExecutor,
+    choose_executor,
+)
+from orthomerge.experiment.progress import Reporter
 from orthomerge.io.rows import read_rows
 
 needs_ray = pytest.mark.skipif(
@@ -53,7 +56,7 @@ def alone(recipe, tmp_path_factory):
     return rows
 
 
-class Watching(Silent):
+class Watching(Reporter):
     """Counts, and kills the worker process that first says it trains, as often as asked."""
 
     def __init__(self, kills: int = 0) -> None:
@@ -96,7 +99,7 @@ class Watching(Silent):
 def test_side_by_side_and_with_a_killed_worker_the_rows_are_the_same(recipe, alone, tmp_path):
     reporter = Watching(kills=1)
     reporter.output = tmp_path
-    rows = execute(recipe, tmp_path, executor=Local(2), reporter=reporter)
+    rows = execute(recipe, tmp_path, executor=ProcessExecutor(2), reporter=reporter)
     assert untimed(rows) == untimed(alone) == untimed(tmp_path / "results.jsonl")
     assert reporter.rows == len(rows)
     assert reporter.units == reporter.size
@@ -115,7 +118,7 @@ def test_a_worker_that_keeps_dying_ends_the_run_in_a_sentence_and_all_else_is_ke
     reporter = Watching(kills=2)
     reporter.output = tmp_path
     with pytest.raises(OrthomergeError, match=r"given up after 2 attempts .*signal 9") as caught:
-        execute(recipe, tmp_path, executor=Local(1), reporter=reporter, retries=1)
+        execute(recipe, tmp_path, executor=ProcessExecutor(1), reporter=reporter, retries=1)
     assert "\n" not in str(caught.value)
     before = check_journal(tmp_path)
     assert before
@@ -128,7 +131,7 @@ def test_a_job_larger_than_the_budget_is_refused_by_name(recipe, tmp_path):
         execute(
             {**recipe, "arms": {"osrm": {"start": "min_eigen"}}},
             tmp_path,
-            executor=Local(2, memory=150_000_000),
+            executor=ProcessExecutor(2, memory=150_000_000),
         )
     assert not list(tmp_path.glob("stats/*"))
 
@@ -136,7 +139,7 @@ def test_a_job_larger_than_the_budget_is_refused_by_name(recipe, tmp_path):
 @pytest.mark.slow
 def test_jobs_side_by_side_keep_within_the_budget(recipe, alone, tmp_path):
     """Two of 200 MB do not fit into 350, one of 200 and one of 100 do."""
-    rows = execute(recipe, tmp_path, executor=Local(3, memory=350_000_000))
+    rows = execute(recipe, tmp_path, executor=ProcessExecutor(3, memory=350_000_000))
     assert untimed(rows) == untimed(alone)
     memory = {"stats": 200, "train": 200, "eval": 200, "merge": 200, "start": 100, "fisher": 100}
     at_work, most = {}, 0
@@ -153,7 +156,7 @@ def test_jobs_side_by_side_keep_within_the_budget(recipe, alone, tmp_path):
 def test_a_mistake_in_a_worker_is_the_same_sentence(recipe, tmp_path):
     merges = [{"method": "ties", "options": {"density": 7.0}}]
     said = []
-    for place, executor in (("here", Here()), ("local", Local(2))):
+    for place, executor in (("serial", SerialExecutor()), ("process", ProcessExecutor(2))):
         with pytest.raises(OrthomergeError) as caught:
             execute({**recipe, "merges": merges}, tmp_path / place, executor=executor)
         said.append(str(caught.value))
@@ -181,8 +184,6 @@ def test_on_a_ray_cluster_with_a_killed_worker_the_rows_are_the_same(recipe, alo
     import ray
     from ray.cluster_utils import Cluster
 
-    from orthomerge.experiment.executors.ray import OnRay
-
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
@@ -202,7 +203,7 @@ def test_on_a_ray_cluster_with_a_killed_worker_the_rows_are_the_same(recipe, alo
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         killer.start()
-        rows = execute(recipe, tmp_path, executor=OnRay("auto"), reporter=reporter)
+        rows = execute(recipe, tmp_path, executor=RayExecutor("auto"), reporter=reporter)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -217,18 +218,14 @@ def test_on_a_ray_cluster_with_a_killed_worker_the_rows_are_the_same(recipe, alo
 @needs_ray
 @pytest.mark.slow
 def test_what_no_machine_of_the_cluster_has_is_said(recipe, tmp_path):
-    from orthomerge.experiment.executors.ray import OnRay
-
     values = {**recipe, "resources": {"start": {"gpus": 512, "memory": "1MB"}}}
     with pytest.raises(OrthomergeError, match=r"no machine .*kind 'start'.*512 GPUs"):
-        execute(values, tmp_path, executor=OnRay())
+        execute(values, tmp_path, executor=RayExecutor())
 
 
 @needs_ray
 def test_no_cluster_is_said():
-    from orthomerge.experiment.executors.ray import OnRay
-
-    executor = OnRay("127.0.0.1:1")
+    executor = RayExecutor("127.0.0.1:1")
     with pytest.raises(OrthomergeError, match=r"no Ray cluster at '127.0.0.1:1'"):
         executor._connect()
 
@@ -236,10 +233,13 @@ def test_no_cluster_is_said():
 def test_an_executor_that_cannot_be_is_a_sentence(monkeypatch):
     with pytest.raises(UnknownNameError, match="did you mean 'ray'"):
         choose_executor("rya")
-    with pytest.raises(OrthomergeError, match="--executor local"):
-        choose_executor("ray", jobs=2)
+    for name in ("ray", "serial"):
+        with pytest.raises(OrthomergeError, match="--executor process"):
+            choose_executor(name, jobs=2)
     with pytest.raises(OrthomergeError, match="--executor ray"):
-        choose_executor("local", address="auto")
+        choose_executor(address="auto")
+    for told, kind in (({}, SerialExecutor), ({"jobs": 2}, ProcessExecutor)):
+        assert isinstance(choose_executor(**told), kind)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(OrthomergeError, match=r"pip install 'orthomerge\[ray\]'"):
         choose_executor("ray")

@@ -9,9 +9,9 @@ import pytest
 from conftest import write_task
 
 from orthomerge.experiment import load_recipe, parse_recipe
-from orthomerge.experiment.graph import Graph
-from orthomerge.experiment.jobs import KINDS
-from orthomerge.experiment.keys import Keys
+from orthomerge.experiment.choices import asked, steps_behind
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.steps import KINDS, MergeStep
 from orthomerge.io.rows import ResultRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROW = ResultRow(
 
 
 @pytest.fixture
-def graph(tiny_base, tmp_path):
+def exp(tiny_base, tmp_path):
     tasks = [str(write_task(tmp_path / f"{name}.jsonl", seed=1)) for name in ("one", "two")]
     values = {
         "name": "tiny",
@@ -38,72 +38,75 @@ def graph(tiny_base, tmp_path):
             {"method": "fisher", "choose_from": [0.3]},
         ],
     }
-    return Graph(Keys(parse_recipe(values), tmp_path / "out"))
+    return Experiment(parse_recipe(values), tmp_path / "out")
 
 
-def answered(evaluations, value):
-    """Rows for evaluations, their scores as `value(evaluation)` says."""
+def keys_of(exp, steps):
+    return [key for step in steps for key in exp.row_keys(step).values()]
+
+
+def answered(exp, steps, value):
+    """Rows for evaluations, their scores as `value(step)` says."""
     return {
-        key: dataclasses.replace(ROW, key=key, value=value(asked))
-        for asked in evaluations
-        for _, key in asked.keys
+        key: dataclasses.replace(ROW, key=key, value=value(step))
+        for step in steps
+        for key in keys_of(exp, [step])
     }
 
 
-def test_it_grows_until_nothing_is_left_to_decide(graph):
-    whole = graph.evaluations({}, assume=True)
+def test_it_grows_until_nothing_is_left_to_decide(exp):
+    whole = asked(exp, {}, assume=True)
     rows, sizes = {}, []
-    while missing := [
-        a for a in graph.evaluations(rows) if not set(dict(a.keys).values()) <= set(rows)
-    ]:
+    while missing := [step for step in asked(exp, rows) if step.missing(exp, rows)]:
         # The higher rate, and of a merge the lower weight, are the better ones.
-        rows |= answered(missing, lambda a: a.rate - (a.weight or 0))
+        rows |= answered(exp, missing, lambda s: s.rate - getattr(s, "weight", 0))
         sizes.append(len(missing))
     # Two arms, two tasks: two rates on selection rows; then for both seeds the singles, two
     # weights of one merge, and two candidates and the weight 1 of the other; then the chosen one.
     assert sizes == [2 * 2 * 2, 2 * 2 * (2 + 2 + 2 + 1), 2 * 2]
-    final = graph.evaluations(rows)
+    final = asked(exp, rows)
     assert len(final) == len(whole) == sum(sizes)
-    assert {a.rate for a in final if a.split == "test"} == {5e-3}
-    tested = {a.weight for a in final if a.split == "test" and a.merge == 1}
-    assert tested == {1.0, 0.3}
+    assert {s.rate for s in final if s.split == "test"} == {5e-3}
+    merges = [s for s in final if isinstance(s, MergeStep) and s.split == "test"]
+    assert {s.weight for s in merges if s.place == 1} == {1.0, 0.3}
     # The order is the recipe's: an arm after the other, seeds within it, however rows came in.
-    assert [(a.arm, a.seed) for a in final if a.split == "test"] == sorted(
-        (a.arm, a.seed) for a in final if a.split == "test"
+    assert [(s.arm, s.seed) for s in final if s.split == "test"] == sorted(
+        (s.arm, s.seed) for s in final if s.split == "test"
     )
-    shuffled = dict(sorted(rows.items()))
-    assert graph.evaluations(shuffled) == final
+    assert asked(exp, dict(sorted(rows.items()))) == final
 
 
-def test_every_job_comes_after_what_it_needs_and_only_once(graph):
-    evaluations = graph.evaluations({}, assume=True)
-    jobs = graph.jobs(evaluations, {}, lambda path: False)
+def test_every_step_comes_after_what_it_needs_and_only_once(exp):
+    steps = steps_behind(exp, asked(exp, {}, assume=True), {}, lambda path: False)
     seen = set()
-    for job in jobs.values():
-        assert set(job.needs) <= seen
-        seen.add(job.id)
-    kinds = [job.kind for job in jobs.values()]
-    assert set(kinds) == set(KINDS)
+    for name, step in steps.items():
+        assert {need.name(exp) for need in step.needs(exp)} <= seen
+        seen.add(name)
+    kinds = [step.kind for step in steps.values()]
     # Statistics of two tasks; starts of two tasks, seeds and arms; trainings at two rates for the
     # first seed and at the chosen one for the second; Fisher information at the chosen one.
-    assert [kinds.count(k) for k in KINDS] == [2, 8, 12, 8, 16, 24]
+    counts = {"stats": 2, "start": 8, "train": 12, "fisher": 8, "eval": 16, "merge": 24}
+    assert {kind: kinds.count(kind) for kind in KINDS if kind != "convert"} == counts
+    assert len(kinds) == sum(counts.values())
 
 
-def test_what_is_there_needs_no_job_nor_does_what_only_it_needed(graph):
-    evaluations = graph.evaluations({}, assume=True)
-    assert not graph.jobs(evaluations, answered(evaluations, lambda a: 0.0), lambda path: False)
-    lost = next(a for a in evaluations if a.merge == 0 and a.arm == "default")
-    kept = answered([a for a in evaluations if a is not lost], lambda a: 0.0)
-    kinds = [job.kind for job in graph.jobs(evaluations, kept, lambda path: False).values()]
+def test_what_is_there_needs_no_step_nor_does_what_only_it_needed(exp):
+    evaluations = asked(exp, {}, assume=True)
+    rows = answered(exp, evaluations, lambda s: 0.0)
+    assert not steps_behind(exp, evaluations, rows, lambda path: False)
+    lost = next(s for s in evaluations if isinstance(s, MergeStep) and s.arm == "default")
+    kept = answered(exp, [s for s in evaluations if s is not lost], lambda s: 0.0)
+    steps = steps_behind(exp, evaluations, kept, lambda path: False)
+    kinds = [step.kind for step in steps.values()]
     assert kinds == ["start", "train", "start", "train", "stats", "stats", "merge"]
-    adapters = graph.jobs(evaluations, kept, lambda path: "adapters" in path.parts)
-    assert [job.kind for job in adapters.values()] == ["stats", "stats", "merge"]
+    steps = steps_behind(exp, evaluations, kept, lambda path: "adapters" in path.parts)
+    assert [step.kind for step in steps.values()] == ["stats", "stats", "merge"]
 
 
 @pytest.mark.parametrize("name", ["limits-samples", "limits-sixteen", "limits-all-linear"])
 def test_rows_kept_by_earlier_versions_are_still_the_recipes(name, tmp_path):
     """What makes a change of a key, which would orphan every kept row, impossible to miss."""
     recipe, _ = load_recipe(ROOT / "results" / name / "recipe.yaml")
-    graph = Graph(Keys(recipe, tmp_path))
+    exp = Experiment(recipe, tmp_path)
     rows = {row.key: row for row in read_rows(ROOT / "results" / name / "results.jsonl")}
-    assert [k for asked in graph.evaluations(rows) for _, k in asked.keys] == list(rows)
+    assert keys_of(exp, asked(exp, rows)) == list(rows)

@@ -34,9 +34,9 @@ from pathlib import Path
 import torch, transformers, peft
 torch.set_num_threads(1)
 from orthomerge.experiment import Run, parse_recipe
-from orthomerge.experiment.progress import Silent
+from orthomerge.experiment.progress import Reporter
 
-class Says(Silent):
+class Says(Reporter):
     def stage(self, description, worker=0):
         os.write(told, b".")
 
@@ -115,9 +115,10 @@ def test_a_run_killed_with_its_workers_leaves_none_behind_and_goes_on(tiny_base,
     program = (
         "import sys, json\n"
         "from orthomerge.experiment import Run, parse_recipe\n"
-        "from orthomerge.experiment.executors.local import Local\n"
+        "from orthomerge.experiment.executors import ProcessExecutor\n"
         "if __name__ == '__main__':\n"
-        "    Run(parse_recipe(json.loads(sys.argv[1])), sys.argv[2], executor=Local(2)).execute()\n"
+        "    recipe = parse_recipe(json.loads(sys.argv[1]))\n"
+        "    Run(recipe, sys.argv[2], executor=ProcessExecutor(2)).execute()\n"
     )
     script, output = tmp_path / "driver.py", tmp_path / "run"
     script.write_text(program)

@@ -13,11 +13,12 @@ from filelock import FileLock
 from orthomerge.adapters import read_adapter, read_kept_out, verify
 from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
 from orthomerge.experiment import Run, parse_recipe
-from orthomerge.experiment.progress import Silent
+from orthomerge.experiment.progress import Reporter
+from orthomerge.experiment.steps import StartStep, StatisticsStep, TrainStep
 from orthomerge.io.rows import SINGLE, read_rows
 
 
-class Counting(Silent):
+class Counting(Reporter):
     def __init__(self):
         self.trained, self.rows, self.units, self.size = [], [], 0, 0
 
@@ -239,18 +240,21 @@ def test_what_an_arm_says_of_its_constraint_reaches_its_start_and_its_training(r
     execute(values, tmp_path / "arms")
     run = Run(parse_recipe(values), tmp_path / "arms")
     for name, dims in (("share", None), ("room", 6)):
-        directions = read_kept_out(run.pieces.start(name, "one", 0))
+        directions = read_kept_out(run.space.get(StartStep(name, "one", 0)))
         assert directions.within == (dims is not None)
         assert all(rows.shape[0] == (dims or rows.shape[0]) for rows in directions.rows.values())
-        trained = read_adapter(run.pieces.adapter(name, "one", 0, 5e-3))
+        trained = read_adapter(run.space.get(TrainStep(name, "one", 0, 5e-3)))
         for layer, factors in trained.layers.items():
             rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
             inside = factors.A.double() @ rows.T @ rows
             wrong = factors.A - inside if directions.within else inside
             assert float(wrong.norm()) <= 1e-6
-    start = json.loads((run.pieces.start("quiet", "one", 0) / "adapter_config.json").read_text())
+    start = json.loads(
+        (run.space.get(StartStep("quiet", "one", 0)) / "adapter_config.json").read_text()
+    )
     assert start["rank_pattern"]
-    assert {run.pieces.statistics("one", "token", n).meta.samples for n in (2, None)} == {2, 6}
+    steps = [StatisticsStep.for_arm(run.exp, arm)["one"] for arm in ("few", "share")]
+    assert [run.space.get(step).meta.samples for step in steps] == [2, 6]
 
 
 def test_the_lowest_rate_within_the_tolerance_is_taken(recipe, tmp_path):

@@ -9,8 +9,9 @@ import torch
 from tiny_recipe import execute, make_recipe, untimed
 
 from orthomerge.experiment import parse_recipe
-from orthomerge.experiment.graph import Graph
-from orthomerge.experiment.keys import Keys
+from orthomerge.experiment.choices import asked
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.steps import StartStep, TrainStep
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def small(tiny_base, tmp_path):
 
 
 def keys_of(values, output):
-    keys = Keys(parse_recipe(values), output)
-    rows = {key for asked in Graph(keys).evaluations({}) for _, key in asked.keys}
-    paths = (keys.start_path("default", "one", 0), keys.adapter_path("default", "one", 0, 5e-3))
-    return rows, *paths, keys.data["one"].fingerprint
+    exp = Experiment(parse_recipe(values), output)
+    rows = {key for step in asked(exp, {}) for key in exp.row_keys(step).values()}
+    steps = (StartStep("default", "one", 0), TrainStep("default", "one", 0, 5e-3))
+    return rows, *(step.path(exp) for step in steps), exp.data["one"].fingerprint
 
 
 def test_each_seed_moves_what_it_is_for_and_nothing_before_it(small, tmp_path):

@@ -14,9 +14,11 @@ from orthomerge.adapters import read_adapter
 from orthomerge.errors import AssetError, OrthomergeError, RecipeError, TaskError
 from orthomerge.evaluation.text import TextEvaluator
 from orthomerge.experiment import Run, dry_run, parse_recipe
-from orthomerge.experiment.executors.here import Here
-from orthomerge.experiment.keys import Keys
-from orthomerge.experiment.plan import Plan
+from orthomerge.experiment.estimate import work_by_stage
+from orthomerge.experiment.executors import SerialExecutor
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.preview import Preview
+from orthomerge.experiment.steps import StatisticsStep
 from orthomerge.fisher import load_fisher
 from orthomerge.io.rows import SINGLE, read_rows
 from orthomerge.models.loading import load_language_model
@@ -127,23 +129,23 @@ class _Stopped(Exception):
     pass
 
 
-class _StopsAfter(Here):
+class _StopsAfter(SerialExecutor):
     """Does so many jobs, then the machine goes away."""
 
     def __init__(self, jobs):
         self._left = jobs
 
-    def carry_out(self, board, workshop):
-        perform = workshop.perform
+    def carry_out(self, schedule, space):
+        perform = space.perform
 
-        def counted(job, emit):
+        def counted(step, emit):
             if not self._left:
                 raise _Stopped
             self._left -= 1
-            return perform(job, emit)
+            return perform(step, emit)
 
-        workshop.perform = counted
-        super().carry_out(board, workshop)
+        space.perform = counted
+        super().carry_out(schedule, space)
 
 
 def test_a_stopped_run_goes_on_to_the_same_rows(finished, tmp_path):
@@ -163,7 +165,7 @@ def test_scoring_and_prompts_are_part_of_what_a_row_depends_on(finished, tmp_pat
     shutil.copytree(output, tmp_path / "r")
     few = values | {"arms": {"default": values["arms"]["default"]}}
     written = few | {"text": values["text"] | {"scoring": "generation"}}
-    keys = Keys(parse_recipe(written), tmp_path / "r")
+    exp = Experiment(parse_recipe(written), tmp_path / "r")
     before = len(journal(tmp_path / "r"))
     again = execute(written, tmp_path / "r")
     assert {r.scoring for r in again} == {"generation"}
@@ -171,11 +173,12 @@ def test_scoring_and_prompts_are_part_of_what_a_row_depends_on(finished, tmp_pat
     done = [line["job"] for line in journal(tmp_path / "r")[before:] if line["event"] == "done"]
     assert {job.split("/")[0] for job in done} == {"eval", "merge"}  # nothing is trained again
     # Another prompt is another training; a classifier's keys know of neither.
-    other = parse_recipe(few | {"text": {}})
-    assert Keys(other, tmp_path).stats_key("a", "token") != keys.stats_key("a", "token")
+    other = Experiment(parse_recipe(few | {"text": {}}), tmp_path)
+    statistics = StatisticsStep.for_merging(exp)["a"]
+    assert other.key(statistics) != exp.key(statistics)
     plain = {k: v for k, v in few.items() if k not in ("form", "text")}
     plain["data"] = few["data"] | {"max_length": 128}
-    classifier = Keys(parse_recipe(plain), tmp_path)
+    classifier = Experiment(parse_recipe(plain), tmp_path)
     assert classifier.scoring_of("a") is None and not classifier.prompts
 
 
@@ -184,18 +187,18 @@ def test_a_plan_and_a_dry_run_count_words_too(finished, tmp_path):
     recipe = parse_recipe(values)
     assert dry_run(recipe, output).jobs == {}
     found = dry_run(recipe, tmp_path / "new")
-    assert found.jobs["train"] == 2 + 3 + 2
-    words = Plan(recipe)
+    assert (found.jobs["train"], found.jobs["convert"]) == (2 + 3, 2)
     plain = {k: v for k, v in values.items() if k not in ("form", "text")}
-    classes = Plan(parse_recipe(plain | {"data": values["data"] | {"max_length": 128}}))
+    plain["data"] = values["data"] | {"max_length": 128}
+    classes = dry_run(parse_recipe(plain), tmp_path / "new")
+    words, other = (Preview(r, tmp_path).size() for r in (recipe, parse_recipe(plain)))
     # The output layer is multiplied with at every token; this T5 shares its embedding with it.
-    output = words.size.output
-    assert words.rows == classes.rows >= len(rows)
-    assert words.size.multiplied - classes.size.multiplied == output > 0
-    own = output if kind == "CAUSAL_LM" else 0
-    assert words.size.parameters - classes.size.parameters == own
-    more = words.needs["train"].memory - classes.needs["train"].memory
-    assert (more > 8 * 128 * 8 * words.size.predicted > 0) == (kind == "CAUSAL_LM")
+    output = words.output
+    assert found.rows == classes.rows >= len(rows)
+    assert words.multiplied - other.multiplied == output > 0
+    assert words.parameters - other.parameters == (output if kind == "CAUSAL_LM" else 0)
+    more = found.kinds["train"].memory - classes.kinds["train"].memory
+    assert (more > 8 * 128 * 8 * words.predicted > 0) == (kind == "CAUSAL_LM")
 
 
 @pytest.mark.parametrize(
@@ -243,15 +246,16 @@ def test_a_plan_counts_the_passes_that_scoring_takes(tmp_path, kind):
     values["text"] = {"templates": {values["tasks"][0]: template}}
     recipe = parse_recipe(values)
     written = parse_recipe(values | {"text": values["text"] | {"scoring": "generation"}})
-    ours, theirs = (Plan(r).by_stage()["eval"] for r in (recipe, written))
-    keys = Keys(recipe, tmp_path / "run")
-    task, seen = next(iter(keys.prompts)), []
+    previews = [Preview(r, tmp_path / "run") for r in (recipe, written)]
+    ours, theirs = (work_by_stage(p, p.whole())["eval"] for p in previews)
+    exp = previews[0]
+    task, seen = next(iter(exp.prompts)), []
     model = load_language_model(values["base"])
     model.register_forward_pre_hook(
         lambda _, arguments, named: seen.append(named.get("input_ids")), with_kwargs=True
     )
-    rows = keys.data[task].test
-    TextEvaluator(model, keys.tokenizer).likelihoods(rows, keys.prompts[task])
+    rows = exp.data[task].test
+    TextEvaluator(model, exp.tokenizer).likelihoods(rows, exp.prompts[task])
     # The encoder's passes are not this model's own: it is given what was encoded once.
     passes = 1 if seen[0] is None else sum(map(len, seen)) / len(rows)
     assert passes == {"CAUSAL_LM": 2, "SEQ_2_SEQ_LM": 1}[kind]

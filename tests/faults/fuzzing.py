@@ -1,7 +1,7 @@
 """Broken files by the thousand, in process: only `OrthomergeError` may come out, and no half file.
 
-python tests/faults/fuzzing.py --inputs 100000    # writes tests/faults/results/fuzz.json, docs/trust.md
-python tests/faults/fuzzing.py --only json        # those targets again; the rest of the table stays
+python tests/faults/fuzzing.py --inputs 100000    # writes results/fuzz.json and docs/trust.md
+python tests/faults/fuzzing.py --only json        # those targets; the rest of the table stays
 
 A seeded mutator of our own: an honest value is taken, values of it are replaced by nasty ones (or
 left out, renamed, repeated), and every few times bytes of the file are flipped, cut or doubled.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from injection import disk, end, kill, refuse
 from sitting import Outcome, after, forked
 
-from orthomerge.experiment import board, run
+from orthomerge.experiment import run, schedule
 
 WEEKS = 5000
 DISKS: list[Path] = []
@@ -223,7 +223,7 @@ def clock(campaign) -> Fault:
             def now(cls, tz=None):
                 return datetime.now(tz) + timedelta(seconds=jump() / 10)
 
-        board.datetime = run.datetime = Jumps
+        schedule.datetime = run.datetime = Jumps
         disk.arm(campaign.folder, at, kill)
 
     return Fault(lambda: forked(campaign.recipe, campaign.folder, arm))

@@ -13,7 +13,7 @@ from ending import ending_of
 from injection import disk
 
 from orthomerge.experiment import Run, parse_recipe
-from orthomerge.experiment.progress import Silent
+from orthomerge.experiment.progress import Reporter
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
     fired: bool
 
 
-class _Tells(Silent):
+class _Tells(Reporter):
     def __init__(self, line: int) -> None:
         self._line = line
 

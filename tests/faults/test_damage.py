@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tiny_recipe import execute, make_recipe, untimed
 
-from orthomerge.experiment import pieces
+from orthomerge.experiment.steps import train
 
 TABLES = ("interference.jsonl", "spectra.jsonl", "subspaces.jsonl", "training.jsonl")
 
@@ -42,7 +42,7 @@ def test_damaged_pieces_are_made_again_also_when_a_kill_comes_between(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(pieces, "train_adapter", killed)
+        patched.setattr(train, "train_adapter", killed)
         with pytest.raises(Killed):
             execute(recipe, output)
     assert untimed(execute(recipe, output)) == untimed(rows)

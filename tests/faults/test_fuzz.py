@@ -14,10 +14,10 @@ from fuzz_mutate import Target, nothing_but
 
 from orthomerge.adapters import verify
 from orthomerge.errors import AdapterError, MergeError, OrthomergeError, RecipeError
-from orthomerge.experiment.costs import Costs
-from orthomerge.experiment.plan import throughput_of_run
+from orthomerge.experiment.estimate import read_rates
+from orthomerge.experiment.measured import Costs
+from orthomerge.experiment.preview import throughput_of_run
 from orthomerge.experiment.record import write_record
-from orthomerge.experiment.throughput import read_rates
 from orthomerge.factors import LoraFactors
 from orthomerge.io.evidence import Disturbance, read_evidence
 from orthomerge.io.files import append_lines, fingerprint

@@ -24,7 +24,7 @@ from orthomerge.adapters import (
     read_adapter,
 )
 from orthomerge.evaluation.classification import Evaluator
-from orthomerge.experiment.executors.local import Local
+from orthomerge.experiment.executors import ProcessExecutor
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import merge_layers
 from orthomerge.models.loading import load_tokenizer, load_trunk
@@ -226,7 +226,7 @@ def test_entropy_descends_alike(files):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_whole_run(tiny_base, tmp_path, jobs):
     values = make_recipe(tmp_path / "files", tiny_base)
-    rows = execute(values, tmp_path / "run", executor=Local(jobs) if jobs > 1 else None)
+    rows = execute(values, tmp_path / "run", executor=ProcessExecutor(jobs) if jobs > 1 else None)
     assert rows and all(math.isfinite(row.value) for row in rows)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["peak_gpu_memory"]["train"] > 0

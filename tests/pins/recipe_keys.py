@@ -6,49 +6,48 @@ import hashlib
 from pathlib import Path
 
 from orthomerge.experiment import load_recipe
-from orthomerge.experiment.graph import Graph
-from orthomerge.experiment.keys import Keys
+from orthomerge.experiment.choices import asked, steps_behind
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.steps import KINDS, MergeStep
 from orthomerge.io.files import fingerprint
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.tasks import TaskData
 
-KINDS = ("stats", "start", "train", "fisher", "eval", "merge")
+# Conversions were counted as trainings when the tables were written.
+_WRITTEN_AS = {"convert": "train"}
 
 
-def graph_of(source: str | Path, base: str | None = None, data: dict[str, str] | None = None):
-    """The graph of a recipe whose base and rows have the hashes given, else hashes of names."""
+def experiment_of(source: str | Path, base: str | None = None, data: dict[str, str] | None = None):
+    """The experiment of a recipe with the hashes of base and rows given, else hashes of names."""
     recipe, _ = load_recipe(source)
-    keys = Keys(recipe, Path("run"))
-    keys.base = ResolvedModel("base", "path", None, base or fingerprint(recipe.base), "base")
-    keys.data = {
-        name: TaskData([], [], [], data[name] if data else fingerprint(name)) for name in keys.tasks
+    exp = Experiment(recipe, "run")
+    exp.base = ResolvedModel("base", "path", None, base or fingerprint(recipe.base), "base")
+    exp.data = {
+        name: TaskData([], [], [], data[name] if data else fingerprint(name)) for name in exp.tasks
     }
-    return Graph(keys)
+    return exp
 
 
 def kept_keys(source: str | Path, base: str, data: dict[str, str], rows) -> list[str]:
     """The keys of the rows that a recipe asks for, where `rows` decide its choices."""
-    asked = graph_of(source, base, data).evaluations(rows)
-    return [key for each in asked for _, key in each.keys]
+    exp = experiment_of(source, base, data)
+    return [key for step in asked(exp, rows) for key in exp.row_keys(step).values()]
 
 
 def keys_by_arm(source: str | Path) -> dict[str, dict[str, list[str]]]:
     """What each arm of a recipe asks for: row keys, names of artifacts by kind, merged folders."""
-    graph = graph_of(source)
-    keys = graph.keys
+    exp = experiment_of(source)
     found: dict[str, dict[str, list[str]]] = {}
-    whole = graph.evaluations({}, assume=True)
-    for arm in keys.recipe.arms:
-        asked = [each for each in whole if each.arm == arm]
-        jobs = list(graph.jobs(asked, {}, lambda path: False).values())
-        found[arm] = {"rows": [key for each in asked for _, key in each.keys]}
-        for kind in KINDS:
-            found[arm][kind] = [job.id for job in jobs if job.kind == kind]
-        found[arm]["merged"] = [
-            str(keys.merged_path(arm, e.seed, e.rate, keys.recipe.merges[e.merge], e.weight))
-            for e in asked
-            if e.merge is not None and e.weight is not None
-        ]
+    whole = asked(exp, {}, assume=True)
+    for arm in exp.recipe.arms:
+        mine = [step for step in whole if step.arm == arm]
+        steps = steps_behind(exp, mine, {}, lambda path: False)
+        rows = [key for step in mine for key in exp.row_keys(step).values()]
+        found[arm] = {"rows": rows} | {kind: [] for kind in KINDS if kind not in _WRITTEN_AS}
+        for name, step in steps.items():
+            found[arm][_WRITTEN_AS.get(step.kind, step.kind)].append(name)
+        merges = [step for step in mine if isinstance(step, MergeStep)]
+        found[arm]["merged"] = [str(step.folder(exp)) for step in merges]
     return found
 
 

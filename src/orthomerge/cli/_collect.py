@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orthomerge.cli._job import Job
+from orthomerge.cli._processes import Process
 from orthomerge.cli._progress import adding, work_bar
 from orthomerge.errors import RecipeError
 from orthomerge.models.assets import ResolvedModel, resolve_model
@@ -45,7 +45,7 @@ class Base(NamedTuple):
     tokenizer: Any
 
 
-def load_base(model: str, how: Reading, job: Job, device_map: str | None) -> Base:
+def load_base(model: str, how: Reading, process: Process, device_map: str | None) -> Base:
     """The base on this process's device, or spread as `device_map` says.
 
     Raises:
@@ -58,13 +58,13 @@ def load_base(model: str, how: Reading, job: Job, device_map: str | None) -> Bas
         language_task_type(found.path_or_id)  # refuses what writes no text
     trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
     if device_map is None:
-        trunk = trunk.to(job.device or exact_device())
+        trunk = trunk.to(process.device or exact_device())
     target_layers(trunk, how.targets)
     return Base(found, trunk, load_tokenizer(found.path_or_id))
 
 
 def measured(
-    base: Base, texts: Sequence[tuple[str, str | None]], how: Reading, job: Job
+    base: Base, texts: Sequence[tuple[str, str | None]], how: Reading, process: Process
 ) -> Statistics:
     """The statistics over the texts; see `collect_statistics`."""
     tokenizer, prompt = base.tokenizer, how.prompt
@@ -87,7 +87,7 @@ def measured(
             tokenizer_hash=tokenizer_hash(tokenizer),
             prompt=prompt.fingerprint if prompt else None,
             # The other processes are about as far.
-            progress=lambda done: advance(done * job.world),
+            progress=lambda done: advance(done * process.world),
         )
 
 

@@ -11,17 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orthomerge.experiment import DryRun, Recipe
-
-_JOBS = {
-    "stats": "statistics", "start": "starts", "train": "trainings", "fisher": "Fisher information",
-    "eval": "evaluations of adapters alone", "merge": "merges, each scored on every task",
-}  # fmt: skip
+from orthomerge.io.units import human_duration, human_size
 
 
 def describe(recipe: Recipe, output: Path, found: DryRun) -> Iterator[str | Table]:
-    """Base, data, arms and jobs, a line or a table at a time."""
+    """Base, data, arms and what is left to do, a line or a table at a time."""
     yield f"[bold]{escape(recipe.name)}[/] is valid; nothing is made, written or downloaded."
-    yield f"base:    {escape(recipe.base)} ({found.base})"
+    size = f"; {_count(found.parameters)} parameters by {found.shapes}" if found.parameters else ""
+    yield f"base:    {escape(recipe.base)} ({found.base}{size})"
     places: dict[str, list[str]] = {}
     for task, place in found.data.items():
         places.setdefault(place, []).append(task)
@@ -29,9 +26,32 @@ def describe(recipe: Recipe, output: Path, found: DryRun) -> Iterator[str | Tabl
         yield f"tasks:   {escape(', '.join(tasks))} ({place})"
     yield f"output:  {escape(str(output))}"
     yield _arms(recipe)
-    left = ", ".join(f"{found.jobs[k]} {name}" for k, name in _JOBS.items() if k in found.jobs)
-    yield f"to do:   {left or 'nothing'}"
+    if found.kinds:
+        yield _kinds(found)
     yield f"rows:    {found.rows}" + (f", {found.there} of them there" if found.there else "")
+    if not found.kinds:
+        yield "to do:   nothing"
+    elif found.speed is None:
+        yield f"time, disk and memory are not known: {escape(found.why)}"
+    else:
+        workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
+        yield f"time:    {human_duration(found.wall_seconds)} on {workers}"
+        yield f"speed:   {escape(found.speed.source)}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.3g} billion" if number >= 1e9 else f"{number / 1e6:.3g} million"
+
+
+def _kinds(found: DryRun) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("to do")
+    for head in ("jobs", "time", "disk", "peak memory"):
+        table.add_column(head, justify="right")
+    for kind, k in (*found.kinds.items(), ("all", found.total)):
+        told = (human_duration(k.seconds), human_size(k.disk), human_size(k.memory))
+        table.add_row(kind, str(k.jobs), *(told if found.speed else ("?",) * 3))
+    return table
 
 
 def _arms(recipe: Recipe) -> Table:

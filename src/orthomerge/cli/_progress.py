@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orthomerge.io.units import human_duration
+
 # All progress goes here, beside standard output, which belongs to results.
 bars = Console(stderr=True)
 # Without a terminal no line comes sooner than this after the one before, in seconds.
@@ -92,15 +94,10 @@ class _Lines:
         self._last = now
         parts = [f"{self._what}: {done} of {of}", _said(value)]
         if 0 < done < of:
-            parts.append(f"{_span((now - self._began) / done * (of - done))} left")
+            parts.append(f"{human_duration((now - self._began) / done * (of - done))} left")
         text = ", ".join(part for part in parts if part)
         bars.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _said(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from orthomerge.cli._progress import bars
+from orthomerge.experiment.progress import Reporter
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report import summary_table
 
@@ -21,7 +22,7 @@ _BARS = 12
 _EVERY = 2.0
 
 
-class RunProgress:
+class RunProgress(Reporter):
     """The run's bar, one for the piece each worker is at, and the results as they come.
 
     `arm_tasks` says which arms have tasks of their own.

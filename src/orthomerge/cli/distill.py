@@ -123,7 +123,7 @@ def distill(
     As small as one of them: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --rank 8
     --output merged/[/]
     """
-    from orthomerge.cli._job import several_processes
+    from orthomerge.cli._processes import several_processes
     from orthomerge.training.distillation import DistillSettings, distill_adapters, form_of_adapters
 
     settings = DistillSettings(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._app import app, err, out, parse_options, print_json
 from orthomerge.cli._progress import Quiet
 from orthomerge.io.units import parse_size
 
@@ -20,12 +20,10 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run; default runs/<name>.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result rows as JSON.")]
-Jobs = Annotated[
-    int, typer.Option("--jobs", "-j", min=1, help="local: worker processes side by side.")
-]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Worker processes at once.")]
 Memory = Annotated[
     str | None,
-    typer.Option(help="local: memory for jobs side by side, as 16GB; default what is free."),
+    typer.Option(help="process: memory for the jobs at work, as 16GB; default what is free."),
 ]
 Address = Annotated[
     str | None,
@@ -41,7 +39,16 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A key of the recipe and its value, as data.train=100; repeat."),
 ]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and say what it would do.")]
+Dry = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what is left to do and what it takes; write nothing."),
+]
+Speed = Annotated[
+    str | None,
+    typer.Option(
+        help="For --dry-run: h100, a100, l40s, rtx4090, 'measure', or an earlier run's run.json."
+    ),
+]
 
 
 @app.command()
@@ -50,10 +57,11 @@ def run(
     output: Output = None,
     base: Base = None,
     change: Changes = None,
-    dry: Dry = False,
+    dry_run: Dry = False,
+    speed: Speed = None,
     executor: Annotated[
-        str, typer.Option(help="local (this machine) or ray (a Ray cluster).")
-    ] = "local",
+        str | None, typer.Option(help="serial, process (with --jobs) or ray (a Ray cluster).")
+    ] = None,
     jobs: Jobs = 1,
     memory: Memory = None,
     address: Address = None,
@@ -63,23 +71,36 @@ def run(
 ) -> None:
     """Carry out a recipe: statistics, starts, training, merging, scores and a page.
 
-    Called again it goes on where it was stopped. Jobs run one after another, side by side
+    Called again it goes on where it was stopped. Jobs run one after another, several at once
     (--jobs), or on a Ray cluster whose machines share the output folder; see docs/scale.md.
 
     Example: [bold]orthomerge run recipes/demo.yaml --output runs/demo --jobs 2[/]
 
     [bold]orthomerge run recipes/paper/roberta-large.yaml --base my-roberta/ --dry-run[/]
     """
+    from orthomerge.errors import RecipeError
+
     changes = parse_options(change or [], "--set data.train=100") | ({"base": base} if base else {})
-    if dry:
-        _dry_run(recipe, output, changes, json=json)
+    if dry_run:
+        dry(recipe, output, changes, speed=speed, jobs=jobs, json=json)
         return
-    from orthomerge.experiment.executors.choose import choose_executor
+    if speed is not None:
+        raise RecipeError("--speed is for --dry-run: add it, or leave the speed out.")
+    from orthomerge.experiment.executors import choose_executor
 
     chosen = choose_executor(
-        executor, jobs=jobs, memory=parse_size(memory) if memory else None, address=address
-    )
+        _renamed(executor), jobs=jobs, memory=parse_size(memory) if memory else None,
+        address=address,
+    )  # fmt: skip
     _run(recipe, output, changes, json=json, executor=chosen, retries=retries)
+
+
+def _renamed(executor: str | None) -> str | None:
+    """The executor by its present name."""
+    if executor != "local":
+        return executor
+    err.print("note: '--executor local' is now 'process', or nothing at all.", highlight=False)
+    return None
 
 
 @app.command()
@@ -91,17 +112,25 @@ def demo(output: Output = None, json: AsJson = False, quiet: Quiet = False) -> N
     _run("demo.yaml", output, {}, json=json)
 
 
-def _dry_run(source: str, output: Path | None, changes: Mapping[str, Any], *, json: bool) -> None:
-    from dataclasses import asdict
-
+def dry(
+    source: str,
+    output: Path | None,
+    changes: Mapping[str, Any],
+    *,
+    speed: str | None,
+    jobs: int,
+    json: bool,
+) -> None:
+    """Print what is left to do of a recipe, and what it takes."""
     from orthomerge.cli._dry import describe
     from orthomerge.experiment import dry_run, load_recipe
+    from orthomerge.experiment.preview import speed_of
 
     recipe, _ = load_recipe(source, changes)
     folder = output or Path("runs") / recipe.name
-    found = dry_run(recipe, folder)
+    found = dry_run(recipe, folder, speed=speed_of(speed) if speed else None, workers=jobs)
     if json:
-        print_json({"name": recipe.name, "output": str(folder), **asdict(found)})
+        print_json({"name": recipe.name, "output": str(folder), **found.to_dict()})
         return
     for part in describe(recipe, folder, found):
         out.print(part, soft_wrap=isinstance(part, str), highlight=False)

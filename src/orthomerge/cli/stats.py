@@ -128,7 +128,7 @@ def collect(
     --output mine.stats.safetensors[/]
     """
     from orthomerge.cli._collect import Reading, load_base, measured
-    from orthomerge.cli._job import several_processes
+    from orthomerge.cli._processes import several_processes
     from orthomerge.io.outputs import require_free_file
     from orthomerge.statistics import sample_texts
     from orthomerge.statistics.file import is_statistics
@@ -137,8 +137,8 @@ def collect(
     held = _representation(representation, rows, size, budget)
     if directions is None and (noise is not None or noise_seed is not None):
         raise RecipeError("noise is put on published directions: say how many with --directions.")
-    with several_processes() as job:
-        if device_map is not None and job.world > 1:
+    with several_processes() as process:
+        if device_map is not None and process.world > 1:
             raise RecipeError(
                 "--device-map spreads the base over all devices, so it runs in one process: leave "
                 "out 'accelerate launch', or --device-map."
@@ -149,9 +149,9 @@ def collect(
             split_names(targets), granularity, held, prompt, max_length, batch_size, data,
             about.name if about else Path(data).stem,
         )  # fmt: skip
-        base = load_base(model, how, job, device_map)
-        statistics = measured(base, sample_texts(texts, samples, seed), how, job)
-        if job.rank > 0:
+        base = load_base(model, how, process, device_map)
+        statistics = measured(base, sample_texts(texts, samples, seed), how, process)
+        if process.rank > 0:
             return
         kinds = kinds_of(statistics)
         counted = next(iter(statistics.moments.values())).count

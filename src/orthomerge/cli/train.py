@@ -68,7 +68,7 @@ def train(
     """
     from orthomerge.adapters import read_adapter, require_form
     from orthomerge.cli._app import split_names
-    from orthomerge.cli._job import several_processes
+    from orthomerge.cli._processes import several_processes
     from orthomerge.io.names import TRAINING
     from orthomerge.io.outputs import require_apart, require_free
     from orthomerge.models.assets import resolve_model

@@ -1,4 +1,4 @@
-"""The scores of a run's rows in the cards of the merges that it keeps."""
+"""The scores of a run in the cards of the merges that it keeps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import suppress
 from math import isfinite
 
 from orthomerge.errors import AdapterError
-from orthomerge.experiment.jobs import Evaluation
-from orthomerge.experiment.keys import Keys
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.steps import MergeStep, Scoring
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.records import CardScore, add_scores
 
 
-def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow]) -> None:
+def write_scores(exp: Experiment, asked: Iterable[Scoring], rows: Sequence[ResultRow]) -> None:
     """Write what every kept merge scored on test rows into its card, beside each task alone."""
     by_key = {row.key: row for row in rows}
     alone = {
@@ -21,13 +21,12 @@ def tell_cards(keys: Keys, asked: Iterable[Evaluation], rows: Sequence[ResultRow
         for row in rows
         if row.method == SINGLE and row.split == "test"
     }
-    for one in asked:
-        if one.merge is None or one.weight is None or one.split != "test":
+    for step in asked:
+        if not isinstance(step, MergeStep) or step.split != "test":
             continue
-        merge = keys.recipe.merges[one.merge]
-        folder = keys.merged_path(one.arm, one.seed, one.rate, merge, one.weight)
-        scored = [by_key[key] for _, key in one.keys if key in by_key]
-        told = [_score(keys, row, alone) for row in scored if isfinite(row.value)]
+        folder = step.folder(exp)
+        scored = [by_key[key] for key in exp.row_keys(step).values() if key in by_key]
+        told = [_score(exp, row, alone) for row in scored if isfinite(row.value)]
         if folder.is_dir() and told:
             with suppress(AdapterError):  # altered since: 'orthomerge verify' tells, a run goes on
                 add_scores(folder, told)
@@ -37,7 +36,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None
 
 
-def _score(keys: Keys, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> CardScore:
+def _score(exp: Experiment, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> CardScore:
     return CardScore(
         task=row.task,
         metric=row.metric,
@@ -45,5 +44,5 @@ def _score(keys: Keys, row: ResultRow, alone: dict[tuple[str, int, str], float])
         n=row.n,
         alone=_finite(alone.get((row.arm, row.seed, row.task))),
         majority=_finite(row.majority),
-        by=f"the run {keys.recipe.name} (arm {row.arm}, seed {row.seed})",
+        by=f"the run {exp.recipe.name} (arm {row.arm}, seed {row.seed})",
     )

@@ -7,9 +7,8 @@ computed once (see `orthomerge.io.evidence` for the files).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -18,9 +17,17 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
-from orthomerge.experiment.keys import MERGE_GRANULARITY, Keys
-from orthomerge.experiment.pieces import Pieces
-from orthomerge.experiment.sound import read_losses
+from orthomerge.experiment.artifacts import read_losses
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.measured import Costs
+from orthomerge.experiment.steps import (
+    MERGE_GRANULARITY,
+    AdapterStep,
+    StatisticsStep,
+    adapter_step,
+    adapter_steps,
+)
+from orthomerge.experiment.workspace import Workspace
 from orthomerge.io.evidence import (
     Curve,
     Disturbance,
@@ -53,61 +60,66 @@ class _Directions(NamedTuple):
     width: int
 
 
-class _Arm(NamedTuple):
-    name: str
+class _Set(NamedTuple):
+    """The adapters of an arm's seed."""
+
+    arm: str
     seed: int
     rate: float
 
 
-def keep_evidence(pieces: Pieces, rows: Sequence[ResultRow]) -> None:
+def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
     """Write the evidence of every arm and seed that `rows` are of, as far as adapters are there.
 
     Lines that are there already stay; lines of other adapters go. Places of `A` are kept of each
-    arm's first seed.
+    arm's first seed. Returns what it took.
     """
-    arms = list(
+    sets = list(
         dict.fromkeys(
-            _Arm(r.arm, r.seed, r.learning_rate)
+            _Set(r.arm, r.seed, r.learning_rate)
             for r in rows
             if r.split == "test" and r.method == SINGLE
         )
     )
-    before = read_evidence(pieces.keys.output)
-    with pieces.costs.stage("evidence"):
-        curves, disturbances = _of_arms(pieces, arms, before)
-        first = list({arm.name: arm for arm in reversed(arms)}.values())[::-1]
-        spectra, places = _of_layers(pieces, first, before)
+    before = read_evidence(space.exp.output)
+    space.costs = costs = Costs()
+    with costs.stage("evidence"):
+        curves, disturbances = _of_sets(space, sets, before)
+        first = list({each.arm: each for each in reversed(sets)}.values())[::-1]
+        spectra, places = _of_layers(space, first, before)
     for kind, found in (
         (Curve, curves), (Disturbance, disturbances), (Spectrum, spectra), (Place, places),
     ):  # fmt: skip
-        path = pieces.keys.output / kind.FILE
+        path = space.exp.output / kind.FILE
         text = to_lines(found)
         if text and not holds(path, text):
             write_text(path, text)
+    return costs
 
 
-def _of_arms(
-    pieces: Pieces, arms: Sequence[_Arm], before: Evidence
+def _of_sets(
+    space: Workspace, sets: Sequence[_Set], before: Evidence
 ) -> tuple[list[Curve], list[Disturbance]]:
     """Losses and interference of each arm and seed."""
-    keys = pieces.keys
+    exp = space.exp
     curves = {c.key: c for c in before.curves}
     disturbances = {d.key: d for d in before.disturbances}
     wanted: list[str] = []
-    for arm in arms:
-        tasks, targets = keys.tasks_of(arm.name), keys.recipe.arms[arm.name].targets
-        found = {t: keys.adapter_key(arm.name, t, arm.seed, arm.rate) for t in tasks}
-        whole = fingerprint(["interference", list(found.values()), _stats(keys, tasks, targets)])
-        wanted += [*found.values(), whole]
-        paths = {t: keys.adapter_path(arm.name, t, arm.seed, arm.rate) for t in tasks}
-        for task, path in paths.items():
-            if found[task] not in curves and (path / TRAINING).is_file():
-                curves[found[task]] = _curve(_whole(pieces, arm, task), found[task], arm, task)
-        if whole not in disturbances and all(p.is_dir() for p in paths.values()):
-            pieces.reporter.stage(f"interference of {arm.name} · seed {arm.seed}")
-            adapters = {t: read_adapter(_whole(pieces, arm, t)) for t in paths}
-            statistics = [pieces.statistics(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
-            disturbances[whole] = _disturbance(whole, arm, adapters, statistics)
+    for each in sets:
+        steps = adapter_steps(exp, each.arm, each.seed, each.rate)
+        keys = {task: exp.key(step) for task, step in steps.items()}
+        statistics = StatisticsStep.for_merging(exp, each.arm)
+        whole = fingerprint(["interference", list(keys.values()), _keys(exp, statistics)])
+        wanted += [*keys.values(), whole]
+        for task, step in steps.items():
+            if keys[task] not in curves and (step.path(exp) / TRAINING).is_file():
+                losses = read_losses(space.get(step))
+                curves[keys[task]] = Curve(keys[task], each.arm, each.seed, task, each.rate, losses)
+        if whole not in disturbances and all(s.path(exp).is_dir() for s in steps.values()):
+            space.reporter.stage(f"interference of {each.arm} · seed {each.seed}")
+            adapters = {task: read_adapter(space.get(step)) for task, step in steps.items()}
+            moments = [space.get(step) for step in statistics.values()]
+            disturbances[whole] = _disturbance(whole, each, adapters, moments)
     return (
         [curves[k] for k in wanted if k in curves],
         [disturbances[k] for k in wanted if k in disturbances],
@@ -115,72 +127,63 @@ def _of_arms(
 
 
 def _of_layers(
-    pieces: Pieces, arms: Sequence[_Arm], before: Evidence
+    space: Workspace, sets: Sequence[_Set], before: Evidence
 ) -> tuple[list[Spectrum], list[Place]]:
     """Spectra of every task at the chosen layers, and where the arms' `A` lie in them.
 
     Arms with targets of their own are left out: they read other inputs than these.
     """
-    keys = pieces.keys
+    exp = space.exp
     spectra = {s.key: s for s in before.spectra}
     places = {p.key: p for p in before.places}
+    moments = StatisticsStep.for_merging(exp)
     wanted: list[str] = []
-    for task in keys.tasks:
-        features = fingerprint(["spectrum", task, _stats(keys, list(keys.tasks), None)])
-        heads = {
-            arm: fingerprint(
-                ["place", keys.adapter_key(arm.name, task, arm.seed, arm.rate), features]
-            )
-            for arm in arms
-            if task in keys.tasks_of(arm.name) and not keys.recipe.arms[arm.name].targets
+    for task in exp.tasks:
+        features = fingerprint(["spectrum", task, _keys(exp, moments)])
+        steps: dict[_Set, AdapterStep] = {
+            each: adapter_step(exp, each.arm, task, each.seed, each.rate)
+            for each in sets
+            if task in exp.tasks_of(each.arm) and not exp.recipe.arms[each.arm].targets
         }
+        heads = {e: fingerprint(["place", exp.key(step), features]) for e, step in steps.items()}
         wanted += [features, *heads.values()]
         there = {k.split("/", 1)[0] for k in (*spectra, *places)}
         missing = {
-            arm: read_adapter(_whole(pieces, arm, task))
-            for arm, head in heads.items()
-            if head not in there and keys.adapter_path(arm.name, task, arm.seed, arm.rate).is_dir()
+            each: read_adapter(space.get(step))
+            for each, step in steps.items()
+            if heads[each] not in there and step.path(exp).is_dir()
         }
         if not missing:
             continue
-        pieces.reporter.stage(f"spectra of {task}")
-        statistics = {t: pieces.statistics(t, MERGE_GRANULARITY) for t in keys.tasks}
+        space.reporter.stage(f"spectra of {task}")
+        statistics = {t: space.get(step) for t, step in moments.items()}
         for layer, own, others in _inputs(statistics, task, next(iter(missing.values())).layers):
             spectrum = _spectrum(f"{features}/{layer}", task, layer, own, others)
             spectra[spectrum.key] = spectrum
-            for arm, adapter in missing.items():
+            for each, adapter in missing.items():
                 if layer in adapter.layers:
                     A = adapter.layers[layer].A.double()
-                    key = f"{heads[arm]}/{layer}"
-                    places[key] = _place(key, arm, task, layer, A, own, others)
+                    key = f"{heads[each]}/{layer}"
+                    places[key] = _place(key, each, task, layer, A, own, others)
     return (
         [s for k, s in spectra.items() if k.split("/", 1)[0] in wanted],
         [p for k, p in places.items() if k.split("/", 1)[0] in wanted],
     )
 
 
-def _whole(pieces: Pieces, arm: _Arm, task: str) -> Path:
-    """An adapter that is there; one that was damaged is made again."""
-    return pieces.adapter(arm.name, task, arm.seed, arm.rate)
-
-
-def _stats(keys: Keys, tasks: Sequence[str], targets: Sequence[str] | None) -> list[str]:
-    return [keys.stats_key(t, MERGE_GRANULARITY, targets=targets) for t in tasks]
-
-
-def _curve(path: Path, key: str, arm: _Arm, task: str) -> Curve:
-    return Curve(key, arm.name, arm.seed, task, arm.rate, read_losses(path))
+def _keys(exp: Experiment, steps: Mapping[str, StatisticsStep]) -> list[str]:
+    return [exp.key(step) for step in steps.values()]
 
 
 def _disturbance(
-    key: str, arm: _Arm, adapters: dict[str, Adapter], statistics: list[Statistics]
+    key: str, of: _Set, adapters: dict[str, Adapter], statistics: list[Statistics]
 ) -> Disturbance:
     found = interference(list(adapters.values()), statistics)
     return Disturbance(
         key=key,
-        arm=arm.name,
-        seed=arm.seed,
-        learning_rate=arm.rate,
+        arm=of.arm,
+        seed=of.seed,
+        learning_rate=of.rate,
         granularity=MERGE_GRANULARITY,
         tasks=list(adapters),
         matrix=_finite(found.matrix),
@@ -213,12 +216,12 @@ def _inputs(
 
 
 def _place(
-    key: str, arm: _Arm, task: str, layer: str, A: Tensor, own: _Directions, others: _Directions
+    key: str, of: _Set, task: str, layer: str, A: Tensor, own: _Directions, others: _Directions
 ) -> Place:
     return Place(
         key=key,
-        arm=arm.name,
-        seed=arm.seed,
+        arm=of.arm,
+        seed=of.seed,
         task=task,
         layer=layer,
         own=_bands(A, own),

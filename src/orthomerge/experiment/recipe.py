@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.arms import Arm, Merge
-from orthomerge.experiment.jobs import KINDS
 from orthomerge.experiment.parts import (
     AdapterShape,
     Data,
@@ -50,9 +49,11 @@ class Recipe(Part):
     @field_validator("resources")
     @classmethod
     def _kinds(cls, value: dict[str, Resources]) -> dict[str, Resources]:
+        from orthomerge.experiment.steps import KINDS  # which know recipes
+
         for kind in value:
             if kind not in KINDS:
-                raise unknown_name("kind of job", kind, KINDS, error=RecipeError)
+                raise unknown_name("kind of step", kind, KINDS, error=RecipeError)
         return value
 
     @model_validator(mode="before")
@@ -162,6 +163,12 @@ class Recipe(Part):
         part = self.arms[arm]
         own = {"rank": part.rank, "alpha": part.alpha, "targets": part.targets}
         return self.adapter.model_copy(update={k: v for k, v in own.items() if v is not None})
+
+    def resources_of(self, kind: str) -> Resources | None:
+        """What is said of a kind of step; a conversion takes what a training does."""
+        return self.resources.get(kind) or (
+            self.resources.get("train") if kind == "convert" else None
+        )
 
     def all_seeds(self) -> dict[str, Any]:
         """Every seed that a run draws under; None where the run's own, of `runs`, serves."""

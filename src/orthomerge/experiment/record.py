@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from orthomerge.experiment.costs import Costs
+from orthomerge.experiment.measured import Costs
 from orthomerge.io.documents import is_object, read_json
 from orthomerge.io.files import write_json
 from orthomerge.models.assets import ResolvedModel

@@ -1,16 +1,27 @@
-"""How large a base model is and what a job on it takes: from its shapes, no weight is read."""
+"""How large a base model is, from its shapes: what the estimates of steps are made of.
+
+Time is counted in operations: a pass of `n` tokens through `P` parameters, embeddings left out,
+takes `2 P n`, a LoRA training step twice that, since the base has no gradient. Texts count at their
+longest (`max_length`), so hours are rather too many than too few.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
+from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
-from orthomerge.experiment.jobs import KINDS
-from orthomerge.experiment.recipe import Recipe
+from orthomerge.errors import RecipeError
+from orthomerge.io.files import is_folder, local
+from orthomerge.models.assets import ResolvedModel
+from orthomerge.models.hub import hub_reason
+from orthomerge.models.loading import load_skeleton, quiet
 from orthomerge.models.modules import is_transposed
 from orthomerge.statistics import target_layers
 
@@ -19,15 +30,13 @@ PROCESS = 700_000_000
 # Rows of one evaluation batch, as `Evaluator` takes them, and texts of one batch of statistics.
 EVALUATION_BATCH = 64
 STATISTICS_BATCH = 16
+# Bytes per trained parameter: itself, its gradient and AdamW's two moments, in float32.
+TRAINING_BYTES = 16
+# Operations of an eigendecomposition of a d×d matrix are about this times d³.
+DECOMPOSITION = 9
+# Operations of merging methods for each entry of an update and each adapter, roughly.
+MERGING = 20
 _WIDTH = ("hidden_size", "d_model", "n_embd")
-
-
-class Need(NamedTuple):
-    """What one job takes: processors, GPUs, bytes of memory at its peak."""
-
-    cpus: float
-    gpus: float
-    memory: int
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,10 @@ class BaseSize:
         """Bytes of the base model's weights."""
         return self.parameters * self.bytes_each
 
-    def adapter(self, rank: int) -> int:
-        """Parameters of one adapter, its head left out."""
-        return sum(rank * (d_out + d_in) for d_out, d_in in self.layers)
+    def adapter(self, rank: int | None) -> int:
+        """Parameters of one adapter of a rank, None for full rank; its head is left out."""
+        ranks = [min(shape) if rank is None else min(rank, *shape) for shape in self.layers]
+        return sum(r * sum(shape) for r, shape in zip(ranks, self.layers, strict=True))
 
     def updates(self) -> int:
         """Entries of the adapted layers, hence of a dense update."""
@@ -128,51 +138,69 @@ def _first(config: Any, *names: str) -> int:
     return int(next((v for n in names if (v := getattr(config, n, None)) is not None), 1))
 
 
-def widest_targets(recipe: Recipe) -> list[str]:
-    """The targets of all arms together: what holds for them holds for each."""
-    shapes = [recipe.adapter_of(arm) for arm in recipe.arms]
-    return list(dict.fromkeys(target for shape in shapes for target in shape.targets))
+def count_rows(rows: int | str) -> int:
+    """Rows of a split; where all are asked for, as many as the largest task of GLUE has (MNLI)."""
+    return rows if isinstance(rows, int) else 392_702
 
 
-def largest_rank(recipe: Recipe) -> int:
-    """The largest rank of an arm."""
-    return max(recipe.adapter_of(arm).rank for arm in recipe.arms)
+_LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_attention_heads": 32,
+          "num_key_value_heads": 8, "dtype": "bfloat16"}  # fmt: skip
+
+# The published dimensions of models that plans are often made for, by the end of their id.
+KNOWN: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {**_LLAMA, "hidden_size": 2048, "num_hidden_layers": 16,
+                     "intermediate_size": 8192, "tie_word_embeddings": True},
+    "llama-3.2-3b": {**_LLAMA, "hidden_size": 3072, "num_hidden_layers": 28,
+                     "intermediate_size": 8192, "num_attention_heads": 24,
+                     "tie_word_embeddings": True},
+    "llama-3.1-8b": {**_LLAMA, "hidden_size": 4096, "num_hidden_layers": 32,
+                     "intermediate_size": 14336},
+    "roberta-large": {"model_type": "roberta", "vocab_size": 50265, "hidden_size": 1024,
+                      "num_hidden_layers": 24, "num_attention_heads": 16,
+                      "intermediate_size": 4096, "max_position_embeddings": 514,
+                      "type_vocab_size": 1},
+    "all-minilm-l6-v2": {"model_type": "bert", "vocab_size": 30522, "hidden_size": 384,
+                         "num_hidden_layers": 6, "num_attention_heads": 12,
+                         "intermediate_size": 1536},
+    "all-mpnet-base-v2": {"model_type": "mpnet", "vocab_size": 30527, "hidden_size": 768,
+                          "num_hidden_layers": 12, "num_attention_heads": 12,
+                          "intermediate_size": 3072},
+    "smollm2-135m-instruct": {"model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+                              "num_hidden_layers": 30, "num_attention_heads": 9,
+                              "num_key_value_heads": 3, "intermediate_size": 1536,
+                              "tie_word_embeddings": True},
+    "t5-large": {"model_type": "t5", "vocab_size": 32128, "d_model": 1024, "d_kv": 64,
+                 "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+}  # fmt: skip
+KNOWN["mpnet-base"] = KNOWN["all-mpnet-base-v2"]
+KNOWN["smollm2-135m"] = KNOWN["smollm2-135m-instruct"]
+KNOWN["minilm"] = KNOWN["all-minilm-l6-v2"]
+KNOWN["llama-3-8b"] = KNOWN["meta-llama-3-8b"] = KNOWN["llama-3.1-8b"]
 
 
-def estimate_needs(recipe: Recipe, size: BaseSize) -> dict[str, Need]:
-    """What a job of each kind takes: the recipe's word where it says it, else an estimate."""
-    estimated = _memory(recipe, size)
-    found: dict[str, Need] = {}
-    for kind in KINDS:
-        said = recipe.resources.get(kind)
-        memory = said.memory if said and said.memory is not None else PROCESS + estimated[kind]
-        found[kind] = Need(said.cpus if said else 1, said.gpus if said else 0, memory)
-    return found
+def shapes_of(base: str, found: ResolvedModel | None) -> tuple[Any, str]:
+    """The model called `base` without its weights, and where its shapes are from.
 
+    The config of the model that was `found` here, or of a folder, then dimensions known here, then
+    the hub's config, which is read and not kept.
 
-def _memory(recipe: Recipe, size: BaseSize) -> dict[str, int]:
-    """Peak bytes of each kind above the process itself.
-
-    The base, activations, and what the kind holds beside them: moments for statistics and starts
-    (an eigendecomposition takes three of its matrices), gradients and AdamW's two moments for a
-    training, all adapters and one dense update for a merge.
+    Raises:
+        RecipeError: no place knows the model.
     """
-    length, tasks = recipe.data.max_length, len(recipe.tasks)
-    adapter = size.adapter(largest_rank(recipe))
-    largest = max(size.inputs, default=0)
-    rows = recipe.training.batch_size // recipe.training.accumulate
-    forward = size.activations(EVALUATION_BATCH, length) // max(size.depth, 1)
-    scoring = size.weights + forward + size.updates() * size.bytes_each
-    return {
-        "stats": size.weights
-        + size.activations(STATISTICS_BATCH, length) // max(size.depth, 1)
-        + size.moments(),
-        "start": size.weights + tasks * size.moments() + 3 * 8 * largest * largest,
-        "train": size.weights
-        + size.activations(rows, length)
-        + size.logits(rows, length)
-        + 16 * adapter,
-        "fisher": size.weights + size.activations(1, length) + 12 * size.updates(),
-        "eval": scoring + 4 * adapter,
-        "merge": scoring + 4 * adapter * tasks + 4 * size.updates() + tasks * size.moments(),
-    }
+    if found is not None or is_folder(base):
+        return load_skeleton(found.path_or_id if found else str(local(base))), "its config"
+    known = KNOWN.get(base.rsplit("/", 1)[-1].lower())
+    if known is not None:
+        config = AutoConfig.for_model(**known)
+        with quiet(), torch.device("meta"):
+            return cast(Any, AutoModel).from_config(config), "published dimensions"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            hf_hub_download(base, "config.json", local_dir=folder)
+            return load_skeleton(folder), "the hub's config"
+    # The client raises its transport's errors, its own and ValueErrors: each means no config.
+    except Exception as problem:
+        raise RecipeError(
+            f"the shapes of '{base}' are not known here and {hub_reason(problem)}: name a folder "
+            f"with its config.json as 'base', or one of {', '.join(KNOWN)}."
+        ) from problem

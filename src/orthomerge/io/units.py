@@ -1,4 +1,4 @@
-"""Sizes in bytes, as a person writes and reads them."""
+"""Sizes in bytes and spans of time, as a person writes and reads them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,17 @@ def human_size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+def human_duration(seconds: float) -> str:
+    """A span of time as a person reads it: `45 s`, `3 min 05 s`, `25 min`, `2 h 05 min`."""
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole} s" if whole or not seconds else "under 1 s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"

@@ -1,21 +1,51 @@
-"""Where the jobs of a run are done: one executor a file, behind one small contract."""
+"""Where the steps of a run are done: one executor a file, behind one small contract."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.experiment.executors.contract import Executor
+from orthomerge.experiment.executors.process import ProcessExecutor
+from orthomerge.experiment.executors.ray import RayExecutor
+from orthomerge.experiment.executors.serial import SerialExecutor
 
-from orthomerge.experiment.board import Board
-from orthomerge.experiment.workshop import Workshop
+EXECUTORS = ("serial", "process", "ray")
+
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "ProcessExecutor",
+    "RayExecutor",
+    "SerialExecutor",
+    "choose_executor",
+]
 
 
-class Executor(Protocol):
-    """Carries out the jobs of a board until there is none left.
+def choose_executor(
+    name: str | None = None,
+    *,
+    jobs: int = 1,
+    memory: int | None = None,
+    address: str | None = None,
+) -> Executor:
+    """The executor called `name`; by default "process" for several jobs at once, else "serial".
 
-    It takes jobs from `board.ready()`, tells `board.began`, hands every row to `board.row` and ends
-    a job with `board.done`, or with `board.lost` where its worker died. Work in this process is
-    done by `workshop`; another process makes one of its own from the same recipe and folder.
+    Raises:
+        UnknownNameError: no such executor.
+        RecipeError: a setting that belongs to another one.
+        OrthomergeError: Ray is asked for and not installed.
     """
-
-    def carry_out(self, board: Board, workshop: Workshop) -> None:
-        """Do every job, in an order that keeps to what jobs need."""
-        ...
+    if name is None:
+        name = "serial" if jobs == 1 and memory is None else "process"
+    if name not in EXECUTORS:
+        raise unknown_name("executor", name, EXECUTORS)
+    if name != "process" and (jobs != 1 or memory is not None):
+        room = " Ray does as many at once as the cluster has room for ('resources:' in the recipe)."
+        raise RecipeError(
+            f"--jobs and --memory are for --executor process, not {name}: leave them out."
+            + (room if name == "ray" else "")
+        )
+    if name != "ray" and address is not None:
+        raise RecipeError("--address is for --executor ray: add it, or leave the address out.")
+    if name == "ray":
+        return RayExecutor(address)
+    return SerialExecutor() if name == "serial" else ProcessExecutor(jobs, memory)

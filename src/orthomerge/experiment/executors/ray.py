@@ -1,4 +1,4 @@
-"""The same jobs on a Ray cluster, the output folder on storage that its machines share."""
+"""The same steps on a Ray cluster, the output folder on storage that its machines share."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.experiment.board import Board
-from orthomerge.experiment.executors.worker import told
-from orthomerge.experiment.jobs import Job
+from orthomerge.experiment.executors.contract import Crew, Outcome, attempt, failure
+from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.recipe import Recipe
-from orthomerge.experiment.sizes import Need
-from orthomerge.experiment.workshop import Workshop
-from orthomerge.io.rows import ResultRow
+from orthomerge.experiment.schedule import Schedule
+from orthomerge.experiment.steps import Step
+from orthomerge.experiment.workspace import Workspace
 from orthomerge.io.units import human_size
 
-Outcome = tuple[str, Any, list[ResultRow]]
-
-# A worker process of Ray does one job after another; what the last one loaded may serve the next.
-_kept: dict[str, tuple[Workshop, str]] = {}
+# A worker process of Ray does one step after another; what the last one loaded may serve the next.
+_kept: dict[str, tuple[Workspace, str]] = {}
 
 
-class OnRay:
-    """Does jobs on a Ray cluster, as many at once as the machines have room for.
+class RayExecutor:
+    """Does steps on a Ray cluster, as many at once as the machines have room for.
 
-    Each job asks for the processors, GPUs and memory of its kind (`resources:` in the recipe;
-    memory is estimated where it is not said). A lost worker or machine costs its jobs only: they
+    Each step asks for the processors, GPUs and memory of its kind (`resources:` in the recipe;
+    memory is estimated where it is not said). A lost worker or machine costs its steps only: they
     are handed out again. `address` is that of the cluster ("auto": the one this machine belongs to;
     None: one of this machine alone, for the length of the run).
     """
@@ -36,19 +33,19 @@ class OnRay:
         self._ray = _import_ray()
         self._address = address
 
-    def carry_out(self, board: Board, workshop: Workshop) -> None:
-        """Do every job.
+    def carry_out(self, schedule: Schedule, space: Workspace) -> None:
+        """Do every step.
 
         Raises:
-            OrthomergeError: no cluster, no machine of it has what a job asks for, a job was a
-                mistake, or was lost too often; jobs that are at work then are finished first.
+            OrthomergeError: no cluster, no machine of it has what a step asks for, a step was a
+                mistake, or was lost too often; steps that are at work then are finished first.
         """
         mine = not self._ray.is_initialized()
         if mine:
             self._connect()
         try:
-            self._check_room(board, workshop.keys.needs)
-            _Work(self._ray, board, workshop).carry_out()
+            self._check_room(schedule)
+            _Workers(self._ray, schedule, space).work()
         finally:
             if mine:
                 self._ray.shutdown()
@@ -68,10 +65,9 @@ class OnRay:
                 "'ray start --head', or leave --address out to use this machine alone."
             ) from problem
 
-    def _check_room(self, board: Board, needs: dict[str, Need]) -> None:
+    def _check_room(self, schedule: Schedule) -> None:
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for kind in dict.fromkeys(job.kind for job in board.todo()):
-            need = needs[kind]
+        for kind, need in dict.fromkeys((s.kind, schedule.exp.need(s)) for s in schedule.open()):
             asked = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory}
             if not any(all(m.get(k, 0) >= v for k, v in asked.items()) for m in machines):
                 raise OrthomergeError(
@@ -81,76 +77,64 @@ class OnRay:
                 )
 
 
-class _Work:
-    """One carrying out: the jobs on the cluster and the first failure."""
+class _Workers(Crew):
+    """One carrying out: the steps on the cluster."""
 
-    def __init__(self, ray: Any, board: Board, workshop: Workshop) -> None:
-        self._ray, self._board = ray, board
-        keys = workshop.keys
-        self._needs = keys.needs
-        self._place = ray.put((keys.recipe, str(keys.output.resolve()), str(Path.cwd())))
+    def __init__(self, ray: Any, schedule: Schedule, space: Workspace) -> None:
+        super().__init__(schedule, space)
+        self._ray = ray
+        folder = str(self.exp.output.resolve())
+        self._setting = ray.put((self.exp.recipe, folder, str(Path.cwd())))
         self._do = ray.remote(max_retries=0)(_do)
-        self._at_work: dict[Any, tuple[Job, int]] = {}
-        self._failure: Exception | None = None
+        self._at_work: dict[Any, tuple[Step, int]] = {}
 
-    def carry_out(self) -> None:
-        while True:
-            if self._failure is None:
-                for job in self._board.ready():
-                    self._submit(job)
-            if not self._at_work:
-                break
-            done, _ = self._ray.wait(list(self._at_work), num_returns=1)
-            for reference in done:
-                self._collect(reference)
-        if self._failure is not None:
-            raise self._failure
+    def is_busy(self) -> bool:
+        return bool(self._at_work)
 
-    def _submit(self, job: Job) -> None:
-        need = self._needs[job.kind]
-        options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": need.memory}
-        taken = {number for _, number in self._at_work.values()}
-        number = next(n for n in range(len(taken) + 1) if n not in taken)
-        self._board.began(job, "ray")
-        reference = self._do.options(name=job.id, **options).remote(self._place, job)
-        self._at_work[reference] = job, number
-        self._board.reporter.stage(job.title, number)
+    def hand_out(self) -> None:
+        for step in self.schedule.ready():
+            need = self.exp.need(step)
+            options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "memory": need.memory}
+            taken = {number for _, number in self._at_work.values()}
+            number = next(n for n in range(len(taken) + 1) if n not in taken)
+            self.schedule.began(step, "ray")
+            name = step.name(self.exp)
+            reference = self._do.options(name=name, **options).remote(self._setting, step)
+            self._at_work[reference] = step, number
+            self.schedule.reporter.stage(step.title(self.exp), number)
 
-    def _collect(self, reference: Any) -> None:
-        job, number = self._at_work.pop(reference)
-        self._board.reporter.idle(number)
-        rows: list[ResultRow] = []
+    def collect(self) -> None:
+        done, _ = self._ray.wait(list(self._at_work), num_returns=1)
+        for reference in done:
+            step, number = self._at_work.pop(reference)
+            self.schedule.reporter.idle(number)
+            self.ended(step, self._outcome(reference))
+
+    def _outcome(self, reference: Any) -> Outcome:
         try:
-            event, value, rows = self._ray.get(reference)
+            return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as problem:
-            event, value = "broke", str(problem)
+            return Outcome("broke", str(problem), [])
         except self._ray.exceptions.RayError as problem:
-            event, value = "lost", f"its Ray worker was lost: {type(problem).__name__}"
-        try:
-            for row in rows:
-                self._board.row(row)
-            self._board.ended(job, event, value)
-        except (OrthomergeError, RuntimeError) as problem:
-            self._failure = self._failure or problem
+            return Outcome("lost", f"its Ray worker was lost: {type(problem).__name__}", [])
 
 
-def _do(place: tuple[Recipe, str, str], job: Job) -> Outcome:
-    """One job in a worker process of Ray, from files to files and rows."""
-    recipe, output, folder = place
-    rows: list[ResultRow] = []
+def _do(setting: tuple[Recipe, str, str], step: Step) -> Outcome:
+    """One step in a worker process of Ray, from files to files and rows."""
+    recipe, output, folder = setting
     try:
         if Path(folder).is_dir():
             os.chdir(folder)  # the recipe's own paths are relative to where it was started
-        workshop, kind = _kept.get(output, (None, ""))
-        if workshop is None or workshop.keys.recipe != recipe:
+        space, kind = _kept.get(output, (None, ""))
+        if space is None or space.exp.recipe != recipe:
             _kept.clear()
-            workshop = Workshop.at(recipe, output)
-        elif kind != job.kind:
-            workshop.release()
-        _kept[output] = workshop, job.kind
-        return "done", workshop.perform(job, rows.append), rows
+            space = Workspace(Experiment(recipe, output))
+        elif kind != step.kind:
+            space.release()
+        _kept[output] = space, step.kind
     except Exception as problem:
-        return *told(problem, output), rows
+        return failure(problem, output, [])
+    return attempt(space, step, lambda row: None)
 
 
 def _knock(address: str | None) -> None:

@@ -9,7 +9,7 @@ import sys
 SCRIPT = """
 import sys, weakref
 import torch.distributed as dist
-from orthomerge.cli._job import several_processes
+from orthomerge.cli._processes import several_processes
 from orthomerge.models.loading import load_trunk
 
 with several_processes() as job:

@@ -1,22 +1,27 @@
-"""How fast a machine works, in operations a second by stage: measured, read, or estimated."""
+"""How long steps take: their operations over the speed of a machine, measured, read or assumed."""
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from orthomerge import linalg
 from orthomerge.errors import RecipeError, unknown_name
+from orthomerge.experiment.experiment import Experiment
+from orthomerge.experiment.steps import STEPS, Step
 from orthomerge.io.documents import is_object, read_json
 
-STAGES = ("stats", "init", "convert", "train", "fisher", "merge", "eval")
-# What decomposes or merges, rather than passes texts through the model.
-_ALGEBRA = ("init", "convert", "merge")
+# Stages that pass texts through the model; the others decompose or merge.
+_PASSES = ("stats", "train", "fisher", "eval")
+STAGES = (*_PASSES, "init", "convert", "merge")
 
 # Peak dense operations a second in bfloat16 as the makers state them.
 CARDS = {"h100": 989e12, "a100": 312e12, "l40s": 362e12, "rtx4090": 165e12}
@@ -32,9 +37,76 @@ class Throughput:
     rates: dict[str, float]
     source: str
 
-    def seconds(self, work: dict[str, float]) -> float:
+    def seconds(self, work: Mapping[str, float]) -> float:
         """The time of work, in operations by stage; a stage that was never met goes as training."""
         return sum(n / self.rates.get(stage, self.rates["train"]) for stage, n in work.items())
+
+
+class Estimate(NamedTuple):
+    """What steps take together: by kind how many there are, seconds, bytes on disk, peak bytes."""
+
+    jobs: int
+    seconds: float
+    disk: int
+    memory: int
+
+
+def estimate(exp: Experiment, steps: Mapping[str, Step], speed: Throughput) -> dict[str, Estimate]:
+    """What steps take by kind, in the order of the kinds."""
+    found: dict[str, Estimate] = {}
+    for kind in (step.kind for step in STEPS):
+        mine = [step for step in steps.values() if step.kind == kind]
+        costs = [step.cost(exp) for step in mine]
+        if mine:
+            found[kind] = Estimate(
+                len(mine),
+                sum(speed.seconds(cost.work) for cost in costs),
+                sum(cost.disk for cost in costs),
+                max(exp.need(step).memory for step in mine),
+            )
+    return found
+
+
+def work_by_stage(exp: Experiment, steps: Mapping[str, Step]) -> dict[str, float]:
+    """Operations of steps by stage."""
+    total: Counter[str] = Counter()
+    for step in steps.values():
+        total.update(step.cost(exp).work)
+    return dict(total)
+
+
+def wall_seconds(
+    exp: Experiment, steps: Mapping[str, Step], speed: Throughput, workers: int
+) -> float:
+    """Seconds until all steps are done when each of so many workers takes the next that can begin.
+
+    A choice that is open makes nobody wait here.
+    """
+    seconds = {name: speed.seconds(step.cost(exp).work) for name, step in steps.items()}
+    waiting = {
+        name: {n for need in step.needs(exp) if (n := need.name(exp)) in steps}
+        for name, step in steps.items()
+    }
+    readers: dict[str, list[str]] = {}
+    for name, needs in waiting.items():
+        for need in needs:
+            readers.setdefault(need, []).append(name)
+    names = list(steps)
+    place = {name: n for n, name in enumerate(names)}
+    ready = [n for name, n in place.items() if not waiting[name]]
+    heapq.heapify(ready)
+    at_work: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or at_work:
+        while ready and len(at_work) < workers:
+            name = names[heapq.heappop(ready)]
+            heapq.heappush(at_work, (now + seconds[name], name))
+        now, done = heapq.heappop(at_work)
+        for reader in readers.get(done, []):
+            waiting[reader].discard(done)
+            if not waiting[reader]:
+                heapq.heappush(ready, place[reader])
+    return now
 
 
 def estimated(card: str) -> Throughput:
@@ -46,7 +118,7 @@ def estimated(card: str) -> Throughput:
     if card not in CARDS:
         raise unknown_name("card", card, CARDS)
     passes, algebra = PASSES * CARDS[card], ALGEBRA * CARDS[card]
-    rates = {s: algebra if s in _ALGEBRA else passes for s in STAGES}
+    rates = {s: passes if s in _PASSES else algebra for s in STAGES}
     return Throughput(rates, f"an ESTIMATE for one {card} ({PASSES:.0%} of its peak)")
 
 
@@ -81,7 +153,7 @@ def _numbers(value: Any, needed: str | None = None) -> bool:
     return all(isinstance(v, int | float) and least < v < math.inf for v in value.values())
 
 
-def measured(size: int = 1024, seconds: float = 1.0) -> Throughput:
+def measured(size: int = 1024, seconds: float = 0.3) -> Throughput:
     """What this machine does now: products of matrices for passes, a decomposition for starts.
 
     Of what bare products reach, half is taken for a model: an assumption.
@@ -93,7 +165,7 @@ def measured(size: int = 1024, seconds: float = 1.0) -> Throughput:
     passes = _rate(lambda: a @ a, 2 * size**3, seconds, device)
     b = torch.randn(512, 512, device=device, dtype=torch.float64)
     algebra = _rate(lambda: linalg.eigh(b @ b.T), 9 * 512**3, seconds, device)
-    rates = {s: algebra if s in _ALGEBRA else passes / 2 for s in STAGES}
+    rates = {s: passes / 2 if s in _PASSES else algebra for s in STAGES}
     return Throughput(rates, f"measured on this machine ({device})")
 
 

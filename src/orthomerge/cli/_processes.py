@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from orthomerge.cli._app import err
 
 
-class Job(NamedTuple):
+class Process(NamedTuple):
     """This process's number, how many there are, and the device that is its own (None: any)."""
 
     rank: int
@@ -19,11 +19,11 @@ class Job(NamedTuple):
 
 
 @contextmanager
-def several_processes() -> Generator[Job, None, None]:
-    """The job this process is part of; what fails in one process ends the block in all of them."""
+def several_processes() -> Generator[Process, None, None]:
+    """This process and how many there are; a failure in one of them ends the block in all."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _say_if_alone()
-        yield Job(0, 1, None)
+        yield Process(0, 1, None)
         return
     import torch
 
@@ -40,7 +40,7 @@ def several_processes() -> Generator[Job, None, None]:
     state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
     try:
         with failing_together():
-            yield Job(state.process_index, state.num_processes, state.device)
+            yield Process(state.process_index, state.num_processes, state.device)
     finally:
         end_processes()
 

@@ -1,32 +1,13 @@
-"""Pieces that were damaged after they were written: found before they are used, and made again."""
+"""Reading a start's or an adapter's folder whole, so that damage is found before it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from orthomerge.adapters import read_adapter, read_kept_out
-from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.experiment.progress import Reporter
+from orthomerge.errors import AdapterError
 from orthomerge.io.documents import read_json
 from orthomerge.io.names import TRAINING
-
-_T = TypeVar("_T")
-
-
-def kept(path: Path, read: Callable[[Path], _T], reporter: Reporter) -> _T | None:
-    """What `read` gives of a piece; None where there is none, or one that cannot be read.
-
-    That one stays until the new one is written in its place: a kill meanwhile does not hide it.
-    """
-    if not path.exists():
-        return None
-    try:
-        return read(path)
-    except OrthomergeError:
-        reporter.stage(f"{path.name} was damaged: it is made again")
-        return None
 
 
 def read_folder(folder: Path, *, kept_out: bool = False, losses: bool = False) -> Path:
