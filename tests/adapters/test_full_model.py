@@ -166,7 +166,7 @@ def test_half_precision_is_rounded_once(tmp_path, dtype):
 def test_a_block_at_a_time_is_the_same(small, tmp_path, monkeypatch):
     base, adapters = small
     merge(tmp_path / "whole", base, adapters)
-    monkeypatch.setattr("orthomerge.adapters.checkpoint.BLOCK", 300)
+    monkeypatch.setattr("orthomerge.io.tensors.BLOCK", 300)
     merge(tmp_path / "blocks", base, adapters)
     whole, blocks = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "blocks"))
     for key, value in whole.items():

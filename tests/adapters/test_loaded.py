@@ -66,7 +66,7 @@ def test_the_new_adapter_is_what_merging_the_folders_gives(tmp_path, kind):
     merge_adapters(folders, weights=[0.7, -0.4], heads=heads, output=tmp_path / "out")
     expected = outputs(loaded(tmp_path / "out", base))
     torch.testing.assert_close(under(model, "merged"), expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(under(model, "a"), expected, atol=1e-2)
+    assert not torch.allclose(under(model, "a"), expected, atol=2e-4)
 
 
 def test_the_exact_sum_is_peft_s_own_cat(tmp_path):

@@ -27,7 +27,17 @@ def place(tmp_path_factory):
                 nn.init.normal_(weight, std=0.2)
         model.save_pretrained(folder / name, save_embedding_layers=False)
     for name, (first, second) in {"ab": "ab", "bc": "bc"}.items():
-        call("merge", folder / first, folder / second, "--base", base, "--output", folder / name)
+        call(
+            "merge",
+            folder / first,
+            folder / second,
+            "--weights",
+            1,
+            "--base",
+            base,
+            "--output",
+            folder / name,
+        )
     return folder
 
 
@@ -83,7 +93,7 @@ def test_its_training_goes_on_and_what_comes_out_merges_again(place, tmp_path):
     before, after = read_adapter(place / "ab").layers, read_adapter(tmp_path / "more").layers
     assert set(before) == set(after)
     assert all(float((before[n].B - after[n].B).norm()) > 0 for n in before)
-    call("merge", tmp_path / "more", place / "c", "--base", place / "base",
+    call("merge", tmp_path / "more", place / "c", "--weights", 1, "--base", place / "base",
          "--output", tmp_path / "merged")  # fmt: skip
     merged, other = read_adapter(tmp_path / "merged").layers, read_adapter(place / "c").layers
     for name in merged:

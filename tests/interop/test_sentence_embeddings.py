@@ -44,7 +44,8 @@ def test_feature_extraction_adapters_merge_and_load_again(base, tmp_path):
             if "lora_" in key:
                 nn.init.normal_(weight, std=0.4)
         model[0].auto_model.save_pretrained(str(tmp_path / name))
-    call("merge", tmp_path / "a", tmp_path / "b", "--base", base, "--output", tmp_path / "merged")
+    call("merge", tmp_path / "a", tmp_path / "b", "--weights", 1, "--base", base,
+         "--output", tmp_path / "merged")  # fmt: skip
 
     texts = make_texts(12)
     alone = [read_adapter(tmp_path / n).layers for n in "ab"]

@@ -157,7 +157,7 @@ def test_licences_are_listed_as_the_parts_state_them_and_not_judged(two, tmp_pat
     licensed(two[0], "cc-by-nc-4.0")
     said = call("merge", *two, "--output", tmp_path / "out")
     assert "license" not in header(tmp_path / "out")
-    assert "note" not in said
+    assert "note: licences" not in said
     rows = card(tmp_path / "out").split("## Licences")[1]
     assert "| the base model | apache-2.0 | its card |" in rows
     assert "| `mood` | cc-by-nc-4.0 | its card |" in rows

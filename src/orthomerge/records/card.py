@@ -131,7 +131,8 @@ def _went_in(record: Mapping[str, Any]) -> str:
         if record.get(what):
             how.append(f"{called} of each task")
     how += _cut(record)
-    why = f" The weight is {plain(reason)}." if (reason := record.get("weights_reason")) else ""
+    reason = record.get("weights_reason")
+    why = f" The weight is {plain(str(reason), 200)}." if reason else ""
     return "\n".join([*table, *rows, "", f"With {', '.join(how)}.{why}"])
 
 

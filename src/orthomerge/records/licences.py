@@ -113,7 +113,7 @@ def _stated(data: Any, where: str) -> Licence | None:
     return Licence(name, where)
 
 
-def plain(text: str) -> str:
+def plain(text: str, most: int = 80) -> str:
     """A stranger's text as one line of a page, without signs of Markdown or HTML."""
     line = " ".join(re.sub(r"[`|<>\[\]\\]", " ", text).split())
-    return line if len(line) <= 80 else f"{line[:77]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
