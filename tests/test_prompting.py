@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import make_texts
@@ -10,9 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from orthomerge.errors import TaskError
 from orthomerge.evaluation.text import TextEvaluator
+from orthomerge.models import loading
 from orthomerge.prompting import IGNORED, Wording, generate, log_likelihoods
 from orthomerge.statistics import collect_statistics
-from orthomerge.tasks import Row, get_task, prompt_of
+from orthomerge.tasks import Prompt, Row, get_task, prompt_of
 
 TASK = get_task("sentiment")
 PROMPT = prompt_of(
@@ -142,3 +145,60 @@ def test_statistics_of_prompts_need_no_label_and_see_the_answers(kind):
         assert moment.count == alone.moments[name].count
         if "encoder" not in name:
             assert moment.count > bare.moments[name].count
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }} : {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant : {% endif %}"
+)
+
+
+@pytest.fixture
+def chatting():
+    tokenizer = copy.deepcopy(tiny_language_tokenizer())
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def test_a_chat_is_the_tokenizers_own_template_and_the_answer_is_the_assistants(chatting):
+    prompt = prompt_of(TASK, "Is it good? {text}", chat=True)
+    model = tiny_llama(len(chatting))
+    wording = Wording.of(prompt, chatting, model.config)
+    asked = prompt.ask("a good film")
+    (example,) = wording.examples([Row("a good film", None, 1)])
+    whole = chatting.apply_chat_template(
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": prompt.answers[1]}],
+        tokenize=False,
+    )
+    assert example["input_ids"] == chatting(whole, add_special_tokens=False)["input_ids"]
+    begun = chatting.apply_chat_template(
+        [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+    )
+    told = [token for token, label in zip(example["input_ids"], example["labels"], strict=True)
+            if label != IGNORED]  # fmt: skip
+    assert begun + prompt.answers[1] + "</s>" == whole
+    assert chatting.decode(told).strip() == prompt.answers[1] + "</s>"
+    # The same prompt without the template is another one, and its own record.
+    plain = prompt_of(TASK, "Is it good? {text}")
+    assert plain.fingerprint != prompt.fingerprint
+    assert Prompt.of(prompt.record()) == prompt and Prompt.of(plain.record()) == plain
+
+
+def test_long_texts_in_a_chat_are_cut_and_the_template_stays(chatting, caplog):
+    prompt = prompt_of(TASK, "Is it good? {text}", chat=True)
+    wording = Wording.of(prompt, chatting, tiny_llama(len(chatting)).config, 40)
+    loading._said.clear()
+    with caplog.at_level("WARNING", logger="orthomerge"):
+        long, short = wording.examples([Row("war " * 99, None, 1), Row("war", None, 0)])
+    begun = chatting.decode(long["input_ids"])
+    assert begun.startswith("<s>user : Is it good? war war") and "</s><s>assistant : " in begun
+    assert len(long["input_ids"]) <= 40 + 4 and len(short["input_ids"]) < 40
+    assert "1 of 2 prompts are longer than 40 tokens and were cut (--max-length)." in caplog.text
+
+
+def test_a_chat_needs_a_template(chatting):
+    prompt = prompt_of(TASK, "{text}", chat=True)
+    with pytest.raises(TaskError, match="no chat template"):
+        Wording.of(prompt, tiny_language_tokenizer(), tiny_llama(10).config)
+    with pytest.raises(TaskError, match="no chat template"):
+        Wording.of(prompt, chatting, tiny_t5(10).config)

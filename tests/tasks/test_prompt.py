@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthomerge.errors import TaskError, UnknownNameError
-from orthomerge.tasks import from_file, get_task, list_tasks, number_or_mean, prompt_of
+from orthomerge.tasks import Prompt, from_file, get_task, list_tasks, number_or_mean, prompt_of
 from orthomerge.tasks.templates import TEMPLATES
 
 SENTIMENT = get_task("sentiment")
@@ -108,3 +108,28 @@ def test_an_instruction_without_room_for_a_text_is_said():
 def test_an_answer_without_a_number_is_worth_nothing():
     assert number_or_mean([1.0, None, 3.0]) == [1.0, 2.0, 3.0]
     assert number_or_mean([None, None]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{text}} {text}: {{{text}}} {answers}",
+        {"prompt": "{text} a }}", "answers": ["a", "b"]},
+    ],
+)
+def test_a_record_of_a_prompt_gives_it_back(template):
+    prompt = prompt_of(SENTIMENT, template)
+    again = Prompt.of(prompt.record())
+    assert again == prompt and again.fingerprint == prompt.fingerprint
+    assert again.ask("x {y}") == prompt.ask("x {y}")
+    assert prompt_of(SENTIMENT, prompt.record()) == prompt
+
+
+def test_a_template_may_say_that_it_is_a_chat():
+    assert prompt_of(SENTIMENT, {"prompt": "{text}", "chat": True}).chat
+    assert not prompt_of(SENTIMENT, {"prompt": "{text}", "chat": False}).chat
+    with pytest.raises(TaskError, match="true or false"):
+        prompt_of(SENTIMENT, {"prompt": "{text}", "chat": "maybe"})
+    with pytest.raises(TaskError, match="holds no 'prompt'"):
+        Prompt.of({"answers": []})

@@ -59,7 +59,8 @@ class TextEvaluator:
             TaskError: the prompt is too long, or its answers are numbers.
         """
         wording, shape = self.wording(prompt), (len(rows), len(prompt.answers))
-        asked = [wording.encode((row.text, row.pair), prompt.answers) for row in rows]
+        texts = [(row.text, row.pair) for row in rows]
+        asked = wording.encode_all(texts, [prompt.answers] * len(rows))
         sums, lengths = np.zeros(shape), np.zeros(shape, dtype=int)
         with applied(self._model, update or {}), torch.inference_mode():
             for piece in self._pieces([len(item.prompt) for item in asked], progress):
@@ -82,7 +83,8 @@ class TextEvaluator:
             TaskError: the prompt is too long.
         """
         wording = self.wording(prompt)
-        asked = [wording.encode((row.text, row.pair), []).prompt for row in rows]
+        texts = [(row.text, row.pair) for row in rows]
+        asked = [item.prompt for item in wording.encode_all(texts, [()] * len(rows))]
         found = [""] * len(rows)
         with applied(self._model, update or {}):
             for piece in self._pieces([len(item) for item in asked], progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -19,10 +20,12 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
-from transformers.utils import logging
+from transformers.utils import logging as hf_logging
 
 from orthomerge.errors import AssetError, unknown_name
 from orthomerge.io.files import fingerprint
+
+_log = logging.getLogger(__name__)
 
 # Said aloud: left unsaid, Transformers asks at the terminal whether to run what a folder brings.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -31,15 +34,15 @@ _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 @contextmanager
 def quiet() -> Generator[None, None, None]:
     """Transformers without its load reports and bars, for the length of a block."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        hf_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -260,5 +263,23 @@ def load_language_model(path: str, *, name: str | None = None) -> Any:
 def encode(
     tokenizer: Any, texts: Sequence[tuple[str, str | None]], max_length: int
 ) -> list[dict[str, Any]]:
-    """Token ids of texts or pairs, cut to `max_length`, not yet padded."""
-    return [dict(tokenizer(t, p, truncation=True, max_length=max_length)) for t, p in texts]
+    """Token ids of texts or pairs, cut to `max_length`, not yet padded; what was cut is said."""
+    found: list[dict[str, Any]] = []
+    cut = 0
+    for text, pair in texts:
+        encoded = tokenizer(text, pair, truncation=True, max_length=max_length)
+        cut += any(part.overflowing for part in encoded.encodings or ())
+        found.append(dict(encoded))
+    say_cut(cut, len(texts), "texts", max_length)
+    return found
+
+
+def say_cut(cut: int, of: int, what: str, max_length: int) -> None:
+    """Say how many texts or prompts were too long; each such line once a process."""
+    line = f"{cut} of {of} {what} are longer than {max_length} tokens and were cut (--max-length)."
+    if cut and line not in _said:
+        _said.add(line)
+        _log.warning(line)
+
+
+_said: set[str] = set()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orthomerge.errors import TaskError
+from orthomerge.models.loading import say_cut
 from orthomerge.prompting.batches import IGNORED, LikelihoodBatch, padded
 from orthomerge.tasks import Prompt, Row
 
@@ -21,10 +22,14 @@ Text = tuple[str, str | None]
 
 
 class Asked(NamedTuple):
-    """A row's prompt, and answers to it, as token ids without an end."""
+    """A row's prompt, and answers to it, as token ids without an end.
+
+    `cut` says that the row's texts were too long.
+    """
 
     prompt: list[int]
     answers: list[list[int]]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,17 @@ class Wording:
 
     @classmethod
     def of(cls, prompt: Prompt, tokenizer: Any, config: Any, max_length: int = 128) -> Wording:
-        """The wording for the model with this configuration."""
+        """The wording for the model with this configuration.
+
+        Raises:
+            TaskError: a chat, and a model that has no chat template.
+        """
         seq2seq = bool(getattr(config, "is_encoder_decoder", False))
+        if prompt.chat and (seq2seq or not getattr(tokenizer, "chat_template", None)):
+            raise TaskError(
+                "the model's tokenizer has no chat template: leave out --chat (chat: true), or "
+                "take a model that was tuned for chats."
+            )
         return cls(
             prompt, tokenizer, config.decoder_start_token_id if seq2seq else None, max_length
         )
@@ -69,16 +83,36 @@ class Wording:
         """A row's prompt and each of the answers to it."""
         asked = self.ask(*text)
         context = self._context(asked)
-        return Asked(context, [self._answer(asked, context, said) for said in answers])
+        found = [self._answer(asked, context, said) for said in answers]
+        return Asked(context, found, asked != self.prompt.ask(*text))
+
+    def encode_all(self, texts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Asked]:
+        """Rows' prompts, each with answers of its own; what had to be cut is said."""
+        found = [self.encode(text, words) for text, words in zip(texts, answers, strict=True)]
+        say_cut(sum(item.cut for item in found), len(found), "prompts", self.max_length)
+        return found
+
+    def _chat(self, asked: str, answer: str | None = None) -> list[int]:
+        """A user's message in the model's template, and the assistant's answer if there is one."""
+        said = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+        )
+        # Spaces at the end belong to the word that follows, lines do not.
+        said = said.rstrip(" ") if answer is None else said + answer
+        return list(self.tokenizer(said, add_special_tokens=False)["input_ids"])
 
     def _context(self, asked: str) -> list[int]:
         if self.seq2seq:
             return list(self.tokenizer(asked)["input_ids"])
+        if self.prompt.chat:
+            return self._chat(asked)
         return self._unended(asked.rstrip())
 
     def _answer(self, asked: str, context: list[int], answer: str) -> list[int]:
         if self.seq2seq:
             found = self._without_end(list(self.tokenizer(text_target=answer)["input_ids"]))
+        elif self.prompt.chat:
+            found = self._chat(asked, answer)[len(context) :]
         else:
             # Spaces at the end of a prompt belong to the word that follows.
             gap = asked[len(asked.rstrip()) :] or " "
@@ -104,8 +138,9 @@ class Wording:
     def examples(self, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
         """Rows to train on: loss is taken of the answer and the end after it, of nothing else."""
         found: list[dict[str, list[int]]] = []
-        for row in rows:
-            context, (answer,) = self.encode((row.text, row.pair), [self.prompt.answer(row.label)])
+        texts = [(row.text, row.pair) for row in rows]
+        words = [[self.prompt.answer(row.label)] for row in rows]
+        for context, (answer,), _ in self.encode_all(texts, words):
             ended = [*answer, self.tokenizer.eos_token_id]
             if self.seq2seq:
                 found.append({"input_ids": context, "labels": ended})
@@ -129,10 +164,8 @@ class Wording:
         """
         words = self.prompt.answers if answers else ()
         order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1] or ""))
-        found = [
-            self.encode(texts[row], [words[turn % len(words)]] if words else [])
-            for turn, row in enumerate(order)
-        ]
+        given = [[words[turn % len(words)]] if words else [] for turn in range(len(order))]
+        found = self.encode_all([texts[row] for row in order], given)
         for at in range(0, len(found), batch_size):
             piece = found[at : at + batch_size]
             tails = [asked.answers[0] if words else [] for asked in piece]

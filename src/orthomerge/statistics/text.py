@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from orthomerge.errors import StatisticsError, unknown_name
+from orthomerge.models.loading import encode
 
 if TYPE_CHECKING:
     import pandas
@@ -102,9 +103,7 @@ def batches(
 
     On the right, so that a text's positions are those it has alone whatever the tokenizer prefers.
     """
-    encoded = [
-        tokenizer(text, pair, truncation=True, max_length=max_length) for text, pair in texts
-    ]
+    encoded = encode(tokenizer, texts, max_length)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
         piece = [encoded[i] for i in order[start : start + batch_size]]

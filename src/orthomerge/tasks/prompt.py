@@ -30,11 +30,14 @@ class Prompt:
 
     `pieces` is the instruction, cut at its placeholders: a literal, then the name of what follows
     it (None at the end). `answers` are the words for each class, none for a regression, whose
-    answer is a number with one decimal, as T5 answers STS-B (Raffel et al. 2020, appendix D).
+    answer is a number with one decimal, as T5 answers STS-B (Raffel et al. 2020, appendix D). With
+    `chat` the instruction is a user's message in the chat template of the model's tokenizer, and
+    the answer is the assistant's.
     """
 
     pieces: tuple[tuple[str, str | None], ...]
     answers: tuple[str, ...]
+    chat: bool = False
 
     @property
     def regression(self) -> bool:
@@ -44,7 +47,8 @@ class Prompt:
     @property
     def fingerprint(self) -> str:
         """The hash of all that it says."""
-        return fingerprint([list(map(list, self.pieces)), list(self.answers)])
+        said: list[Any] = [list(map(list, self.pieces)), list(self.answers)]
+        return fingerprint([*said, "chat"] if self.chat else said)
 
     def record(self) -> dict[str, Any]:
         """It as JSON, for `Prompt.of`; also what a template file holds."""
@@ -52,7 +56,8 @@ class Prompt:
             literal.replace("{", "{{").replace("}", "}}") + (f"{{{name}}}" if name else "")
             for literal, name in self.pieces
         )
-        return {"prompt": template, "answers": list(self.answers)}
+        chat = {"chat": True} if self.chat else {}
+        return {"prompt": template, "answers": list(self.answers), **chat}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Prompt:
@@ -65,7 +70,8 @@ class Prompt:
         if not isinstance(template, str) or not isinstance(answers, list):
             raise TaskError("the record of a prompt holds no 'prompt' or no 'answers'.")
         pieces = tuple((literal, name) for literal, name, _, _ in Formatter().parse(template))
-        return cls(pieces, tuple(str(answer) for answer in cast(list[Any], answers)))
+        words = tuple(str(answer) for answer in cast(list[Any], answers))
+        return cls(pieces, words, bool(record.get("chat", False)))
 
     def ask(self, text: str, pair: str | None = None) -> str:
         """The instruction with the texts in it; braces in a text are a text's."""
@@ -122,14 +128,21 @@ class Prompt:
         return known.get(_plain(first))
 
 
-def prompt_of(task: Task, template: str | Mapping[str, Any] | Template | None = None) -> Prompt:
+def prompt_of(
+    task: Task,
+    template: str | Mapping[str, Any] | Template | None = None,
+    *,
+    chat: bool = False,
+) -> Prompt:
     """The prompt of a task: its own, or by a template of the user's.
 
     Args:
         task: the task.
         template: an instruction with `{text}`, for pairs `{pair}`, and perhaps `{answers}` (the
             answers in a list); a file that holds one (.txt), or a mapping or YAML file of `prompt`
-            and `answers`: a list in the order of the task's labels, or words by label.
+            and `answers`: a list in the order of the task's labels, or words by label; it may say
+            `chat: true` too.
+        chat: whether the instruction goes through the chat template of the model's tokenizer.
 
     Raises:
         UnknownNameError: a placeholder, key or label that does not exist.
@@ -142,7 +155,11 @@ def prompt_of(task: Task, template: str | Mapping[str, Any] | Template | None = 
         where = f"the template of '{task.name}'"
     else:
         found, where = _read(template)
-    return Prompt(_pieces(found.prompt, task, where), _answers(found.answers, task, where))
+    return Prompt(
+        _pieces(found.prompt, task, where),
+        _answers(found.answers, task, where),
+        chat or found.chat,
+    )
 
 
 def _plain_template(task: Task) -> Template:
@@ -171,7 +188,10 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
     for key in cast(Mapping[str, Any], values):
         if key not in Template._fields:
             raise unknown_name("key", str(key), Template._fields, where=where)
-    return Template(values["prompt"], values.get("answers")), where
+    chat: Any = values.get("chat", False)
+    if not isinstance(chat, bool):
+        raise TaskError(f"{where}: 'chat' is true or false, not '{chat}'.")
+    return Template(values["prompt"], values.get("answers"), chat), where
 
 
 def _pieces(template: str, task: Task, where: str) -> tuple[tuple[str, str | None], ...]:

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 
 
 class Template(NamedTuple):
-    """An instruction with placeholders; `answers` in the order of the labels, or by label."""
+    """An instruction with placeholders; `answers` in the order of the labels, or by label.
+
+    With `chat` it is said in the chat template of the model's tokenizer.
+    """
 
     prompt: str
     answers: Sequence[Any] | Mapping[Any, Any] | None = None
+    chat: bool = False
 
 
 _SENTENCES = "\nFirst: {text}\nSecond: {pair}\nAnswer:"
