@@ -260,3 +260,17 @@ def ref_wudi(deltas, weights, ridge):
     eye = torch.eye(len(grams[0]), dtype=torch.float64)
     top = sum(u @ G for u, G in zip(updates, grams, strict=True)) + rho * sum(updates)
     return torch.linalg.solve(sum(grams) + rho * eye, top.T).T
+
+
+def ref_wudi_published(deltas, weights, steps, learning_rate):
+    """The published optimisation: Adam from the sum, the gradient by autograd."""
+    updates = torch.stack([w * d for d, w in zip(deltas, weights, strict=True)])
+    merged = updates.sum(0).requires_grad_()
+    adam = torch.optim.Adam([merged], lr=learning_rate)
+    for _ in range(steps):
+        inner = (merged - updates) @ updates.transpose(1, 2)
+        loss = (inner.square().sum((1, 2)) / updates.square().sum((1, 2))).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return merged.detach()

@@ -29,6 +29,7 @@ from dense_references import (
     ref_trim,
     ref_tsv,
     ref_wudi,
+    ref_wudi_published,
 )
 from small_merges import (
     SHAPES,
@@ -392,7 +393,11 @@ REFERENCES = {
         lambda a, n, d, w, r: ref_robust(a, n, w, 0.5, 2**0.5, 1.0),
     ),
     "lora_lego": ({"clusters": 99}, lambda a, n, d, w, r: ref_sum(d, w)),
-    "wudi": ({}, lambda a, n, d, w, r: ref_wudi(d, w, 1e-2)),
+    "wudi": ({}, lambda a, n, d, w, r: ref_wudi(d, w, 0.3)),
+    "wudi published": (
+        {"steps": 40, "learning_rate": 1e-3},
+        lambda a, n, d, w, r: ref_wudi_published(d, w, 40, 1e-3),
+    ),
     "regmean": ({}, lambda a, n, d, w, r: ref_regmean(n, d, w, 0.9, 1e-6)),
     "osrm_aware": ({}, lambda a, n, d, w, r: ref_osrm_aware(n, d, w)),
     "osrm_aware rank": ({"rank": 2}, lambda a, n, d, w, r: ref_osrm_aware(n, d, w, 2)),

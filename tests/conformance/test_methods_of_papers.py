@@ -158,3 +158,32 @@ def test_slerp_of_an_adapter_with_itself_is_itself_and_keeps_length():
     for share in (0.1, 0.5, 0.8):
         merged = merge_layers(unit, method="slerp", weights=[1 - share, share])
         assert float(merged.dense("q").norm()) == pytest.approx(1)
+
+
+def of_one_start(apart, count=8, rank=8, size=96):
+    """Adapters that share an initialization of A and have left it by a share of its size."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(rank, size, generator=g, dtype=torch.float64)
+    falling = torch.logspace(0, -2, rank, dtype=torch.float64)
+    return [
+        {
+            "q": LoraFactors(
+                start + apart * torch.randn(rank, size, generator=g, dtype=torch.float64),
+                torch.randn(size, rank, generator=g, dtype=torch.float64) * falling,
+            )
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("apart", [0.001, 0.03, 0.1, 0.3, 1.0, 3.0])
+def test_wudi_does_not_double_the_norm_of_adapters_with_one_start(apart):
+    adapters = of_one_start(apart)
+    norm = {
+        name: float(merge_layers(adapters, method=name).dense("q").norm())
+        for name in ("linear", "wudi")
+    }
+    assert norm["wudi"] < 2 * norm["linear"]
+    if apart in (0.03, 0.1):  # what a small ridge does to them
+        small = merge_layers(adapters, method="wudi", ridge=0.01).dense("q")
+        assert float(small.norm()) > 2 * norm["linear"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthomerge.errors import SubspaceError, UnknownNameError
+from orthomerge.moments import MeanMoment, combine
 from orthomerge.subspace import get_solver, list_solvers
 
 NAMES = [s.name for s in list_solvers()]
@@ -103,6 +104,28 @@ def test_different_tasks_get_different_rows_where_the_published_code_does_not(na
 
     assert cosine("null_space_lapack") > 0.9
     assert cosine(name) < 0.3
+
+
+def published_rows(means, rank):
+    """The public code: a full SVD of the float32 means, the last right singular vectors."""
+    _, _, Vh = torch.linalg.svd(means.to(torch.float32))
+    return Vh.T[:, -rank:].T.double()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 0, 4, 2, 1]])
+def test_lapack_rows_of_task_means_are_the_published_ones(order):
+    means = [torch.randn(200, generator=torch.Generator().manual_seed(t)) + 1 for t in order]
+    moments = [MeanMoment(200).update(m.repeat(3, 1)) for m in means]
+    solver = get_solver("null_space_lapack")
+    for t in range(5):
+        others = [u for u in range(5) if u != t]
+        published = published_rows(torch.stack([means[u] for u in others]), 4)
+        other = combine([moments[u] for u in others])
+        torch.testing.assert_close(solver(other, 4).basis, published, atol=1e-5, rtol=0)
+        made = solver(other, 4, of="moment").basis  # the same moment, and another basis
+        assert float((made.T @ made - published.T @ published).norm()) > 0.1
+    with pytest.raises(SubspaceError, match="unknown of 'means'"):
+        solver(moments[0], 4, of="means")
 
 
 def test_contrastive_is_louder_on_its_own_task_than_min_eigen():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from orthomerge import linalg
 from orthomerge.errors import SubspaceError, unknown_name
 from orthomerge.moments import Moment
@@ -83,16 +85,26 @@ def null_space_lapack(
     *,
     own: Moment | None = None,
     seed: int = 0,
+    of: str = "rows",
 ) -> Subspace:
-    """The last `rank` rows of `Vᵀ` in `S_other = U Σ Vᵀ`, whatever they are.
+    """The last `rank` rows of `Vᵀ` in `X = U Σ Vᵀ`, X the rows of the others, whatever they are.
 
     A comparison, not a recommendation: in the huge null space of a few mean vectors these rows are
-    an arbitrary basis, and different tasks get nearly the same one. `seed` is ignored, as there.
+    an arbitrary basis, and different tasks get nearly the same one. With granularity "task_mean" X
+    is what the public code decomposes: one mean per other task, in the order given, on which the
+    basis depends. Its means count padding; ours do not. `of="moment"`, and a moment that holds no
+    rows, make X of the eigenvectors of `S_other` instead. `seed` is ignored, as there. O(d_in³).
+
+    Raises:
+        SubspaceError: `of` is neither "rows" nor "moment".
     """
-    values, vectors, nullity = null_basis(other)
-    # Rows whose Gram matrix is S, then the full SVD of that short matrix, as the public code does
-    # on its stack of means.
-    kept = values[nullity:].clamp_min(0.0).sqrt()
-    rows = (vectors[:, nullity:] * kept).T
-    _, _, Vh = linalg.svd(rows, full_matrices=True)
+    if of not in ("rows", "moment"):
+        raise unknown_name("of", of, ("rows", "moment"), error=SubspaceError)
+    rows = other.factor if of == "rows" else None
+    if rows is None:
+        values, vectors, nullity = null_basis(other)
+        rows = (vectors[:, nullity:] * values[nullity:].sqrt()).T
+    _, values, Vh = linalg.svd(rows, full_matrices=True)
+    floor = other.dim * torch.finfo(values.dtype).eps
+    nullity = other.dim - int((values > floor * values.sum()).sum())
     return describe(Vh[-rank:].contiguous(), other, own, max(nullity, rank), "svd")
