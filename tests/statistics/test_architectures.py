@@ -80,10 +80,7 @@ def padded(texts, side="right"):
     for row, text in enumerate(texts):
         where = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
         ids[row, where], mask[row, where] = text, 1
-    batch = {"input_ids": ids, "attention_mask": mask}
-    if side == "left":
-        batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-    return batch
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def reference(model, targets):
@@ -132,11 +129,47 @@ def test_moments_equal_one_text_at_a_time_and_layers_share_what_they_read(family
     assert found.meta.samples == len(texts)
 
 
-@pytest.mark.parametrize("name", ["GPT2Model", "LlamaModel", "Qwen3Model"])
-def test_left_padding_of_a_decoder_is_not_counted(name):
+# Absolute positions that a model counts from the left, from the tokens or from the mask.
+ABSOLUTE = [
+    Family("DistilBertModel", "DistilBertConfig",
+           {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+           ["q_lin", "out_lin", "lin1"], 6, []),
+    Family("MPNetModel", "MPNetConfig", {**SHAPE, "pad_token_id": 1}, ["q", "dense"], 6, []),
+    Family("OPTModel", "OPTConfig",
+           {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 40},
+           ["q_proj", "fc1"], 4, []),
+    Family("BartModel", "BartConfig",
+           {"vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24, "max_position_embeddings": 40},
+           ["fc1"], 4, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ABSOLUTE], ids=lambda f: f.model)
+def test_padding_on_the_left_changes_nothing(family):
+    """Also where positions are absolute, and where both texts of a pair are padded on the left."""
+    model = build(family)
+    left, right = padded(sequences(), "left"), padded(sequences())
+    if "Bart" in family.model:
+        for batch, short in ((left, padded(sequences()[::-1], "left")),
+                             (right, padded(sequences()[::-1]))):  # fmt: skip
+            batch.update({f"decoder_{name}": value for name, value in short.items()})
+    found, expected = (collect_statistics(model, [b], family.targets) for b in (left, right))
+    for name in expected.layers:
+        assert torch.equal(found.second_moment(name), expected.second_moment(name))
+
+
+@pytest.mark.parametrize("name", ["BertModel", "GPT2Model", "LlamaModel", "Qwen3Model"])
+@pytest.mark.parametrize("said", [False, True])
+def test_left_padding_is_one_text_at_a_time(name, said):
     family = next(f for f in FAMILIES if f.model == name)
     model = build(family)
-    found = collect_statistics(model, [padded(sequences(), "left")], family.targets)
+    batch = padded(sequences(), "left")
+    if said:
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    found = collect_statistics(model, [batch], family.targets)
     assert_matches(found, reference(model, family.targets))
 
 

@@ -68,7 +68,6 @@ def test_statistics_equal_the_dense_reference(tiny_tokenizer, granularity, batch
 
 
 def padded_on(side, stream):
-    """BERT counts positions from the left whatever the mask; left padding has to say so."""
     for batch in stream:
         if side == "left":
             gaps = (1 - batch["attention_mask"]).sum(1).tolist()
@@ -76,7 +75,6 @@ def padded_on(side, stream):
                 k: torch.stack([row.roll(gap) for row, gap in zip(v, gaps, strict=True)])
                 for k, v in batch.items()
             }
-            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
         yield batch
 
 

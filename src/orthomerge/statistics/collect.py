@@ -37,7 +37,8 @@ def collect_statistics(
 
     The base runs as it is, in eval mode and without gradients; a PEFT model runs with its adapters
     switched off. Padding (`attention_mask` 0) is never counted. The result does not depend on
-    batch size or padding side beyond the model's own rounding.
+    batch size or padding side beyond the model's own rounding: padding on the left is moved to the
+    right before the model runs, where no model takes it for words before the text.
 
     In a job of several processes (torch.distributed is initialised, as by `accelerate launch`)
     process p of P runs batches p, p + P, ...; one reduction at the end gives process 0 the
@@ -149,13 +150,37 @@ def _inputs_of(runner: nn.Module, batch: Mapping[str, Any], device: torch.device
 
     That is what `T5ForSequenceClassification` does, on which the paper trains.
     """
-    inputs = inputs_on(device, batch)
+    inputs = _padded_on_the_right(inputs_on(device, batch))
     shift = getattr(runner, "_shift_right", None)
     if shift is not None and "decoder_input_ids" not in inputs and "input_ids" in inputs:
         inputs["decoder_input_ids"] = shift(inputs["input_ids"])
         if "attention_mask" in inputs:  # start token in, last token out: as many as the text has
             inputs["decoder_attention_mask"] = inputs["attention_mask"]
     return inputs
+
+
+def _padded_on_the_right(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Each text moved to the start of its row, where absolute positions and poolers expect it.
+
+    `position_ids` move with it; a batch whose position_ids are not one per token stays as it is.
+    """
+    moved = dict(inputs)
+    for side in ("", "decoder_"):
+        mask = inputs.get(f"{side}attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, 0].all()):
+            continue
+        positions = inputs.get(f"{side}position_ids")
+        if positions is not None and positions.shape != mask.shape:
+            continue
+        first = mask.bool().int().argmax(dim=1, keepdim=True)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        order = (places + first) % mask.shape[1]
+        rows = torch.arange(len(mask), device=mask.device)[:, None]
+        for name, value in inputs.items():
+            theirs = name.startswith("decoder_") == bool(side)
+            if theirs and isinstance(value, Tensor) and value.shape[:2] == mask.shape:
+                moved[name] = value[rows, order]
+    return moved
 
 
 def _masks_of(inputs: Mapping[str, Any]) -> list[Tensor | None]:
