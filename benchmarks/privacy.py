@@ -29,7 +29,7 @@ from benchmarks.privacy_attacks import (
 from benchmarks.privacy_features import Form, Texts, checked, encode, moments_of
 from benchmarks.timing import save
 from orthomerge.models.assets import resolve_model
-from orthomerge.models.loading import load_tokenizer, load_trunk
+from orthomerge.models.loading import load_backbone, load_tokenizer
 from orthomerge.tasks import get_task
 
 SIZES = (100, 1000, 10, 1)
@@ -85,7 +85,7 @@ class Study:
 
     def __init__(self) -> None:
         found = resolve_model("minilm")
-        self.model = load_trunk(found.path_or_id).eval()
+        self.model = load_backbone(found.path_or_id).eval()
         self.tokenizer = load_tokenizer(found.path_or_id)
         texts = sorted({row.text for row in get_task("sentiment").pools()["train"]})
         random.Random(0).shuffle(texts)

@@ -21,7 +21,7 @@ from orthomerge.adapters import (
 from orthomerge.experiment import load_recipe
 from orthomerge.io.files import derive_seed
 from orthomerge.models.assets import resolve_model
-from orthomerge.models.loading import load_classifier, load_tokenizer, load_trunk
+from orthomerge.models.loading import load_backbone, load_classifier, load_tokenizer
 from orthomerge.moments import leave_one_out
 from orthomerge.statistics import Statistics, batches, collect_statistics, sample_texts
 from orthomerge.subspace import get_solver
@@ -41,14 +41,14 @@ def statistics(granularity: str = "token") -> list[Statistics]:
     """The statistics of offline8's tasks, 100 texts each."""
     recipe, _ = load_recipe("offline8.yaml")
     found = resolve_model(recipe.base)
-    trunk, tokenizer = load_trunk(found.path_or_id), load_tokenizer(found.path_or_id)
+    backbone, tokenizer = load_backbone(found.path_or_id), load_tokenizer(found.path_or_id)
     result = []
     for name in recipe.tasks:
         texts = [(r.text, r.pair) for r in get_task(name).data(train=320).train]
         sample = sample_texts(texts, 100, derive_seed(0, name))
         result.append(
             collect_statistics(
-                trunk,
+                backbone,
                 batches(sample, tokenizer, max_length=48),
                 ["query", "value"],
                 granularity=granularity,

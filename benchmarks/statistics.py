@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.timing import RESULTS, gflops, median_seconds, paired_ratio, save
 from orthomerge.models.assets import resolve_model
-from orthomerge.models.loading import load_tokenizer, load_trunk
+from orthomerge.models.loading import load_backbone, load_tokenizer
 from orthomerge.moments import KINDS, Representation, SketchMoment, leave_one_out
 from orthomerge.statistics import Statistics, StatisticsMeta, batches, collect_statistics
 from orthomerge.subspace import get_solver
@@ -37,7 +37,7 @@ RANK = 8
 def collecting() -> list[dict]:
     """Token statistics of MiniLM against its forward pass over the same batches."""
     found = resolve_model("minilm")
-    model, tokenizer = load_trunk(found.path_or_id).eval(), load_tokenizer(found.path_or_id)
+    model, tokenizer = load_backbone(found.path_or_id).eval(), load_tokenizer(found.path_or_id)
     texts = [(r.text, r.pair) for r in get_task("sentiment").pools()["train"]][:SAMPLES]
     data = list(batches(texts, tokenizer))
 
@@ -92,11 +92,11 @@ def _eva(path: str, data: list[dict], rho: float) -> dict:
         config = LoraConfig(
             r=RANK, target_modules=targets, init_lora_weights="eva", eva_config=EvaConfig(rho=rho)
         )
-        model = get_peft_model(load_trunk(path), config, low_cpu_mem_usage=True)
+        model = get_peft_model(load_backbone(path), config, low_cpu_mem_usage=True)
         initialize_lora_eva_weights(model, data, show_progress_bar=False)
 
     def ours() -> None:
-        model = load_trunk(path).eval()
+        model = load_backbone(path).eval()
         found = collect_statistics(model, data, targets)
         solver = get_solver("min_eigen")
         for moment in found.moments.values():

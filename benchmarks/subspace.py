@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.timing import bandwidth, gflops, median_seconds, save
 from orthomerge.models.assets import resolve_model
-from orthomerge.models.loading import load_tokenizer, load_trunk
+from orthomerge.models.loading import load_backbone, load_tokenizer
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
 from orthomerge.statistics import batches, collect_statistics
 from orthomerge.subspace import get_solver
@@ -36,7 +36,7 @@ def spectrum(dim: int) -> Tensor:
     loud directions, and the one direction that is dead in every layer, are real.
     """
     found = resolve_model("minilm")
-    model, tokenizer = load_trunk(found.path_or_id), load_tokenizer(found.path_or_id)
+    model, tokenizer = load_backbone(found.path_or_id), load_tokenizer(found.path_or_id)
     texts = [(r.text, r.pair) for r in get_task("sentiment").pools()["train"]][:200]
     layer = "encoder.layer.3.attention.self.query"
     stats = collect_statistics(model, batches(texts, tokenizer), [layer])

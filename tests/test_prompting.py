@@ -133,13 +133,13 @@ def test_a_long_text_is_cut_and_the_instruction_is_kept():
 def test_statistics_of_prompts_need_no_label_and_see_the_answers(kind):
     """Equal to collecting over each prompt with its answer alone; padding is not counted."""
     model, tokenizer = model_of(kind)
-    trunk = model.model if kind == "llama" else model
+    backbone = model.model if kind == "llama" else model
     target = ["q_proj"] if kind == "llama" else ["q"]
     wording = Wording.of(PROMPT, tokenizer, model.config)
     texts = [(r.text, None) for r in ROWS]
-    together = collect_statistics(trunk, wording.batches(texts, batch_size=4), target)
-    alone = collect_statistics(trunk, wording.batches(texts, batch_size=1), target)
-    bare = collect_statistics(trunk, wording.batches(texts, answers=False), target)
+    together = collect_statistics(backbone, wording.batches(texts, batch_size=4), target)
+    alone = collect_statistics(backbone, wording.batches(texts, batch_size=1), target)
+    bare = collect_statistics(backbone, wording.batches(texts, answers=False), target)
     for name, moment in together.moments.items():
         assert torch.allclose(moment.matrix, alone.moments[name].matrix, rtol=1e-4, atol=1e-6)
         assert moment.count == alone.moments[name].count

@@ -218,14 +218,16 @@ def test_each_layer_is_asked_for_once(case, tmp_path):
 
 def test_a_trunk_takes_updates_of_a_model_with_a_head(tmp_path):
     model = tiny_bert()
-    model.bert.save_pretrained(tmp_path / "trunk")
+    model.bert.save_pretrained(tmp_path / "backbone")
     paths = [adapter(tiny_bert(), tmp_path / f"a{n}", ["query", "dense"], n) for n in range(2)]
     with pytest.raises(AdapterError, match="'classifier'"):
-        save_full_model(tmp_path / "no", tmp_path / "trunk", lambda _: None, names=["classifier"])
+        save_full_model(
+            tmp_path / "no", tmp_path / "backbone", lambda _: None, names=["classifier"]
+        )
     names = [n for n in read_adapter(paths[0]).layers if n.startswith("bert.encoder")]
     plan = plan_merge([read_adapter(p).layers for p in paths], weights=WEIGHTS)
     save_full_model(
-        tmp_path / "out", tmp_path / "trunk", lambda n: plan.merge(n).update, names=names
+        tmp_path / "out", tmp_path / "backbone", lambda n: plan.merge(n).update, names=names
     )
     model.save_pretrained(tmp_path / "whole")
     save_full_model(
@@ -246,9 +248,11 @@ def test_a_model_with_a_head_takes_updates_of_its_trunk(tmp_path):
     assert changed == [f"bert.{name}.weight"]
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["added to a trunk", "in place of the head"])
+@pytest.mark.parametrize(
+    "whole", [False, True], ids=["added to a backbone", "in place of the head"]
+)
 def test_a_head_of_its_own(tmp_path, whole):
-    """Three labels beside a trunk, or in the place of a head of two."""
+    """Three labels beside a backbone, or in the place of a head of two."""
     trained = tiny_bert(labels=3, seed=1)
     trained.bert.load_state_dict(tiny_bert().bert.state_dict())
     (tiny_bert() if whole else tiny_bert().bert).save_pretrained(tmp_path / "base")
@@ -266,12 +270,12 @@ def test_a_head_of_its_own(tmp_path, whole):
 
 
 @pytest.mark.parametrize("layer", ["lm_head", "transformer.wte"])
-@pytest.mark.parametrize("trunk", [False, True], ids=["whole", "trunk"])
-def test_a_tie_is_undone_where_an_update_touches_it(tmp_path, layer, trunk):
+@pytest.mark.parametrize("backbone", [False, True], ids=["whole", "backbone"])
+def test_a_tie_is_undone_where_an_update_touches_it(tmp_path, layer, backbone):
     """The adapter changes one end of the tie, so the model with it is no longer tied."""
     model = gpt2()
-    (model.transformer if trunk else model).save_pretrained(tmp_path / "base")
-    if trunk:  # as the hub's gpt2: a bare checkpoint that says it is a causal model
+    (model.transformer if backbone else model).save_pretrained(tmp_path / "base")
+    if backbone:  # as the hub's gpt2: a bare checkpoint that says it is a causal model
         settings = json.loads((tmp_path / "base" / "config.json").read_text())
         settings["architectures"] = ["GPT2LMHeadModel"]
         (tmp_path / "base" / "config.json").write_text(json.dumps(settings))

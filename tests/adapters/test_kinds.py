@@ -176,9 +176,9 @@ def test_dora_asks_for_its_base_and_knows_a_wrong_one(tmp_path):
 
 def test_dora_finds_its_layer_in_a_base_saved_without_a_head_and_in_shards(tmp_path):
     folder = save_adapter(tmp_path / "a", bert, 1, target_modules=["query"], use_dora=True)
-    bert().bert.save_pretrained(tmp_path / "trunk", max_shard_size="20KB")
-    assert len(list((tmp_path / "trunk").glob("*.safetensors"))) > 1
-    merge_adapters([folder], base=str(tmp_path / "trunk"), rank=6, output=tmp_path / "out")
+    bert().bert.save_pretrained(tmp_path / "backbone", max_shard_size="20KB")
+    assert len(list((tmp_path / "backbone").glob("*.safetensors"))) > 1
+    merge_adapters([folder], base=str(tmp_path / "backbone"), rank=6, output=tmp_path / "out")
     read = read_adapter(tmp_path / "out")
     assert {f.rank for f in read.layers.values()} == {6}
     errors = json.loads((tmp_path / "out" / "merge.json").read_text())["truncation_error"]

@@ -10,10 +10,10 @@ SCRIPT = """
 import sys, weakref
 import torch.distributed as dist
 from orthomerge.cli._processes import several_processes
-from orthomerge.models.loading import load_trunk
+from orthomerge.models.loading import load_backbone
 
 with several_processes() as job:
-    load_trunk(sys.argv[1])
+    load_backbone(sys.argv[1])
     group = weakref.ref(dist.group.WORLD)
 sys.exit("the group outlives its block" if group() is not None else 0)
 """

@@ -46,21 +46,21 @@ def test_steps_are_counted_as_the_recipe_asks(recipe, tmp_path):
 
 
 def test_a_model_of_known_dimensions_has_its_published_size():
-    # As published: 8.03 billion with the output layer, which a trunk has not.
-    skeleton, source = shapes_of("meta-llama/Llama-3.1-8B", None)
-    assert sum(p.numel() for p in skeleton.parameters()) + 128256 * 4096 == 8_030_261_248
+    # As published: 8.03 billion with the output layer, which a backbone has not.
+    meta_model, source = shapes_of("meta-llama/Llama-3.1-8B", None)
+    assert sum(p.numel() for p in meta_model.parameters()) + 128256 * 4096 == 8_030_261_248
     assert source == "published dimensions"
-    size = base_size(skeleton, ["q_proj"])
+    size = base_size(meta_model, ["q_proj"])
     assert size.parameters - size.multiplied == 128256 * 4096  # the embedding is looked up
     roberta, _ = shapes_of("FacebookAI/roberta-large", None)
     assert sum(p.numel() for p in roberta.parameters()) == pytest.approx(355e6, rel=0.01)
 
 
 def test_a_base_on_disk_is_counted_to_the_parameter(tiny_base):
-    skeleton, source = shapes_of(str(tiny_base), None)
+    meta_model, source = shapes_of(str(tiny_base), None)
     real = AutoModel.from_pretrained(tiny_base)
-    assert [p.shape for p in skeleton.parameters()] == [p.shape for p in real.parameters()]
-    assert all(p.device.type == "meta" for p in skeleton.parameters())
+    assert [p.shape for p in meta_model.parameters()] == [p.shape for p in real.parameters()]
+    assert all(p.device.type == "meta" for p in meta_model.parameters())
     assert source == "its config"
 
 

@@ -27,7 +27,7 @@ from orthomerge.evaluation.classification import Evaluator
 from orthomerge.experiment.executors import ProcessExecutor
 from orthomerge.fisher import load_fisher
 from orthomerge.merging import merge_layers
-from orthomerge.models.loading import load_tokenizer, load_trunk
+from orthomerge.models.loading import load_backbone, load_tokenizer
 from orthomerge.moments import leave_one_out
 from orthomerge.statistics import Statistics, collect_statistics
 from orthomerge.subspace import get_solver, list_solvers
@@ -84,10 +84,10 @@ def test_statistics_of_a_bfloat16_decoder_spread_by_a_device_map(tmp_path):
     )  # fmt: skip
     LlamaModel(config).to(torch.bfloat16).save_pretrained(tmp_path / "llama")
     targets = ["q_proj", "down_proj"]
-    here = collect_statistics(load_trunk(str(tmp_path / "llama")), random_batches(3), targets)
+    here = collect_statistics(load_backbone(str(tmp_path / "llama")), random_batches(3), targets)
     spread = {"embed_tokens": "cpu", "layers.0": "cpu", "layers.1": 0, "norm": 0, "rotary_emb": 0}
     for device_map in ("auto", spread):
-        model = load_trunk(str(tmp_path / "llama"), device_map=device_map)
+        model = load_backbone(str(tmp_path / "llama"), device_map=device_map)
         there = collect_statistics(model, random_batches(3), targets)
         for layer in here.layers:
             same(there.second_moment(layer), here.second_moment(layer), 0.03)

@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from orthomerge.errors import StatisticsError
-from orthomerge.statistics import collect_statistics, target_layers, trunk
+from orthomerge.statistics import backbone, collect_statistics, target_layers
 
 DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPE = {
@@ -358,7 +358,7 @@ def test_an_input_that_no_mask_fits_is_refused():
 
 
 def assert_no_trace(model):
-    for module in trunk(model).modules():
+    for module in backbone(model).modules():
         for name, hooks in vars(module).items():
             if name.endswith("hooks") or "hooks_" in name:
                 assert not hooks, name

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel, T5Config, T5Model
 
 from orthomerge.errors import AssetError
-from orthomerge.models.loading import load_trunk
+from orthomerge.models.loading import load_backbone
 from orthomerge.statistics import collect_statistics
 
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "t5": ["q", "k", "v", "wo"]}
@@ -54,8 +54,8 @@ def batches():
     ],
 )  # fmt: skip
 def test_where_the_weights_lie_changes_nothing(bases, name, device_map):
-    plain = collect_statistics(load_trunk(str(bases / name)), batches(), TARGETS[name])
-    model = load_trunk(str(bases / name), device_map=device_map)
+    plain = collect_statistics(load_backbone(str(bases / name)), batches(), TARGETS[name])
+    model = load_backbone(str(bases / name), device_map=device_map)
     found = collect_statistics(model, batches(), TARGETS[name])
     assert found.layers == plain.layers
     assert found.meta == plain.meta
@@ -67,5 +67,5 @@ def test_where_the_weights_lie_changes_nothing(bases, name, device_map):
 @pytest.mark.parametrize("device_map", ["nowhere", {"": "nowhere"}])
 def test_a_device_that_does_not_exist_is_said(bases, device_map):
     with pytest.raises(AssetError, match="cannot be loaded") as caught:
-        load_trunk(str(bases / "llama"), device_map=device_map)
+        load_backbone(str(bases / "llama"), device_map=device_map)
     assert "\n" not in str(caught.value)

@@ -19,7 +19,12 @@ from orthomerge.adapters.full_model import save_full_model
 from orthomerge.errors import AdapterError, AssetError, OrthomergeError
 from orthomerge.experiment import load_recipe
 from orthomerge.io.documents import Unreadable, parse_json, parse_yaml
-from orthomerge.models.loading import load_classifier, load_skeleton, load_tokenizer, load_trunk
+from orthomerge.models.loading import (
+    load_backbone,
+    load_classifier,
+    load_meta_model,
+    load_tokenizer,
+)
 
 HUGE = 10**12
 KEY = f"{PREFIX}{LAYERS[0]}.lora_A.weight"
@@ -187,7 +192,7 @@ def test_a_model_that_brings_code_is_refused_and_its_code_never_run(tmp_path, mo
     )
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
     for load in (
-        load_trunk, load_skeleton, load_tokenizer, lambda p: load_classifier(p, num_labels=2),
+        load_backbone, load_meta_model, load_tokenizer, lambda p: load_classifier(p, num_labels=2),
     ):  # fmt: skip
         with pytest.raises(AssetError):
             load(str(folder))

@@ -314,9 +314,9 @@ def untied(
 def missing_prefix(
     stored: Mapping[str, Stored], planned: Mapping[str, Planned], shape: Architecture
 ) -> Callable[[str], str]:
-    """How keys are called in the output: with the prefix where a head joins a bare trunk.
+    """How keys are called in the output: with the prefix where a head joins a bare backbone.
 
-    A checkpoint of the trunk alone has no prefix, and is read as the trunk; with a head beside it,
+    A checkpoint of the backbone alone has no prefix, and is read as the backbone; with a head,
     it has to be one of the whole model.
     """
     added = [key for key in planned if key not in stored]
@@ -330,5 +330,5 @@ def missing_prefix(
     return partial(_with_prefix, start, frozenset(stored))
 
 
-def _with_prefix(start: str, trunk: frozenset[str], key: str) -> str:
-    return start + key if key in trunk else key
+def _with_prefix(start: str, backbone: frozenset[str], key: str) -> str:
+    return start + key if key in backbone else key

@@ -21,7 +21,7 @@ from orthomerge.errors import AdapterError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.tensors import write_tensors
 from orthomerge.models.loading import exact_device
-from orthomerge.statistics import trunk
+from orthomerge.statistics import backbone
 from orthomerge.subspace import project_rows_out
 
 ADAPTER = "default"
@@ -30,12 +30,12 @@ _ENTRY = "directions"
 
 
 def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
-    """The LoRA layers of a PEFT model, by their name in the trunk.
+    """The LoRA layers of a PEFT model, by their name in the backbone.
 
     Raises:
         AdapterError: the model has no LoRA layer.
     """
-    named = cast(Iterable[tuple[str, Any]], trunk(model).named_modules())
+    named = cast(Iterable[tuple[str, Any]], backbone(model).named_modules())
     found = {
         name: module
         for name, module in named

@@ -86,11 +86,11 @@ def new_lora(
 
 def _unknown_heads(model: nn.Module) -> list[str] | None:
     """A classifier's heads by names that PEFT does not take for one."""
-    trunk = getattr(model, "base_model_prefix", "")
+    backbone = getattr(model, "base_model_prefix", "")
     heads = [
         name
         for name, module in model.named_children()
-        if name not in (trunk, *_PEFT_HEADS) and any(True for _ in module.parameters())
+        if name not in (backbone, *_PEFT_HEADS) and any(True for _ in module.parameters())
     ]
     return heads or None
 

@@ -25,7 +25,7 @@ from orthomerge.io.files import derive_seed
 from orthomerge.io.tensors import write_tensors
 from orthomerge.models.modules import is_transposed
 from orthomerge.moments import Moment, RowMoment, SecondMoment, combine
-from orthomerge.statistics import Statistics, trunk
+from orthomerge.statistics import Statistics, backbone
 from orthomerge.subspace import orthonormal_rows
 
 PENALTY = "penalty.safetensors"
@@ -161,7 +161,7 @@ def _plain_layers(peft_model: PeftModel, adapter: str) -> dict[str, Any]:
             "'s B A' is not the update that the penalty charges for: use PEFT's default start, "
             "'eva', or 'orthomerge init'."
         )
-    for name, module in cast(Iterable[tuple[str, Any]], trunk(peft_model).named_modules()):
+    for name, module in cast(Iterable[tuple[str, Any]], backbone(peft_model).named_modules()):
         if isinstance(module, LoraLayer) and adapter in module.lora_embedding_A:
             raise AdapterError(
                 f"'{name}' is an adapted embedding, which reads no features: the constraint "

@@ -12,8 +12,8 @@ from orthomerge.models.assets import ResolvedModel, resolve_model
 from orthomerge.models.loading import (
     exact_device,
     language_task_type,
+    load_backbone,
     load_tokenizer,
-    load_trunk,
     tokenizer_hash,
 )
 from orthomerge.prompting import Wording
@@ -41,7 +41,7 @@ class Base(NamedTuple):
     """A base model that is ready to read."""
 
     found: ResolvedModel
-    trunk: Any
+    backbone: Any
     tokenizer: Any
 
 
@@ -56,11 +56,11 @@ def load_base(model: str, how: Reading, process: Process, device_map: str | None
     found = resolve_model(model)
     if how.prompt:
         language_task_type(found.path_or_id)  # refuses what writes no text
-    trunk = load_trunk(found.path_or_id, device_map=_device_map(device_map))
+    backbone = load_backbone(found.path_or_id, device_map=_device_map(device_map))
     if device_map is None:
-        trunk = trunk.to(process.device or exact_device())
-    target_layers(trunk, how.targets)
-    return Base(found, trunk, load_tokenizer(found.path_or_id))
+        backbone = backbone.to(process.device or exact_device())
+    target_layers(backbone, how.targets)
+    return Base(found, backbone, load_tokenizer(found.path_or_id))
 
 
 def measured(
@@ -69,14 +69,14 @@ def measured(
     """The statistics over the texts; see `collect_statistics`."""
     tokenizer, prompt = base.tokenizer, how.prompt
     if prompt:
-        wording = Wording.of(prompt, tokenizer, base.trunk.config, how.max_length)
+        wording = Wording.of(prompt, tokenizer, base.backbone.config, how.max_length)
         read: Any = wording.batches(texts, batch_size=how.batch_size)
     else:
         read = batches(texts, tokenizer, batch_size=how.batch_size, max_length=how.max_length)
     with work_bar(f"statistics of {how.data}") as progress:
         advance = adding(progress, len(texts))
         return collect_statistics(
-            base.trunk,
+            base.backbone,
             read,
             how.targets,
             granularity=how.granularity,

@@ -26,7 +26,7 @@ from orthomerge.models.loading import (
     preferred_device,
 )
 from orthomerge.models.modules import is_transposed, layer_of
-from orthomerge.tasks import Row
+from orthomerge.tasks import Row, Task
 
 Update = Mapping[str, LoraFactors | Tensor]
 
@@ -178,6 +178,26 @@ class Evaluator:
                 if progress is not None:
                     progress(done, len(rows))
         return predictions
+
+    def score(
+        self,
+        task: Task,
+        rows: Sequence[Row],
+        update: Update,
+        head: Mapping[str, Tensor],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """All metrics of a task on `rows`, under an update and with the task's head.
+
+        Raises:
+            AdapterError: as `predict`.
+        """
+        predictions = self.predict(
+            rows, update, head, num_labels=task.outputs, regression=task.regression,
+            progress=progress,
+        )  # fmt: skip
+        return score(task.kind, predictions, [row.label for row in rows], task.outputs)
 
 
 def load_head(model: nn.Module, head: Mapping[str, Tensor]) -> None:

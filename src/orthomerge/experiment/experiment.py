@@ -17,7 +17,12 @@ from orthomerge.errors import RecipeError, SubspaceError
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.sizes import PROCESS, BaseSize, base_size
 from orthomerge.models.assets import ResolvedModel, resolve_model
-from orthomerge.models.loading import language_task_type, load_config, load_skeleton, load_tokenizer
+from orthomerge.models.loading import (
+    language_task_type,
+    load_config,
+    load_meta_model,
+    load_tokenizer,
+)
 from orthomerge.prompting import Wording
 from orthomerge.statistics import target_layers
 from orthomerge.tasks import Prompt, Task, TaskData, get_task
@@ -57,7 +62,7 @@ class Experiment:
     @cached_property
     def meta_model(self) -> Any:
         """The base model's modules and shapes without its weights."""
-        return load_skeleton(self.base.path_or_id)
+        return load_meta_model(self.base.path_or_id)
 
     @cached_property
     def data(self) -> dict[str, TaskData]:

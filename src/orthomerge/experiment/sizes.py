@@ -21,7 +21,7 @@ from orthomerge.errors import RecipeError
 from orthomerge.io.files import is_folder, local
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.hub import hub_reason
-from orthomerge.models.loading import load_skeleton, quiet
+from orthomerge.models.loading import load_meta_model, quiet
 from orthomerge.models.modules import is_transposed
 from orthomerge.statistics import target_layers
 
@@ -94,14 +94,14 @@ class BaseSize:
         return int(rows * length * self.depth * self.width * each * scale)
 
 
-def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) -> BaseSize:
+def base_size(meta_model: Any, targets: Sequence[str], *, in_words: bool = False) -> BaseSize:
     """The sizes of a model whose weights may be on the meta device, `in_words` with its output.
 
     Raises:
         UnknownNameError: a target matches no layer.
     """
-    config = skeleton.config
-    layers = target_layers(skeleton, targets)
+    config = meta_model.config
+    layers = target_layers(meta_model, targets)
     shapes: list[tuple[int, int]] = []
     inputs: dict[tuple[str, int], int] = {}
     for name, layer in layers.items():
@@ -111,12 +111,12 @@ def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) 
         shapes.append((d_out, d_in))
         inputs[(name.rpartition(".")[0], d_in)] = d_in
     dtype = getattr(config, "dtype", None)
-    width, whole = _first(config, *_WIDTH), sum(p.numel() for p in skeleton.parameters())
+    width, whole = _first(config, *_WIDTH), sum(p.numel() for p in meta_model.parameters())
     output = config.vocab_size * width if in_words else 0
     decoder = in_words and not config.is_encoder_decoder
     return BaseSize(
         parameters=whole + (0 if getattr(config, "tie_word_embeddings", True) else output),
-        multiplied=whole - _looked_up(skeleton) + output,
+        multiplied=whole - _looked_up(meta_model) + output,
         bytes_each=dtype.itemsize if isinstance(dtype, torch.dtype) else 4,
         width=width,
         depth=_first(config, "num_hidden_layers", "num_layers", "n_layer"),
@@ -128,9 +128,9 @@ def base_size(skeleton: Any, targets: Sequence[str], *, in_words: bool = False) 
     )
 
 
-def _looked_up(skeleton: Any) -> int:
+def _looked_up(meta_model: Any) -> int:
     """Parameters of embeddings; one that several modules share counts once, as it does above."""
-    tables = {m.weight for m in skeleton.modules() if isinstance(m, nn.Embedding)}
+    tables = {m.weight for m in meta_model.modules() if isinstance(m, nn.Embedding)}
     return sum(table.numel() for table in tables)
 
 
@@ -188,7 +188,7 @@ def shapes_of(base: str, found: ResolvedModel | None) -> tuple[Any, str]:
         RecipeError: no place knows the model.
     """
     if found is not None or is_folder(base):
-        return load_skeleton(found.path_or_id if found else str(local(base))), "its config"
+        return load_meta_model(found.path_or_id if found else str(local(base))), "its config"
     known = KNOWN.get(base.rsplit("/", 1)[-1].lower())
     if known is not None:
         config = AutoConfig.for_model(**known)
@@ -197,7 +197,7 @@ def shapes_of(base: str, found: ResolvedModel | None) -> tuple[Any, str]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             hf_hub_download(base, "config.json", local_dir=folder)
-            return load_skeleton(folder), "the hub's config"
+            return load_meta_model(folder), "the hub's config"
     # The client raises its transport's errors, its own and ValueErrors: each means no config.
     except Exception as problem:
         raise RecipeError(

@@ -17,9 +17,9 @@ from orthomerge.io.files import atomic_path, derive_seed
 from orthomerge.io.rows import ResultRow
 from orthomerge.models.loading import (
     exact_device,
+    load_backbone,
     load_classifier,
     load_language_model,
-    load_trunk,
 )
 from orthomerge.statistics import batches, sample_texts
 
@@ -80,7 +80,7 @@ class Workspace:
     @cached_property
     def backbone(self) -> Any:
         """The base model without a head, for statistics."""
-        return load_trunk(self.exp.base.path_or_id).to(exact_device())
+        return load_backbone(self.exp.base.path_or_id).to(exact_device())
 
     def free_backbone(self) -> None:
         """Make room for a training."""

@@ -55,7 +55,7 @@ def _said_plainly(model_id: str) -> Generator[None, None, None]:
         raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
 
 
-def load_trunk(path: str, *, device_map: str | dict[str, Any] | None = None) -> Any:
+def load_backbone(path: str, *, device_map: str | dict[str, Any] | None = None) -> Any:
     """The model without a head, for statistics.
 
     `device_map` spreads a base too large for one device, as in Transformers: "auto", a device, or
@@ -80,8 +80,8 @@ def load_config(path: str) -> Any:
         return cast(Any, AutoConfig).from_pretrained(path, **_NO_CODE)
 
 
-def load_skeleton(path: str) -> Any:
-    """The model of `load_trunk` without its weights: shapes on the meta device, no memory.
+def load_meta_model(path: str) -> Any:
+    """The model of `load_backbone` without its weights: shapes on the meta device, no memory.
 
     Raises:
         AssetError: no configuration at `path` that Transformers knows.
@@ -135,7 +135,7 @@ def exact_device(device: torch.device | None = None) -> torch.device:
 
 
 def another_head(model: Any, *, num_labels: int, regression: bool) -> Any:
-    """A classifier with other outputs on the very trunk of `model`, its head at zero, to be loaded.
+    """A classifier with other outputs that shares the backbone of `model`; its head is zero.
 
     Base models are large and heads small: tasks with other labels need no second base.
     """
@@ -275,7 +275,7 @@ def encode(
 
 
 def say_cut(cut: int, of: int, what: str, max_length: int) -> None:
-    """Say how many texts or prompts were too long; each such line once a process."""
+    """Say how many texts or prompts were too long; each line once per process."""
     line = f"{cut} of {of} {what} are longer than {max_length} tokens and were cut (--max-length)."
     if cut and line not in _said:
         _said.add(line)
@@ -283,3 +283,7 @@ def say_cut(cut: int, of: int, what: str, max_length: int) -> None:
 
 
 _said: set[str] = set()
+
+
+# The names of version 0.1, for one release.
+load_trunk, load_skeleton = load_backbone, load_meta_model

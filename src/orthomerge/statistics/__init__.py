@@ -17,7 +17,7 @@ from orthomerge.statistics.inspection import (
     spectrum,
     summarize,
 )
-from orthomerge.statistics.layers import linear_layers, target_layers, trunk
+from orthomerge.statistics.layers import backbone, linear_layers, target_layers
 from orthomerge.statistics.meta import StatisticsMeta, describe_model
 from orthomerge.statistics.text import batches, read_texts, sample_texts
 
@@ -29,6 +29,7 @@ __all__ = [
     "Spectrum",
     "Statistics",
     "StatisticsMeta",
+    "backbone",
     "batches",
     "collect_statistics",
     "combined_moment",
@@ -44,5 +45,6 @@ __all__ = [
     "spectrum",
     "summarize",
     "target_layers",
-    "trunk",
 ]
+
+trunk = backbone  # the name of version 0.1, for one release

@@ -15,7 +15,7 @@ from orthomerge.moments import Representation
 from orthomerge.statistics.collector import FeatureCollector
 from orthomerge.statistics.distributed import failing_together, process_rank, reduce_to_first
 from orthomerge.statistics.file import Statistics
-from orthomerge.statistics.layers import target_layers, trunk
+from orthomerge.statistics.layers import backbone, target_layers
 from orthomerge.statistics.meta import StatisticsMeta, describe_model
 
 
@@ -95,7 +95,7 @@ def _run(
     progress: Callable[[int], None] | None,
 ) -> int:
     """This process's share of the batches through the model; how many samples they hold."""
-    device, runner = _input_device(model), trunk(model)
+    device, runner = _input_device(model), backbone(model)
     rank, world = process_rank()
     samples = 0
     # Hooks that place weights tidy up after a module; a pass that ends early skips that.

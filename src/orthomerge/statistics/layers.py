@@ -12,16 +12,16 @@ from orthomerge.errors import UnknownNameError, nearest
 from orthomerge.models.modules import is_transposed
 
 
-def trunk(model: nn.Module) -> nn.Module:
+def backbone(model: nn.Module) -> nn.Module:
     """The model below its head, so that a layer has one name whatever head is on top."""
     inner = getattr(model, "get_base_model", lambda: model)()
     return getattr(inner, "base_model", inner)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of the trunk that LoRA can adapt, `nn.Linear` and GPT-2's `Conv1D`, by name."""
+    """The layers of the backbone that LoRA can adapt, `nn.Linear` and GPT-2's `Conv1D`, by name."""
     found: dict[str, nn.Module] = {}
-    named = cast(Iterable[tuple[str, nn.Module]], trunk(model).named_modules())
+    named = cast(Iterable[tuple[str, nn.Module]], backbone(model).named_modules())
     for name, module in named:
         base: nn.Module = getattr(module, "base_layer", module)
         if (name and isinstance(base, nn.Linear)) or is_transposed(base):

@@ -146,16 +146,10 @@ def _metrics(
     space: Workspace, task: str, rows: Sequence[Row], update: Update, head: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """All metrics of the task, asked in words or with its head."""
-    exp = space.exp
-    kind, truth = exp.tasks[task].kind, [r.label for r in rows]
-    labels, regression = exp.head(task)
+    exp, about = space.exp, space.exp.tasks[task]
     if scoring := exp.scoring_of(task):
         said = space.text_evaluator.predict(
             rows, exp.prompts[task], update, scoring=scoring, progress=space.reporter.step
         )
-        return said.metrics(kind, truth, labels)
-    predictions = space.evaluator.predict(
-        rows, update, head, num_labels=labels, regression=regression,
-        progress=space.reporter.step,
-    )  # fmt: skip
-    return score(kind, predictions, truth, labels)
+        return said.metrics(about.kind, [r.label for r in rows], about.outputs)
+    return space.evaluator.score(about, rows, update, head, progress=space.reporter.step)

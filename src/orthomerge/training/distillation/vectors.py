@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from orthomerge.errors import AdapterError, MergeError, unknown_name
 from orthomerge.io.documents import Unreadable, read_json
 from orthomerge.models.assets import ResolvedModel
-from orthomerge.models.loading import agree_on_padding, encode, load_trunk
+from orthomerge.models.loading import agree_on_padding, encode, load_backbone
 from orthomerge.training.distillation.backbone import Backbone
 from orthomerge.training.distillation.forms import Compared, Example, Taught
 from orthomerge.training.distillation.settings import POOLINGS
@@ -53,7 +53,7 @@ class Vectors:
         if self.pooling not in POOLINGS:
             raise unknown_name("pooling", self.pooling, POOLINGS, error=MergeError)
         self.tokenizer, self.max_length = tokenizer, max_length or MAX_LENGTH
-        self.model = agree_on_padding(load_trunk(base.path_or_id).eval(), tokenizer)
+        self.model = agree_on_padding(load_backbone(base.path_or_id).eval(), tokenizer)
         self.model.requires_grad_(False)
         self.backbone = Backbone(self.model)
 
