@@ -19,8 +19,9 @@ from typing import Any
 from orthomerge.io.rows import read_rows
 from orthomerge.merging import MergeMethod, get_method, list_methods
 from orthomerge.report.methods import DEFAULT_ARM, MethodLine, MethodTable, Outcome, method_table
-from orthomerge.report.methods_written import caption, grid, markdown_grid, weights_text
+from orthomerge.report.methods_written import caption, grid, weights_text
 from orthomerge.report.summary import percent
+from orthomerge.report.written import markdown_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"

@@ -272,7 +272,7 @@ def test_two_processes_write_one_file_equal_to_that_of_one(files, tiny_base, tmp
 @pytest.mark.parametrize(
     ("launcher", "arguments", "words"),
     [
-        (ACCELERATE, ["{m}", "--data", "{f}/none.jsonl"], "error: no data file"),
+        (ACCELERATE, ["{m}", "--data", "{f}/none.jsonl"], "error: there is no file"),
         (TORCHRUN, ["{m}", "--data", "{f}/a.jsonl", "--targets", "quer"], "error: no layer 'quer'"),
         (TORCHRUN, ["{m}", "--data", "{f}/a.jsonl", "--device-map", "auto"], "error: --device-map"),
         (TORCHRUN, ["{m}"], "Missing option '--data'"),

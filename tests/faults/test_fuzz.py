@@ -23,7 +23,7 @@ from orthomerge.io.evidence import Disturbance, read_evidence
 from orthomerge.io.files import append_lines, fingerprint
 from orthomerge.merging import merge_layers
 from orthomerge.models.assets import ResolvedModel
-from orthomerge.report.matrices import mean_disturbance
+from orthomerge.report.evidence import mean_disturbance
 from orthomerge.report.trials import build_trials_page
 
 # Whole pages are made of what is read.

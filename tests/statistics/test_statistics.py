@@ -211,9 +211,11 @@ def test_texts_are_read_from_tables(tmp_path):
     for name in ("a.csv", "a.jsonl"):
         got = read_texts(tmp_path / name, text_column="sentence", pair_column="second")
         assert got == [("one two", "x"), ("three", "y")]
+    (tmp_path / "b.tsv").write_text("text\tother\nNA\t1\nnull\t2\n\t3\n")
+    assert read_texts(tmp_path / "b.tsv") == [("NA", None), ("null", None)]  # words, not gaps
     with pytest.raises(UnknownNameError, match="did you mean 'sentence'"):
         read_texts(tmp_path / "a.csv", text_column="sentnce")
-    with pytest.raises(StatisticsError, match="no data file"):
+    with pytest.raises(StatisticsError, match="there is no file"):
         read_texts(tmp_path / "b.csv")
 
 

@@ -76,7 +76,7 @@ def test_the_same_text_stays_in_one_split(tmp_path):
         ("d.jsonl", "{broken", "cannot be read as .jsonl"),
         ("e.parquet", "no parquet", "cannot be read as .parquet"),
         ("f.csv", "", "cannot be read as .csv"),
-        ("g.txt", "x", "must end in .csv, .jsonl, .parquet"),
+        ("g.txt", "x", "must end in .csv, .tsv, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_bad_table_is_one_sentence(tmp_path, name, content, message):

@@ -30,9 +30,10 @@ from orthomerge.experiment.steps import Step
 from orthomerge.io.documents import Unreadable, parse_yaml
 from orthomerge.io.files import fingerprint, is_folder
 from orthomerge.io.rows import ResultRow
+from orthomerge.io.tables import SUFFIXES
 from orthomerge.models.assets import ResolvedModel, is_local, resolve_model
 from orthomerge.models.wheels import is_here
-from orthomerge.tasks import SUFFIXES, Task, TaskData, corpora, glue
+from orthomerge.tasks import Task, TaskData, corpora, glue
 
 
 class Preview(Experiment):

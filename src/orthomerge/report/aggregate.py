@@ -9,18 +9,30 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.summary import PLAIN, Arm, Cell, Column, Score, Selection, Summary
 
+_K = TypeVar("_K", bound=Hashable)
 _Values = dict[tuple[str, Column, int], dict[str, float]]
 """Each task's score, by arm, column and seed."""
-_Unfinished = dict[tuple[str, Column, int], int]
-"""How many tasks a seed has that is not whole."""
-_Means = dict[tuple[str, Column], dict[int, float]]
-"""The mean over tasks of each seed that is whole, by arm and column."""
+
+
+def by_task(
+    rows: Iterable[ResultRow], key: Callable[[ResultRow], _K]
+) -> dict[_K, dict[str, float]]:
+    """Each task's score by what `key` says of a row; the last of several rows counts."""
+    found: dict[_K, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(key(row), {})[row.task] = float(row.value)
+    return found
+
+
+def mean_over(tasks: Sequence[str], scores: Mapping[str, float]) -> float | None:
+    """The mean over tasks, None while one of them is not scored."""
+    return statistics.fmean(scores[t] for t in tasks) if scores.keys() >= set(tasks) else None
 
 
 def column_of(row: ResultRow) -> Column:
@@ -73,19 +85,25 @@ def summarize(
     # An arm reports one learning rate: that of its latest test row.
     chosen = {r.arm: r.learning_rate for r in test}
     current = [r for r in test if r.learning_rate == chosen[r.arm]]
-    values, replaced = _values(current)
+    values = by_task(current, lambda r: (r.arm, column_of(r), r.seed))
+    replaced = len(current) - sum(map(len, values.values()))
     columns = _ordered(c for _, c, _ in values)
     arms = [_arm(name, i, kept) for i, name in enumerate(_unique(r.arm for r in kept))]
     expected = {a.name: (arm_tasks or {}).get(a.name, names) for a in arms}
-    means, unfinished = _means(values, expected)
+    means = {at: mean_over(expected[at[0]], scores) for at, scores in values.items()}
+    unfinished = {at: len(values[at]) for at, mean in means.items() if mean is None}
+    by_cell: dict[tuple[str, Column], dict[int, float]] = {}
+    for (arm, column, seed), mean in means.items():
+        if mean is not None:
+            by_cell.setdefault((arm, column), {})[seed] = mean
     return Summary(
         tasks=names,
         metrics={r.task: r.metric for r in kept},
         majority={r.task: r.majority for r in test if _finite(r.majority)},  # type: ignore[misc]
         arms=arms,
         columns=columns,
-        cells={(a.name, c): _cell(a.name, c, means, unfinished) for a in arms for c in columns},
-        per_task=_per_task(values, means, arms, columns, names),
+        cells={(a.name, c): _cell(a.name, c, by_cell, unfinished) for a in arms for c in columns},
+        per_task=_per_task(values, by_cell, arms, columns, names),
         selection=_selection(
             [r for r in kept if r.split == "selection" and r.method == SINGLE], names, chosen
         ),
@@ -98,31 +116,12 @@ def summarize(
     )
 
 
-def _values(rows: Iterable[ResultRow]) -> tuple[_Values, int]:
-    """Every score, and how many rows a later one replaces."""
-    values: _Values = {}
-    replaced = 0
-    for row in rows:
-        scores = values.setdefault((row.arm, column_of(row), row.seed), {})
-        replaced += row.task in scores
-        scores[row.task] = float(row.value)
-    return values, replaced
-
-
-def _means(values: _Values, expected: Mapping[str, Sequence[str]]) -> tuple[_Means, _Unfinished]:
-    """The mean over an arm's tasks for each seed that is whole, and the seeds that are not."""
-    means: _Means = {}
-    unfinished: _Unfinished = {}
-    for (arm, column, seed), scores in values.items():
-        if all(t in scores for t in expected[arm]):
-            mean = statistics.fmean(scores[t] for t in expected[arm])
-            means.setdefault((arm, column), {})[seed] = mean
-        else:
-            unfinished[arm, column, seed] = len(scores)
-    return means, unfinished
-
-
-def _cell(arm: str, column: Column, means: _Means, unfinished: _Unfinished) -> Cell:
+def _cell(
+    arm: str,
+    column: Column,
+    means: Mapping[tuple[str, Column], dict[int, float]],
+    unfinished: Mapping[tuple[str, Column, int], int],
+) -> Cell:
     by_seed, own = means.get((arm, column), {}), means.get((arm, Column(SINGLE)), {})
     begun = {seed: n for (a, c, seed), n in unfinished.items() if (a, c) == (arm, column)}
     return Cell(Score.of(by_seed), _share(by_seed, own), begun)
@@ -130,7 +129,7 @@ def _cell(arm: str, column: Column, means: _Means, unfinished: _Unfinished) -> C
 
 def _per_task(
     values: _Values,
-    means: _Means,
+    means: Mapping[tuple[str, Column], dict[int, float]],
     arms: Sequence[Arm],
     columns: Sequence[Column],
     tasks: Sequence[str],
@@ -162,7 +161,9 @@ def _left_out(endless: int, earlier: int, replaced: int) -> Iterator[str]:
         )
 
 
-def _not_whole(unfinished: _Unfinished, expected: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _not_whole(
+    unfinished: Mapping[tuple[str, Column, int], int], expected: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     for (arm, column, seed), scored in unfinished.items():
         where = "own adapters" if column.method == SINGLE else column.label
         yield (
@@ -207,13 +208,11 @@ def _arm(name: str, slot: int, rows: list[ResultRow]) -> Arm:
 
 
 def _selection(rows: list[ResultRow], tasks: list[str], chosen: dict[str, float]) -> Selection:
-    values: dict[tuple[str, float, int], dict[str, float]] = {}
-    for row in rows:
-        values.setdefault((row.arm, row.learning_rate, row.seed), {})[row.task] = float(row.value)
     means: dict[tuple[str, float], dict[int, float]] = {}
-    for (arm, rate, seed), scores in values.items():
-        if len(scores) == len(tasks):
-            means.setdefault((arm, rate), {})[seed] = statistics.fmean(scores[t] for t in tasks)
+    found = by_task(rows, lambda r: (r.arm, r.learning_rate, r.seed))
+    for (arm, rate, seed), values in found.items():
+        if (mean := mean_over(tasks, values)) is not None:
+            means.setdefault((arm, rate), {})[seed] = mean
     scores = {key: score for key, m in means.items() if (score := Score.of(m)) is not None}
     return Selection(sorted({r.learning_rate for r in rows}), scores, dict(chosen))
 

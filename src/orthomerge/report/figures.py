@@ -14,14 +14,15 @@ from orthomerge.report.style import (
     MOST_BANDS,
     band,
     colour,
-    dash,
     dress,
+    line,
+    of_arm,
     safe,
     symbol,
 )
 from orthomerge.report.summary import PLAIN, Arm, Column, Score, Summary, percent
 
-_FLOOR = {"dash": "dot", "width": 1.5, "color": "#5c6770"}
+_FLOOR = {"dash": "dot", "width": 1.5, "color": LIGHT[7]}
 """The line of what a constant answer scores."""
 
 
@@ -85,12 +86,10 @@ def _add_alone(figure: go.Figure, summary: Summary, arm: Arm, place: float, *, n
         error_y=_bars([own], arm.slot),
         mode="markers",
         marker=_marker(arm),
-        name=safe(arm.name),
-        legendgroup=str(arm.slot),
         showlegend=named,
         text=[_hover(arm, summary.single, own)],
         hovertemplate="%{text}<extra></extra>",
-        meta={"slot": arm.slot},
+        **of_arm(arm.name, arm.slot),
     )
 
 
@@ -113,14 +112,12 @@ def _add_sums(
         y=[100 * s.mean for s in scores],
         error_y=bars,
         mode="lines+markers",
-        line={"color": colour(arm.slot), "width": 2, "dash": dash(arm.slot)},
+        line=line(arm.slot),
         marker={**_marker(arm), "symbol": signs},
-        name=safe(arm.name),
-        legendgroup=str(arm.slot),
         text=[_hover(arm, c, cell.score, cell.retained) for c, cell in cells if cell.score],
         hovertemplate="%{text}<extra></extra>",
         xaxis="x2",
-        meta={"slot": arm.slot},
+        **of_arm(arm.name, arm.slot),
     )
 
 
@@ -228,9 +225,7 @@ def _by_task(
         "text": [f"{label}<br>{_hover(arm, column, s)}" for label, s in scored.items()],
         "hovertemplate": "%{text}<extra></extra>",
         "offsetgroup": str(arm.slot),
-        "legendgroup": str(arm.slot),
-        "name": safe(arm.name),
-        "meta": {"slot": arm.slot},
+        **of_arm(arm.name, arm.slot),
     }
     return trace, list(scored.values())
 

@@ -43,21 +43,6 @@ def code(text: str) -> Markup:
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def memory(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def moment(text: str) -> str:
     """A time of ISO 8601 to the minute, in UTC; anything else as it stands."""
     try:

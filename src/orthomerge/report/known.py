@@ -19,6 +19,7 @@ from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.source import Source
 from orthomerge.report.summary import Column, Summary, percent
+from orthomerge.report.written import markdown_grid
 
 _SHORT = {
     "matthews": "MCC",
@@ -133,11 +134,10 @@ def known_text(table: KnownTable) -> Table:
 
 def known_markdown(table: KnownTable) -> str:
     """The table as Markdown, a line a method and arm."""
-    heads = ["method", "arm", *(h.replace("\n", " ") for h in table.headers[1:])]
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    cells = [["method", "arm", *table.headers[1:]]]
     for method, group in table.groups:
         for line in group:
             mark = f"*{line.label.removesuffix(' *')}*" if line.known else line.label
-            lines.append([method, mark, *(c.replace("\n", " / ") for c in line.cells)])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return text + "\n\n" + "\n".join(f"- {note.lstrip('* ')}" for note in table.notes) + "\n"
+            cells.append([method, mark, *(c.replace("\n", " / ") for c in line.cells)])
+    notes = "\n".join(f"- {note.lstrip('* ')}" for note in table.notes)
+    return f"{markdown_grid(cells, names=2)}\n\n{notes}\n"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from orthomerge.io.rows import SINGLE, ResultRow
-from orthomerge.report.aggregate import column_of
+from orthomerge.report.aggregate import by_task, column_of, mean_over
 from orthomerge.report.summary import PLAIN, Score
 
 DEFAULT_ARM = "default"
@@ -130,16 +130,9 @@ class _Means:
     """Mean scores over all tasks by arm, method, split, weight and seed, where all are scored."""
 
     def __init__(self, rows: Sequence[ResultRow], tasks: Sequence[str]) -> None:
-        self.tasks = tasks
-        self.begun: dict[tuple[str, str, str, float | None, int], dict[str, float]] = {}
-        for row in rows:
-            at = (row.arm, label_of(row), row.split, row.weight, row.seed)
-            self.begun.setdefault(at, {})[row.task] = float(row.value)
-        self.whole = {
-            at: statistics.fmean(scores.values())
-            for at, scores in self.begun.items()
-            if len(scores) == len(tasks)
-        }
+        self.begun = by_task(rows, lambda r: (r.arm, label_of(r), r.split, r.weight, r.seed))
+        means = {at: mean_over(tasks, scores) for at, scores in self.begun.items()}
+        self.whole = {at: mean for at, mean in means.items() if mean is not None}
 
     def seeds(self, arm: str, label: str) -> list[int]:
         """The seeds of which there is anything."""

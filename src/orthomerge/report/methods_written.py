@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orthomerge.report.methods import MethodTable, Outcome
-from orthomerge.report.written import markdown_text
+from orthomerge.report.written import markdown_grid
 
 
 def grid(
@@ -72,12 +72,6 @@ def markdown_methods(table: MethodTable) -> str:
     if table.notices:
         parts.append("\n".join(f"- {notice}" for notice in table.notices))
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_grid(cells: list[list[str]]) -> str:
-    """A header and lines as a table, all but the first column to the right."""
-    header, *lines = [f"| {' | '.join(map(markdown_text, line))} |" for line in cells]
-    return "\n".join([header, "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines])
 
 
 def caption(table: MethodTable) -> str:

@@ -15,13 +15,12 @@ from orthomerge.io.files import slug, write_text
 from orthomerge.io.outputs import is_page, require_free_file
 from orthomerge.io.rows import SINGLE
 from orthomerge.report import format as shown
-from orthomerge.report import sections
 from orthomerge.report.aggregate import summarize
+from orthomerge.report.evidence import evidence_groups, interference_rows, seen_rows
 from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.headline import headline
-from orthomerge.report.sections import Group
-from orthomerge.report.source import Source, labelled, read_source
-from orthomerge.report.style import MOST_BANDS
+from orthomerge.report.source import Source, difference, labelled, read_source
+from orthomerge.report.style import MOST_BANDS, Group
 from orthomerge.report.summary import PLAIN, Column, Summary
 from orthomerge.report.templates import fill_with_figures, text_of
 from orthomerge.report.written import csv_table, csv_tasks
@@ -91,9 +90,7 @@ def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:
         found["weight"] = Group("", [("", weight_figure(summary))])
     if summary.per_task:
         found["task"] = Group("", [("", task_figure(summary))])
-    found["interference"] = sections.interference_group(evidence, summary.arms)
-    found["spectra"] = sections.spectra_group(evidence, summary.arms)
-    found["curves"] = sections.curves_group(evidence, summary.arms)
+    found |= evidence_groups(evidence, summary.arms)
     return {place: group for place, group in found.items() if group is not None}
 
 
@@ -107,10 +104,9 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
         {"csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)}, "name": name},
         name=name,
         figures=figures,
-        interference=sections.interference_rows(evidence, summary.arms),
-        seen=sections.seen_rows(evidence, summary.arms),
-        difference=sections.difference(summary, sources),
-        column_head=sections.column_head,
+        interference=interference_rows(evidence, summary.arms),
+        seen=seen_rows(evidence, summary.arms),
+        difference=difference(summary, sources),
         most_bands=MOST_BANDS,
         js=Markup("".join(map(text_of, ("tables.js", "print.js", "figures.js")))),
         **_about_scores(summary),

@@ -20,11 +20,14 @@ from orthomerge.errors import OrthomergeError, unknown_name
 from orthomerge.io.evidence import Matrix, read_evidence
 from orthomerge.io.rows import ResultRow, read_rows
 from orthomerge.report.aggregate import summarize
-from orthomerge.report.curves import curve_figure
+from orthomerge.report.evidence import (
+    curve_figure,
+    heatmap_figure,
+    mean_disturbance,
+    spectrum_figure,
+)
 from orthomerge.report.figures import task_figure, weight_figure
-from orthomerge.report.matrices import heatmap_figure, mean_disturbance
 from orthomerge.report.source import ROWS
-from orthomerge.report.spectra import spectrum_figure
 from orthomerge.report.summary import Column, Summary
 
 __all__ = ["interference_heatmap", "spectrum", "task_bars", "training_curves", "weight_curve"]

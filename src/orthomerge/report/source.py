@@ -12,6 +12,7 @@ from orthomerge.io.documents import is_array, is_object, read_json
 from orthomerge.io.evidence import Evidence, read_evidence
 from orthomerge.io.files import file_sha256
 from orthomerge.io.rows import ResultRow, read_rows
+from orthomerge.report.summary import Column, Summary
 
 ROWS, RUN = "results.jsonl", "run.json"
 
@@ -136,6 +137,40 @@ def labelled(sources: Sequence[Source]) -> list[Source]:
 def arm_of(name: str, arm: str) -> str:
     """An arm's name beside those of other runs."""
     return f"{name}: {arm}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What an arm scores in the second run less what it scores in the first, merge by merge."""
+
+    columns: list[Column]
+    rows: list[tuple[str, list[float | None]]]
+
+
+def difference(summary: Summary, sources: Sequence[Source]) -> Difference | None:
+    """The arms and merges that both of two runs have; None for other than two, or none shared."""
+    if len(sources) != 2:
+        return None
+    arms = {a.name: a for a in summary.arms}
+    first, second = (s.name for s in sources)
+    plain = dict.fromkeys(r.arm.removeprefix(f"{first}: ") for r in sources[0].rows)
+    both = [n for n in plain if arm_of(second, n) in arms]
+    rows: list[tuple[str, list[float | None]]] = []
+    used: set[Column] = set()
+    for name in both:
+        values: list[float | None] = []
+        for column in summary.columns:
+            a, b = (summary.cell(arms[arm_of(r, name)], column).score for r in (first, second))
+            values.append(b.mean - a.mean if a and b else None)
+            if a and b:
+                used.add(column)
+        rows.append((name, values))
+    kept = [i for i, c in enumerate(summary.columns) if c in used]
+    if not rows or not kept:
+        return None
+    return Difference(
+        [summary.columns[i] for i in kept], [(n, [v[i] for i in kept]) for n, v in rows]
+    )
 
 
 def _prefixed(source: Source, name: str, tasks: list[str], notices: list[str]) -> Source:

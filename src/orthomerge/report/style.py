@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import plotly.graph_objects as go
 
@@ -41,6 +42,16 @@ def symbol(slot: int) -> str:
 def dash(slot: int) -> str:
     """The dash of an arm's slot: solid for the first eight."""
     return DASHES[(slot // len(LIGHT)) % len(DASHES)]
+
+
+def line(slot: int) -> dict[str, Any]:
+    """The line of an arm's slot."""
+    return {"color": colour(slot), "width": 2, "dash": dash(slot)}
+
+
+def of_arm(name: str, slot: int) -> dict[str, Any]:
+    """What every trace of an arm has, so that it comes and goes with its entry in the legend."""
+    return {"name": safe(name), "legendgroup": str(slot), "meta": {"slot": slot}}
 
 
 def safe(text: str) -> str:
@@ -109,6 +120,33 @@ def slider(figure: go.Figure, what: str, steps: dict[str, dict[str, Any]]) -> No
             }
         ]
     )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures in one place of the page, shown one at a time; `choice` tells them apart."""
+
+    choice: str
+    figures: list[tuple[str, go.Figure]]
+
+    @property
+    def alt(self) -> str:
+        """What the first of them shows, in words."""
+        return str(self._layout()["meta"]["alt"])
+
+    @property
+    def labels(self) -> list[str]:
+        """What there is to choose from."""
+        return [label for label, _ in self.figures]
+
+    @property
+    def steps(self) -> list[str]:
+        """The places of the figures' slider; empty where they have none."""
+        sliders = self._layout().get("sliders", [])
+        return [str(step["label"]) for s in sliders for step in s["steps"]]
+
+    def _layout(self) -> dict[str, Any]:
+        return cast(dict[str, Any], self.figures[0][1].to_dict())["layout"]
 
 
 def short_layer(name: str) -> str:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from orthomerge.io.units import human_duration, human_size
 from orthomerge.report import format as shown
 from orthomerge.report.style import DARK, LIGHT
 from orthomerge.report.summary import percent
@@ -67,8 +68,8 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": percent,
         "code": shown.code,
-        "duration": shown.duration,
-        "memory": shown.memory,
+        "duration": human_duration,
+        "memory": human_size,
         "moment": shown.moment,
         "signed": shown.signed,
         "seeds": shown.seeds,

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots  # pyright: ignore[reportUnknownVariab
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.documents import read_json
 from orthomerge.io.files import write_text
-from orthomerge.report.style import INK, LIGHT, SYMBOLS, safe
+from orthomerge.report.style import INK, LIGHT, QUIET, SYMBOLS, colour, dress, safe
 from orthomerge.report.templates import fill_with_figures, text_of
 
 RECORD, PAGE = "weights.json", "trials.html"
@@ -106,24 +106,20 @@ def weights_figure(record: dict[str, Any]) -> go.Figure:
 def _line(
     figure: go.Figure, x: list[int], y: list[float], name: str, slot: int, *, width: int = 2
 ) -> None:
-    colour = "#57616b" if slot == INK else LIGHT[slot % len(LIGHT)]
+    shade = QUIET if slot == INK else colour(slot)
     figure.add_scatter(
         x=x, y=y, mode="lines", name=safe(name), meta={"slot": slot},
-        line={"color": colour, "width": width},
+        line={"color": shade, "width": width},
     )  # fmt: skip
 
 
 def _layout(figure: go.Figure, x: str, y: str, *, height: int) -> go.Figure:
+    dress(figure, "trials", "")
     figure.update_layout(
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1b2026"},
-        paper_bgcolor="#ffffff",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 56, "r": 16, "t": 60, "b": 84},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        margin={"t": 60, "b": 84},
+        legend={"yref": "container", "y": 0, "yanchor": "bottom"},
         height=height,
     )
-    figure.update_xaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor="#e3e7eb", zeroline=False, automargin=True)
     if x:
         figure.update_layout(xaxis_title=x, yaxis_title=y)
     return figure

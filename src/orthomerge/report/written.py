@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 from orthomerge.io.rows import ResultRow
@@ -17,11 +18,9 @@ def csv_table(summary: Summary) -> str:
     about = ["start", "granularity", "constraint", "learning_rate"]
     results = ["mean", "spread", "retained", "seeds"]
     lines: list[list[Any]] = [["arm", *about, "method", "weight", "options", *results]]
-    for arm in summary.arms:
-        for column in summary.columns:
-            cell = summary.cell(arm, column)
-            if (score := cell.score) is None:
-                continue
+    for arm, column in product(summary.arms, summary.columns):
+        cell = summary.cell(arm, column)
+        if score := cell.score:
             known = [arm.name, *(getattr(arm, name) for name in about)]
             known += [column.method, column.weight, column.options]
             lines.append([*known, score.mean, score.spread, cell.retained, len(score.seeds)])
@@ -50,6 +49,13 @@ def markdown_text(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
+def markdown_grid(cells: Sequence[Sequence[str]], names: int = 1) -> str:
+    """A header and lines as a Markdown table, all but the first `names` columns to the right."""
+    header, *lines = [f"| {' | '.join(map(markdown_text, line))} |" for line in cells]
+    rule = "| --- " * names + "| ---: " * (len(cells[0]) - names) + "|"
+    return "\n".join([header, rule, *lines])
+
+
 def markdown_table(rows: Iterable[ResultRow]) -> str:
     """The headline table as Markdown: mean × 100 ± spread over seeds, each column's best bold."""
     summary = summarize(rows)
@@ -61,11 +67,6 @@ def markdown_table(rows: Iterable[ResultRow]) -> str:
             return "–"
         return f"**{score}**" if arm.name in best[column] else str(score)
 
-    lines = [
-        "| " + " | ".join(["arm", *(markdown_text(c.label) for c in summary.columns)]) + " |",
-        "| --- |" + " ---: |" * len(summary.columns),
-    ]
-    for arm in summary.arms:
-        cells = [shown(arm, c) for c in summary.columns]
-        lines.append("| " + " | ".join([markdown_text(arm.name), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [["arm", *(c.label for c in summary.columns)]]
+    cells += [[arm.name, *(shown(arm, c) for c in summary.columns)] for arm in summary.arms]
+    return markdown_grid(cells) + "\n"

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from orthomerge.errors import StatisticsError, unknown_name
+from orthomerge.io.tables import SUFFIXES, read_table
 from orthomerge.models.loading import encode
-
-if TYPE_CHECKING:
-    import pandas
 
 # What Datasets' save_to_disk leaves in a folder, of one split and of several.
 _SAVED = ("state.json", "dataset_dict.json")
-READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_texts(
@@ -30,7 +27,7 @@ def read_texts(
         StatisticsError: no such file or data set, no such column, or no rows.
     """
     path = Path(source)
-    frame = _file(path) if path.suffix in READABLE else _data_set(str(source))
+    frame = read_table(path, StatisticsError) if path.suffix in SUFFIXES else _data_set(str(source))
     columns = [str(c) for c in frame.columns]
     for column in filter(None, (text_column, pair_column)):
         if column not in columns:
@@ -46,25 +43,7 @@ def read_texts(
     return found
 
 
-def _file(path: Path) -> pandas.DataFrame:
-    """The table in a file; what it is, its suffix says."""
-    import pandas
-
-    if not path.is_file():
-        raise StatisticsError(f"no data file '{path}': check the path.")
-    try:
-        if path.suffix == ".parquet":
-            return pandas.read_parquet(path)
-        if path.suffix in (".csv", ".tsv"):
-            return pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-        return pandas.read_json(path, lines=path.suffix == ".jsonl")
-    except (ValueError, OSError) as problem:
-        raise StatisticsError(
-            f"'{path}' cannot be read as {path.suffix[1:]} ({problem})."
-        ) from problem
-
-
-def _data_set(source: str) -> pandas.DataFrame:
+def _data_set(source: str) -> Any:
     """A folder that Datasets wrote, or what it reads by that name."""
     import datasets
     import pandas
@@ -79,7 +58,7 @@ def _data_set(source: str) -> pandas.DataFrame:
     except Exception as problem:
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise StatisticsError(
-            f"no data '{source}': no file of that name ({', '.join(READABLE)}), and the hub "
+            f"no data '{source}': no file of that name ({', '.join(SUFFIXES)}), and the hub "
             f"said: {reason[0]}"
         ) from problem
 

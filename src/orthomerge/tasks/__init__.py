@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from orthomerge.errors import unknown_name
-from orthomerge.tasks import (
-    acceptability,
-    excerpt,
-    glue,
-    pleasantness,
-    role,
-    sentiment,
-    similarity,
-    subjectivity,
-    topic,
-)
-from orthomerge.tasks.from_file import SUFFIXES, from_file
+from orthomerge.io.tables import SUFFIXES
+from orthomerge.tasks import glue, offline
+from orthomerge.tasks.from_file import from_file
 from orthomerge.tasks.part import part_of, split_name
 from orthomerge.tasks.prompt import FORMS, Prompt, number_or_mean, prompt_of
 from orthomerge.tasks.task import Kind, Row, Task, TaskData, majority
@@ -35,14 +26,7 @@ __all__ = [
 ]
 
 _TASKS: tuple[Task, ...] = (
-    acceptability.TASK,
-    excerpt.TASK,
-    pleasantness.TASK,
-    role.TASK,
-    sentiment.TASK,
-    similarity.TASK,
-    subjectivity.TASK,
-    topic.TASK,
+    *offline.TASKS,
     *glue.TASKS,
 )
 

@@ -1,4 +1,4 @@
-"""A task from a user's own table: CSV, JSON lines or Parquet."""
+"""A task from a user's own table: CSV, TSV, JSON, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import TaskError
-from orthomerge.io.documents import parse_json
 from orthomerge.io.files import file_sha256, local
+from orthomerge.io.tables import read_table
 from orthomerge.tasks.corpora import Pools, draw
 from orthomerge.tasks.task import Row, Task
-
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 TEST_SHARE = 0.3
 
@@ -36,7 +34,7 @@ def from_file(
         TaskError: the file cannot be read as its suffix says, lacks a column, or has empty cells.
     """
     path = local(path)
-    table = _read(path)
+    table = read_table(path, TaskError)
     if pair_column is None and "pair" in table.columns:
         pair_column = "pair"
     for column in (text_column, label_column, *([pair_column] if pair_column else [])):
@@ -63,25 +61,6 @@ def from_file(
         pair=pair_column is not None,
         pools=partial(_split, tuple(rows)),
     )
-
-
-def _read(path: Path) -> Any:
-    import pandas as pd
-
-    if path.suffix not in SUFFIXES:
-        raise TaskError(f"'{path}' is no table: its name must end in {', '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise TaskError(f"there is no file '{path}' to make a task of.")
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, keep_default_na=False, na_values=[""])
-        if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return pd.DataFrame([parse_json(line) for line in lines if line.strip()])
-        return pd.read_parquet(path)
-    except (ValueError, OSError, UnicodeError) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
-        raise TaskError(f"'{path}' cannot be read as {path.suffix}: {reason}.") from problem
 
 
 def _labels(
