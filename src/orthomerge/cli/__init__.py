@@ -1,8 +1,6 @@
 """The command line: a file a verb; each parses, calls the library and prints."""
 
 from orthomerge.cli import (
-    board,
-    card,
     convert,
     diagnose,
     distill,
@@ -11,7 +9,7 @@ from orthomerge.cli import (
     init,
     listing,
     merge,
-    plan,
+    old,
     report,
     run,
     stats,
@@ -23,7 +21,7 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "board", "card", "convert", "diagnose", "distill", "evaluate", "fisher", "init",
-    "listing", "main", "merge", "plan", "report", "run", "stats", "stats_files", "train", "tune",
+    "app", "convert", "diagnose", "distill", "evaluate", "fisher", "init",
+    "listing", "main", "merge", "old", "report", "run", "stats", "stats_files", "train", "tune",
     "verify",
 ]  # fmt: skip

@@ -12,7 +12,9 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 from typer.core import TyperGroup
 
 from orthomerge.cli._help import OLD_VERBS, VERBS, arrange
@@ -158,6 +160,17 @@ def _escaped(problem: Any) -> str:
     from rich.markup import escape
 
     return escape(str(problem))
+
+
+def table(
+    *columns: str, title: str | None = None, caption: str | None = None, numbers: bool = True
+) -> Table:
+    """A table of words, or of `numbers` by name: all columns but the first to the right."""
+    found = Table(title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left")
+    found.caption_justify = "left"
+    for place, column in enumerate(columns):
+        found.add_column(column, justify="right" if numbers and place else "left", overflow="fold")
+    return found
 
 
 def print_json(value: Any) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from orthomerge.cli._app import table
 from orthomerge.experiment import DryRun, Recipe
 from orthomerge.io.units import human_duration, human_size
 
@@ -44,38 +44,25 @@ def _count(number: int) -> str:
 
 
 def _kinds(found: DryRun) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("to do")
-    for head in ("jobs", "time", "disk", "peak memory"):
-        table.add_column(head, justify="right")
+    jobs = table("to do", "jobs", "time", "disk", "peak memory")
     for kind, k in (*found.kinds.items(), ("all", found.total)):
         told = (human_duration(k.seconds), human_size(k.disk), human_size(k.memory))
-        table.add_row(kind, str(k.jobs), *(told if found.speed else ("?",) * 3))
-    return table
+        jobs.add_row(kind, str(k.jobs), *(told if found.speed else ("?",) * 3))
+    return jobs
 
 
 def _arms(recipe: Recipe) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    heads = ("arm", "start", "constraint", "granularity", "rank", "targets", "tasks", "rates",
-             "seeds")  # fmt: skip
-    for head in heads:
-        table.add_column(head, overflow="fold")
+    arms = table(
+        "arm", "start", "constraint", "granularity", "rank", "targets", "tasks", "rates", "seeds",
+        numbers=False,
+    )  # fmt: skip
     for name, arm in recipe.arms.items():
         shape = recipe.adapter_of(name)
-        table.add_row(
-            *map(
-                Text,
-                (
-                    name,
-                    arm.start,
-                    arm.constraint,
-                    arm.granularity if arm.solver else "",
-                    str(shape.rank),
-                    " ".join(shape.targets),
-                    str(len(recipe.tasks_of(name))),
-                    " ".join(f"{rate:g}" for rate in recipe.learning_rates_of(name)),
-                    " ".join(map(str, recipe.seeds_of(name))),
-                ),
-            )
-        )
-    return table
+        about = (
+            name, arm.start, arm.constraint, arm.granularity if arm.solver else "", str(shape.rank),
+            " ".join(shape.targets), str(len(recipe.tasks_of(name))),
+            " ".join(f"{rate:g}" for rate in recipe.learning_rates_of(name)),
+            " ".join(map(str, recipe.seeds_of(name))),
+        )  # fmt: skip
+        arms.add_row(*map(Text, about))
+    return arms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 VERBS = (
@@ -47,15 +48,29 @@ _EXAMPLE = re.compile(r"Examples?:|\[bold\]orthomerge ")
 
 
 def arrange(name: str, command: Any) -> None:
-    """Put a verb's example right after its first sentence, and rare options under "More"."""
-    if command.help:
-        command.help = _example_first(command.help)
+    """Make the help of a verb: options from "Args:" of its docstring, the example near the top.
+
+    Rare options stand under "More".
+    """
+    text, _, described = (command.help or "").partition("\nArgs:\n")
+    if text:
+        command.help = _example_first(text)
+    said = dict(_described(described))
+    for parameter in command.params:
+        parameter.help = said.get(parameter.name, parameter.help)
     if name not in USUAL:
         return
     usual = {*USUAL[name].split(), "--help"}
     for parameter in command.params:
         if parameter.opts[0].startswith("-") and not usual & set(parameter.opts):
             parameter.rich_help_panel = "More"
+
+
+def _described(text: str) -> Iterator[tuple[str, str]]:
+    """The names of parameters and what is said of them, from the lines of a docstring."""
+    for part in re.split(r"\n(?=    \w)", text.strip("\n")):
+        name, _, said = part.partition(": ")
+        yield name.strip(), " ".join(said.split())
 
 
 def _example_first(text: str) -> str:

@@ -12,8 +12,13 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file.")
 ]
+Output = Annotated[Path, typer.Option("--output", "-o")]
 Count = Annotated[int, typer.Option(min=1)]
-"""A number of which there is at least one, whose name says it all."""
+"""A number of which there is at least one."""
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+CountOrNone = Annotated[int | None, typer.Option(min=1)]
+Rate = Annotated[float, typer.Option(min=1e-9)]
+"""A number above zero."""
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output that orthomerge wrote.")
 ]

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, out, parse_options, print_json
-from orthomerge.cli._options import Json, Overwrite, SolverOptions, file_paths
+from orthomerge.cli._app import app, out, parse_options, print_json, table
+from orthomerge.cli._options import (
+    Count,
+    CountOrNone,
+    Json,
+    Output,
+    Overwrite,
+    Rate,
+    SolverOptions,
+    file_paths,
+)
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import RecipeError
 
@@ -21,64 +30,25 @@ if TYPE_CHECKING:
 
 @app.command()
 def convert(
-    adapters: Annotated[
-        list[str], typer.Argument(help="PEFT adapter folders or hub ids, in order.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="The folder to write; one below it for each of many."),
-    ],
-    stats: Annotated[
-        list[Path] | None,
-        typer.Option("--stats", "--own", help="Statistics of each adapter's task, in that order."),
-    ] = None,
-    others: Annotated[
-        list[Path] | None,
-        typer.Option(help="Statistics of a task beside those of the adapters; repeat."),
-    ] = None,
-    subspace: Annotated[
-        str,
-        typer.Option(
-            help="quiet: A moves to where its outputs are kept and the others' inputs answered "
-            "little; project: their loud directions are taken off A; start: the solver's start."
-        ),
-    ] = "quiet",
-    refit: Annotated[
-        str, typer.Option(help="What is kept: the own 'outputs', or the 'weights'.")
-    ] = "outputs",
-    balance: Annotated[
-        float | None, typer.Option(help="quiet: weight of the others against the own outputs.")
-    ] = None,
-    ridge: Annotated[
-        float | None,
-        typer.Option(help="How far directions are trusted that the own sample hardly shows."),
-    ] = None,
-    share: Annotated[
-        float | None, typer.Option(help="project: the share of the others' energy taken off.")
-    ] = None,
-    room: Annotated[
-        int | None,
-        typer.Option(min=1, help="project: instead, A within the solver's ROOM best rows."),
-    ] = None,
-    solver: Annotated[
-        str,
-        typer.Option(help="start, and project with --room: a name of 'orthomerge list solvers'."),
-    ] = "min_eigen",
+    adapters: list[str],
+    output: Output,
+    stats: Annotated[list[Path] | None, typer.Option("--stats", "--own")] = None,
+    others: list[Path] | None = None,
+    subspace: str = "quiet",
+    refit: str = "outputs",
+    balance: float | None = None,
+    ridge: float | None = None,
+    share: float | None = None,
+    room: CountOrNone = None,
+    solver: str = "min_eigen",
     option: SolverOptions = None,
-    recover: Annotated[
-        int, typer.Option(min=0, help="Steps of training after it, A held or kept out.")
-    ] = 0,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="With --recover: each adapter's task or file of rows, in order."),
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="With --recover.")] = 2e-3,
-    rows: Annotated[int, typer.Option(min=1, help="With --recover: training rows.")] = 400,
-    base: Annotated[
-        str | None, typer.Option(help="Base model; default the one that the adapters name.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of ties and of the training.")] = 0,
-    layers: Annotated[bool, typer.Option("--layers", help="A line for every layer.")] = False,
+    recover: Annotated[int, typer.Option(min=0)] = 0,
+    task: list[str] | None = None,
+    learning_rate: Rate = 2e-3,
+    rows: Count = 400,
+    base: str | None = None,
+    seed: int = 0,
+    layers: Annotated[bool, typer.Option("--layers")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -90,6 +60,27 @@ def convert(
 
     Example: [bold]orthomerge convert a/ b/ --stats a.stats.safetensors
     --stats b.stats.safetensors --output converted/[/]
+
+    Args:
+        adapters: PEFT adapter folders or hub ids, in order.
+        output: The folder to write; one below it for each of many.
+        stats: Statistics of each adapter's task, in that order.
+        others: Statistics of a task beside those of the adapters; repeat.
+        subspace: quiet: A moves to where its outputs are kept and the others' inputs answered
+            little; project: their loud directions are taken off A; start: the solver's start.
+        refit: What is kept: the own 'outputs', or the 'weights'.
+        balance: quiet: weight of the others against the own outputs.
+        ridge: How far directions are trusted that the own sample hardly shows.
+        share: project: the share of the others' energy taken off.
+        room: project: instead, A within the solver's ROOM best rows.
+        solver: start, and project with --room: a name of 'orthomerge list solvers'.
+        recover: Steps of training after it, A held or kept out.
+        task: With --recover: each adapter's task or file of rows, in order.
+        learning_rate: With --recover.
+        rows: With --recover: training rows.
+        base: Base model; default the one that the adapters name.
+        seed: Seed of ties and of the training.
+        layers: A line for every layer.
     """
     from orthomerge.adapters import ConvertConfig, convert_adapters, read_adapter
     from orthomerge.io.files import atomic_path
@@ -181,18 +172,15 @@ def _as_json(item: Converted, path: Path) -> dict[str, Any]:
 
 def _print(found: Sequence[Converted], *, layers: bool) -> None:
     """What was lost by group of layers, or by layer, and in all."""
-    from rich.table import Table
-
-    table = Table(title="what the conversion changed")
-    table.add_column("adapter", overflow="fold")
-    table.add_column("layers")
-    for column in ("weights lost", "own outputs lost", "others hear", "before it was"):
-        table.add_column(column, justify="right")
+    lost = table(
+        "adapter", "layers", "weights lost", "own outputs lost", "others hear", "before it was",
+        title="what the conversion changed",
+    )  # fmt: skip
     for item in found:
         for place, (name, loss) in enumerate(_lines(item.layers, layers=layers)):
-            table.add_row(item.name if place == 0 else "", name, *_figures(loss))
-        table.add_row("", "[bold]all[/]", *_figures(item.total), end_section=True)
-    out.print(table)
+            lost.add_row(item.name if place == 0 else "", name, *_figures(loss))
+        lost.add_row("", "[bold]all[/]", *_figures(item.total), end_section=True)
+    out.print(lost)
 
 
 def _lines(losses: Mapping[str, Loss], *, layers: bool) -> list[tuple[str, Loss]]:

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from orthomerge.cli._app import app, out, parse_options, print_json
+from orthomerge.cli._app import app, out, parse_options, print_json, table
 from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet, work_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orthomerge.diagnostics import Diagnosis, Shift
+    from orthomerge.diagnostics import Diagnosis
 
 LAYERS, PAIRS = 5, 10
 
 
 @app.command()
 def diagnose(
-    adapters: Annotated[list[str], typer.Argument(help="PEFT adapter folders or hub ids.")],
-    stats: Annotated[
-        list[Path] | None,
-        typer.Option(help="Statistics of each adapter's task, in that order; repeat."),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Compare this method with the plain sum; repeat. Default: two quick ones."
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Of the methods, as key=value; repeat.")
-    ] = None,
+    adapters: list[str],
+    stats: list[Path] | None = None,
+    method: list[str] | None = None,
+    option: list[str] | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,6 +34,12 @@ def diagnose(
 
     Example: [bold]orthomerge diagnose a/ b/ --stats a.stats.safetensors
     --stats b.stats.safetensors[/]
+
+    Args:
+        adapters: PEFT adapter folders or hub ids.
+        stats: Statistics of each adapter's task, in that order; repeat.
+        method: Compare this method with the plain sum; repeat. Default: two quick ones.
+        option: Of the methods, as key=value; repeat.
     """
     from orthomerge.diagnostics import METHODS
     from orthomerge.diagnostics import diagnose as examine
@@ -91,17 +85,6 @@ def _close(found: Diagnosis) -> None:
         out.print(f"Predicted shift: {evidence('merges')}.", style="dim", highlight=False)
 
 
-def _table(title: str, *columns: str, caption: str | None = None) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", caption=caption)
-    table.caption_justify = "left"
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
-    return table
-
-
 def _pairs(found: Diagnosis) -> Table:
     o = found.overlap
     count = len(o.names)
@@ -111,61 +94,57 @@ def _pairs(found: Diagnosis) -> Table:
     more = (
         f"; {len(shown)} of {len(pairs)} pairs, all with --json" if len(shown) < len(pairs) else ""
     )
-    table = _table(
-        "pairs, from the adapters alone",
+    shown_pairs = table(
         "pair", "cosine", "rows of A", "columns of B", "sign conflict",
+        title="pairs, from the adapters alone",
         caption=f"spaces shared: 1 all, 0 none; signs: 0.5 is chance, less is agreement{more}",
     )  # fmt: skip
     for i, j in shown:
         figures = (o.cosine, o.row_space, o.column_space, o.sign_conflict)
-        table.add_row(f"{o.names[i]}, {o.names[j]}", *(f"{f[i, j]:.2f}" for f in figures))
-    return table
+        shown_pairs.add_row(f"{o.names[i]}, {o.names[j]}", *(f"{f[i, j]:.2f}" for f in figures))
+    return shown_pairs
 
 
 def _adapters(found: Diagnosis) -> Table:
     o = found.overlap
-    table = _table("adapters", "adapter", "norm", "effective rank")
+    sizes = table("adapter", "norm", "effective rank", title="adapters")
     for name, norm, rank in zip(o.names, o.norms, o.effective_rank, strict=True):
-        table.add_row(name, f"{norm:.3g}", f"{rank:.1f}")
-    return table
+        sizes.add_row(name, f"{norm:.3g}", f"{rank:.1f}")
+    return sizes
 
 
 def _interference(found: Diagnosis) -> Table:
     assert found.interference is not None
     names = found.interference.names
-    table = _table(
-        "interference: adapter (row) on task (column)", "", *names,
+    matrix = table(
+        "", *names, title="interference: adapter (row) on task (column)",
         caption="0 is silent there, 1 as loud as the task's own adapter",
     )  # fmt: skip
     for name, row in zip(names, found.interference.matrix, strict=True):
-        table.add_row(name, *(f"{value:.2f}" for value in row))
-    return table
+        matrix.add_row(name, *(f"{value:.2f}" for value in row))
+    return matrix
 
 
 def _shifts(found: Diagnosis) -> Table:
     assert found.plain is not None
     names = found.overlap.names
-    table = _table(
-        "predicted shift of every task's outputs", "merge", "weight", *names, "mean",
+    shifts = table(
+        "merge", "weight", *names, "mean", title="predicted shift of every task's outputs",
         caption="0 is as alone; 1 is all of the own adapter lost",
     )  # fmt: skip
     plain = found.plain
-    _shift_row(table, "sum", 1.0, plain.untuned)
-    _shift_row(table, "sum", plain.weight, plain.shift)
-    for name, best in found.methods.items():
-        _shift_row(table, name, best.weight, best.shift)
-    return table
-
-
-def _shift_row(table: Table, name: str, weight: float, shift: Shift) -> None:
-    values = (f"{v:.2f}" for v in shift.total)
-    table.add_row(name, f"{weight:.2f}", *values, f"{shift.mean:.2f}")
+    merges = [("sum", 1.0, plain.untuned), ("sum", plain.weight, plain.shift)]
+    merges += [(name, best.weight, best.shift) for name, best in found.methods.items()]
+    for name, weight, shift in merges:
+        values = (f"{v:.2f}" for v in (weight, *shift.total, shift.mean))
+        shifts.add_row(name, *values)
+    return shifts
 
 
 def _loudest(found: Diagnosis) -> Table:
     shown = found.loudest[:LAYERS]
     whole = sum(value for _, value in found.loudest) or 1.0
-    table = _table("layers that hurt the plain sum most", "layer", "share of the shift")
+    layers = table("layer", "share of the shift", title="layers that hurt the plain sum most")
     for name, value in shown:
-        table.add_row(name, f"{100 * value / whole:.0f} %")
-    return table
+        layers.add_row(name, f"{100 * value / whole:.0f} %")
+    return layers

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Form, TemplateText, prompt_for
-from orthomerge.cli._options import Count, Json, MaxLength, TaskName, file_paths
+from orthomerge.cli._options import Count, Json, MaxLength, Output, TaskName, file_paths
 from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
 from orthomerge.io.units import human_size
@@ -18,16 +15,16 @@ from orthomerge.io.units import human_size
 @app.command("fisher", hidden=True)
 @stats.command("fisher")
 def fisher(
-    adapter: Annotated[Path, typer.Argument(help="A PEFT folder; a classifier's with its head.")],
+    adapter: Path,
     task: TaskName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    samples: Annotated[int, typer.Option(min=1, help="Rows of the task, without labels.")] = 100,
-    base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
+    output: Output,
+    samples: Count = 100,
+    base: str | None = None,
     batch_size: Count = 16,
     max_length: MaxLength = None,
     form: Form = "classifier",
     template: TemplateText = None,
-    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
+    seed: int = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,6 +35,13 @@ def fisher(
 
     In words: [bold]orthomerge stats fisher mine/ --form text --task sentiment --output
     mine.fisher.safetensors[/]
+
+    Args:
+        adapter: A PEFT folder; a classifier's with its head.
+        output: The file to write.
+        samples: Rows of the task, without labels.
+        base: Base model; default the adapter's.
+        seed: Seed of the rows.
     """
     from orthomerge.fisher import save_fisher
     from orthomerge.fisher.file import is_fisher

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Json, SolverOptions
+from orthomerge.cli._options import Count, CountOrNone, Json, Output, Rate, SolverOptions
 
 if TYPE_CHECKING:
     from orthomerge.adapters import OsrmConfig
@@ -20,61 +20,25 @@ if TYPE_CHECKING:
 
 @app.command()
 def init(
-    model: Annotated[str, typer.Argument(help="Base model: a folder, a packaged id or a hub id.")],
-    others: Annotated[list[Path], typer.Option(help="Statistics of another task; repeat.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
-    own: Annotated[Path | None, typer.Option(help="Statistics of the own task.")] = None,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help="How A is chosen: a name of 'orthomerge list solvers', or default for PEFT's own "
-            "start; if left out, contrastive with --own, min_eigen without."
-        ),
-    ] = None,
+    model: str,
+    others: Annotated[list[Path], typer.Option()],
+    output: Output,
+    own: Path | None = None,
+    solver: str | None = None,
     option: SolverOptions = None,
     rank: Annotated[int, typer.Option(min=1)] = 8,
-    alpha: Annotated[float, typer.Option(min=1e-9)] = 16,
-    constraint: Annotated[
-        str | None,
-        typer.Option(
-            help="What training obeys: init (nothing), freeze, project or penalty; default "
-            "project for contrastive and joint, init for the others."
-        ),
-    ] = None,
-    strength: Annotated[
-        float,
-        typer.Option(min=0, help="penalty: the weight in the loss of what the others would get."),
-    ] = 10.0,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's start: min_eigen, and A trains freely.")
-    ] = False,
-    share: Annotated[
-        float, typer.Option(help="project: A stays out of what holds this share of their energy.")
-    ] = 0.9,
-    room: Annotated[
-        int | None,
-        typer.Option(min=1, help="project: instead, A stays within the solver's ROOM best rows."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Importance of each --others, as 1,1,0.5; equal otherwise.")
-    ] = None,
-    existing: Annotated[
-        list[Path] | None,
-        typer.Option(help="Adapter that is trained already, to keep clear of (joint); repeat."),
-    ] = None,
-    quiet_energy: Annotated[
-        float | None,
-        typer.Option(
-            help="Ranks by room: a direction is quiet at this part of their mean energy, as 0.1."
-        ),
-    ] = None,
-    labels: Annotated[
-        int, typer.Option(min=1, help="Classes of the head (1 for a regression).")
-    ] = 2,
-    task_type: Annotated[
-        str, typer.Option(help="PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.")
-    ] = "SEQ_CLS",
-    seed: Annotated[int, typer.Option(help="Seed of ties, and of the fresh head.")] = 0,
+    alpha: Rate = 16,
+    constraint: str | None = None,
+    strength: Annotated[float, typer.Option(min=0)] = 10.0,
+    paper: Annotated[bool, typer.Option("--paper")] = False,
+    share: float = 0.9,
+    room: CountOrNone = None,
+    weights: str | None = None,
+    existing: list[Path] | None = None,
+    quiet_energy: float | None = None,
+    labels: Count = 2,
+    task_type: str = "SEQ_CLS",
+    seed: int = 0,
     json: Json = False,
 ) -> None:
     """Start an adapter where the other tasks' layer inputs have least energy.
@@ -87,6 +51,26 @@ def init(
 
     Example: [bold]orthomerge init minilm --others b.stats.safetensors --others
     c.stats.safetensors --own a.stats.safetensors --output start/[/]
+
+    Args:
+        model: Base model: a folder, a packaged id or a hub id.
+        others: Statistics of another task; repeat.
+        output: The adapter folder to write.
+        own: Statistics of the own task.
+        solver: How A is chosen: a name of 'orthomerge list solvers', or default for PEFT's own
+            start; if left out, contrastive with --own, min_eigen without.
+        constraint: What training obeys: init (nothing), freeze, project or penalty; default project
+            for contrastive and joint, init for the others.
+        strength: penalty: the weight in the loss of what the others would get.
+        paper: The paper's start: min_eigen, and A trains freely.
+        share: project: A stays out of what holds this share of their energy.
+        room: project: instead, A stays within the solver's ROOM best rows.
+        weights: Importance of each --others, as 1,1,0.5; equal otherwise.
+        existing: Adapter that is trained already, to keep clear of (joint); repeat.
+        quiet_energy: Ranks by room: a direction is quiet at this part of their mean energy, as 0.1.
+        labels: Classes of the head (1 for a regression).
+        task_type: PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.
+        seed: Seed of ties, and of the fresh head.
     """
     from orthomerge.adapters import OsrmConfig, settled
     from orthomerge.errors import RecipeError

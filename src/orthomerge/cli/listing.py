@@ -7,35 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
 
-from orthomerge.cli._app import app, out, print_json
-from orthomerge.cli._options import Json
+from orthomerge.cli._app import app, out, print_json, table
+from orthomerge.cli._options import Count, Json
 from orthomerge.errors import RecipeError, unknown_name
 
 
 @app.command("list")
 def list_(
-    what: Annotated[
-        str | None,
-        typer.Argument(help="methods, solvers, tasks, models or recipes; without it, all names."),
-    ] = None,
-    export_harness: Annotated[
-        Path | None,
-        typer.Option(
-            help="With tasks: write their test rows as tasks of lm-evaluation-harness into this "
-            "folder instead."
-        ),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="A task to export, or a table of yours; repeat; default all offline."),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="An instruction with {text}, or a .txt or YAML file of one."),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Test rows of an exported task.")] = 300,
-    seed: Annotated[int, typer.Option(help="Seed of the exported rows.")] = 0,
+    what: Annotated[str | None, typer.Argument()] = None,
+    export_harness: Path | None = None,
+    task: list[str] | None = None,
+    template: str | None = None,
+    rows: Count = 300,
+    seed: int = 0,
     json: Json = False,
 ) -> None:
     """List what can be named: merging methods, solvers, tasks, packaged models, recipes.
@@ -45,6 +33,15 @@ def list_(
     [bold]orthomerge list tasks --json[/]
 
     [bold]orthomerge list tasks --export-harness tasks/ --task sentiment[/]
+
+    Args:
+        what: methods, solvers, tasks, models or recipes; without it, all names.
+        export_harness: With tasks: write their test rows as tasks of lm-evaluation-harness into
+            this folder instead.
+        task: A task to export, or a table of yours; repeat; default all offline.
+        template: An instruction with {text}, or a .txt or YAML file of one.
+        rows: Test rows of an exported task.
+        seed: Seed of the exported rows.
     """
     if what is not None and what not in _LISTS:
         raise unknown_name("list", what, _LISTS, where="orthomerge list", error=RecipeError)
@@ -126,21 +123,17 @@ def recipes() -> Rows:
 
 def show_methods(found: Rows) -> None:
     """The methods as a table."""
-    from rich.box import SIMPLE
-
-    table = _table("merging methods", box=SIMPLE, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    table.add_column("when to use it, and its options", ratio=1)
-    table.add_column("paper", max_width=24)
+    shown = Table(title="merging methods", box=SIMPLE, pad_edge=False)
+    shown.add_column("method", no_wrap=True)
+    shown.add_column("when to use it, and its options", ratio=1)
+    shown.add_column("paper", max_width=24)
     for row in found:
-        table.add_row(f"[bold]{row['name']}[/]", _about_method(row), row["paper"])
-    out.print(table)
+        shown.add_row(f"[bold]{row['name']}[/]", _about_method(row), row["paper"])
+    out.print(shown)
 
 
 def _about_method(row: dict[str, Any]) -> str:
     """Summary, aliases, options and what the method needs, a line each."""
-    from rich.markup import escape
-
     lines = [escape(row["summary"])]
     if row["aliases"]:
         lines.append(f"[dim]the same under other names: {', '.join(row['aliases'])}[/]")
@@ -161,49 +154,38 @@ def _about_method(row: dict[str, Any]) -> str:
 
 def show_solvers(found: Rows) -> None:
     """The solvers as a table."""
-    table = _table("solvers")
-    for column in ("solver", "what it chooses", "options", "source"):
-        table.add_column(column, overflow="fold")
+    shown = table("solver", "what it chooses", "options", "source", numbers=False)
     for row in found:
         options = ", ".join(f"{k}={v}" for k, v in row["options"].items())
-        table.add_row(f"[bold]{row['name']}[/]", row["title"], options, row["paper"])
-    out.print(table)
+        shown.add_row(f"[bold]{row['name']}[/]", row["title"], options, row["paper"])
+    out.print(shown)
 
 
 def show_tasks(found: Rows) -> None:
     """The tasks as a table."""
-    table = _table("tasks")
-    for column in ("task", "what", "metric", "how it is made", "licence"):
-        table.add_column(column, overflow="fold")
+    shown = table("task", "what", "metric", "how it is made", "licence", numbers=False)
     for row in found:
         name = f"[bold]{row['name']}[/]"
-        table.add_row(name, row["title"], row["metric"], row["made"], row["licence"])
-    out.print(table)
+        shown.add_row(name, row["title"], row["metric"], row["made"], row["licence"])
+    out.print(shown)
 
 
 def show_models(found: Rows) -> None:
     """The packaged models as a table."""
     from orthomerge.io.units import human_size
 
-    table = _table("packaged models: fetched on first use")
-    for column in ("model", "also named", "download", "licence"):
-        table.add_column(column, overflow="fold")
+    shown = table("model", "also named", "download", "licence", numbers=False)
+    shown.title = "packaged models: fetched on first use"
     for row in found:
         others = ", ".join(row["ids"][1:])
-        table.add_row(f"[bold]{row['name']}[/]", others, human_size(row["size"]), row["licence"])
-    out.print(table)
+        shown.add_row(f"[bold]{row['name']}[/]", others, human_size(row["size"]), row["licence"])
+    out.print(shown)
 
 
 def show_recipes(found: Rows) -> None:
     """The recipes, a line each."""
     for row in found:
         out.print(row["name"], highlight=False)
-
-
-def _table(title: str, **style: Any) -> Any:
-    from rich.table import Table
-
-    return Table(title=title, **style)
 
 
 def export_tasks(
@@ -243,31 +225,3 @@ _LISTS: dict[str, tuple[Callable[[], Rows], Callable[[Rows], None]]] = {
     "models": (models, show_models),
     "recipes": (recipes, show_recipes),
 }
-
-
-def _old(name: str) -> None:
-    """A verb of version 0.1 that lists one kind."""
-
-    @app.command(name, hidden=True)
-    def verb(json: Json = False) -> None:  # pyright: ignore[reportUnusedFunction]
-        rows_of, show = _LISTS[name]
-        print_json(rows_of()) if json else show(rows_of())
-
-    verb.__doc__ = f"The same as 'orthomerge list {name}'."
-
-
-_old("methods")
-_old("solvers")
-
-
-@app.command("tasks", hidden=True)
-def old_tasks(
-    export_harness: Annotated[Path | None, typer.Option()] = None,
-    task: Annotated[list[str] | None, typer.Option()] = None,
-    template: Annotated[str | None, typer.Option()] = None,
-    rows: int = 300,
-    seed: int = 0,
-    json: Json = False,
-) -> None:
-    """The same as 'orthomerge list tasks'."""
-    list_("tasks", export_harness, task, template, rows, seed, json)

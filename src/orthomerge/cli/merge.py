@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Json, MethodOptions, Overwrite, Rank, parse_rank
+from orthomerge.cli._options import Count, Json, MethodOptions, Output, Overwrite, Rank, parse_rank
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
@@ -22,87 +22,27 @@ SAVE_AS = ("adapter", "full")
 
 @app.command()
 def merge(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    adapters: Annotated[
-        list[str] | None,
-        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="A name of 'orthomerge list methods'; default linear.")
-    ] = None,
-    mergekit: Annotated[
-        Path | None,
-        typer.Option(
-            help="A mergekit configuration that names adapters ('base+adapter'), method, weights "
-            "and parameters instead."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated, one per adapter (1,1,0.5 or =-1,1), or one for all. Default: "
-            "1/√N for a sum of adapters trained the usual way; 1 where they were made to be "
-            "summed, and for methods that average."
-        ),
-    ] = None,
-    layer_weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Weights of the layers a regular expression finds, as 'layer.[0-5].=0.5' or "
-            "'query=1,0.5'; repeat, the first that finds a layer decides."
-        ),
-    ] = None,
+    output: Output,
+    adapters: Annotated[list[str] | None, typer.Argument()] = None,
+    method: str | None = None,
+    mergekit: Path | None = None,
+    weights: str | None = None,
+    layer_weights: list[str] | None = None,
     option: MethodOptions = None,
     rank: Rank = None,
-    heads: Annotated[
-        str,
-        typer.Option(help="Task heads: 'keep' apart by task, 'average' into the result, 'refuse'."),
-    ] = "keep",
-    stats: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Statistics of each adapter's task, in order, for methods that need moments."
-        ),
-    ] = None,
-    fisher: Annotated[
-        list[Path] | None,
-        typer.Option(help="Fisher file of each adapter, in order, for methods that need it."),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="The base model, for DoRA and where adapters call it by several names; default "
-            "what they name."
-        ),
-    ] = None,
-    save_as: Annotated[
-        str,
-        typer.Option(help="'adapter', or 'full': the base model with the merge, in safetensors."),
-    ] = "adapter",
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(help="With --save-as full: size of a file, as 5GB; default the base's files."),
-    ] = None,
-    tune: Annotated[
-        str | None,
-        typer.Option(
-            help="Find the weights first. 'statistics': the common weight that the tasks' --stats "
-            "predict to shift their outputs least, without labels. 'validation': weights that "
-            "score best on each --task's selection rows, as 'orthomerge tune'; the study stays in "
-            "OUTPUT.tune and goes on when called again."
-        ),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="With --tune: the task of each adapter, in order; repeat."),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="With --tune: trials in all.")] = 50,
-    rows: Annotated[int, typer.Option(min=1, help="With --tune: selection rows a task.")] = 100,
-    seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Layers merged side by side.")] = 1,
-    device: Annotated[
-        list[str] | None, typer.Option(help="Device that takes layers, as cuda:0; repeat.")
-    ] = None,
+    heads: str = "keep",
+    stats: list[Path] | None = None,
+    fisher: list[Path] | None = None,
+    base: str | None = None,
+    save_as: str = "adapter",
+    max_shard_size: str | None = None,
+    tune: str | None = None,
+    task: list[str] | None = None,
+    trials: Count = 50,
+    rows: Count = 100,
+    seed: int = 0,
+    workers: Count = 1,
+    device: list[str] | None = None,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -110,6 +50,35 @@ def merge(
     """Merge LoRA adapters of one base model into one adapter, straight from their factors.
 
     Example: [bold]orthomerge merge a/ b/ c/ --method ties --option density=0.2 --output merged/[/]
+
+    Args:
+        output: The folder to write.
+        adapters: PEFT adapter folders or hub ids (org/name, org/name@rev), in order.
+        method: A name of 'orthomerge list methods'; default linear.
+        mergekit: A mergekit configuration that names adapters ('base+adapter'), method, weights and
+            parameters instead.
+        weights: Comma-separated, one per adapter (1,1,0.5 or =-1,1), or one for all. Default: 1/√N
+            for a sum of adapters trained the usual way; 1 where they were made to be summed, and
+            for methods that average.
+        layer_weights: Weights of the layers a regular expression finds, as 'layer.[0-5].=0.5' or
+            'query=1,0.5'; repeat, the first that finds a layer decides.
+        heads: Task heads: 'keep' apart by task, 'average' into the result, 'refuse'.
+        stats: Statistics of each adapter's task, in order, for methods that need moments.
+        fisher: Fisher file of each adapter, in order, for methods that need it.
+        base: The base model, for DoRA and where adapters call it by several names; default what
+            they name.
+        save_as: 'adapter', or 'full': the base model with the merge, in safetensors.
+        max_shard_size: With --save-as full: size of a file, as 5GB; default the base's files.
+        tune: Find the weights first. 'statistics': the common weight that the tasks' --stats
+            predict to shift their outputs least, without labels. 'validation': weights that score
+            best on each --task's selection rows, as 'orthomerge tune'; the study stays in
+            OUTPUT.tune and goes on when called again.
+        task: With --tune: the task of each adapter, in order; repeat.
+        trials: With --tune: trials in all.
+        rows: With --tune: selection rows a task.
+        seed: For methods that draw.
+        workers: Layers merged side by side.
+        device: Device that takes layers, as cuda:0; repeat.
     """
     from orthomerge.merging import MergeConfig
 

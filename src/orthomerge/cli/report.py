@@ -8,44 +8,18 @@ from typing import Annotated
 import typer
 
 from orthomerge.cli._app import app, out, print_json
-from orthomerge.cli._options import Json
-from orthomerge.cli.board import serve_runs
+from orthomerge.cli._options import Json, Port
 
 
 @app.command()
 def report(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Folder of a run, with its results.jsonl; several are set side by side."
-        ),
-    ],
+    folders: list[Path],
     json: Json = False,
-    markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
-    by_method: Annotated[
-        bool,
-        typer.Option(
-            "--by-method",
-            help="Print merging methods against arms, untuned and at the best weight; no page.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The page of a comparison; default compare-A-B.html beside the first folder.",
-        ),
-    ] = None,
-    serve: Annotated[
-        bool,
-        typer.Option(
-            "--serve", help="Serve a local page that lists and follows all runs of the folder."
-        ),
-    ] = False,
-    port: Annotated[
-        int, typer.Option(min=1, max=65535, help="With --serve: the port on this machine.")
-    ] = 8765,
+    markdown: bool = False,
+    by_method: Annotated[bool, typer.Option("--by-method")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
+    serve: Annotated[bool, typer.Option("--serve")] = False,
+    port: Port = 8765,
 ) -> None:
     """Build a run's page from its result rows alone, compare runs, or follow them (--serve).
 
@@ -56,6 +30,14 @@ def report(
     [bold]orthomerge report results/which-method --by-method --markdown[/]
 
     [bold]orthomerge report runs/ --serve[/]
+
+    Args:
+        folders: Folder of a run, with its results.jsonl; several are set side by side.
+        markdown: Print the table as Markdown.
+        by_method: Print merging methods against arms, untuned and at the best weight; no page.
+        output: The page of a comparison; default compare-A-B.html beside the first folder.
+        serve: Serve a local page that lists and follows all runs of the folder.
+        port: With --serve: the port on this machine.
     """
     from orthomerge.errors import RecipeError
 
@@ -126,3 +108,13 @@ def _methods(folder: Path, *, json: bool, markdown: bool) -> None:
     else:
         for part in methods_text(table):
             out.print(part)
+
+
+def serve_runs(folder: Path, port: int) -> None:
+    """Serve the page that follows all runs of a folder, until it is stopped."""
+    from orthomerge.board import serve
+
+    def ready(address: str) -> None:
+        out.print(f"board: {address}  (Ctrl-C ends it)", soft_wrap=True)
+
+    serve(folder, port, ready)

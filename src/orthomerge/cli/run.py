@@ -53,15 +53,13 @@ Speed = Annotated[
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or one that comes along.")],
+    recipe: str,
     output: Output = None,
     base: Base = None,
     change: Changes = None,
     dry_run: Dry = False,
     speed: Speed = None,
-    executor: Annotated[
-        str | None, typer.Option(help="serial, process (with --jobs) or ray (a Ray cluster).")
-    ] = None,
+    executor: str | None = None,
     jobs: Jobs = 1,
     memory: Memory = None,
     address: Address = None,
@@ -77,6 +75,10 @@ def run(
     Example: [bold]orthomerge run recipes/demo.yaml --output runs/demo --jobs 2[/]
 
     [bold]orthomerge run recipes/paper/roberta-large.yaml --base my-roberta/ --dry-run[/]
+
+    Args:
+        recipe: A recipe file, or one that comes along.
+        executor: serial, process (with --jobs) or ray (a Ray cluster).
     """
     from orthomerge.errors import RecipeError
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
-from orthomerge.cli._options import Json, file_paths
+from orthomerge.cli._options import Count, Json, Output, file_paths
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
@@ -66,50 +66,27 @@ app.add_typer(stats)
 
 @stats.command()
 def collect(
-    model: Annotated[str, typer.Argument(help="Base model: a folder, a packaged id or a hub id.")],
-    data: Annotated[
-        str, typer.Option(help="Unlabelled texts: JSONL, CSV or Parquet file, hub data set, task.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
-    targets: Annotated[str, typer.Option(help="Layers that will be adapted.")] = "query,value",
-    samples: Annotated[int, typer.Option(min=1, help="Texts drawn from the data.")] = 100,
-    granularity: Annotated[str, typer.Option(help="token, sample or task_mean.")] = "token",
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of a text or a prompt.")] = 128,
+    model: str,
+    data: Annotated[str, typer.Option()],
+    output: Output,
+    targets: str = "query,value",
+    samples: Count = 100,
+    granularity: str = "token",
+    text_column: str = "text",
+    pair_column: str | None = None,
+    max_length: Annotated[int, typer.Option(min=2)] = 128,
     form: Form = "classifier",
     template: TemplateText = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
-    representation: Annotated[
-        str,
-        typer.Option(help="How moments are held: auto (by width and budget), full, rows, sketch."),
-    ] = "auto",
-    rows: Annotated[
-        int | None, typer.Option(help="Most rows of a row form; 1024 by default.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Directions of a sketch; 64 by default.")] = None,
-    budget: Annotated[
-        str,
-        typer.Option(help="Memory for all moments, by which auto chooses: 512MiB, 2GiB, bytes."),
-    ] = "1GiB",
-    directions: Annotated[
-        int | None, typer.Option(help="Write only the strongest directions of every input.")
-    ] = None,
-    noise: Annotated[
-        float | None,
-        typer.Option(
-            help="Gaussian noise on them, in units of the mean energy of a direction; no "
-            "differential privacy."
-        ),
-    ] = None,
-    noise_seed: Annotated[
-        int | None, typer.Option(help="Repeat the noise, for tests; secure and fresh without.")
-    ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="Spread a large base: auto, a device, or JSON of module to device."),
-    ] = None,
+    seed: int = 0,
+    representation: str = "auto",
+    rows: int | None = None,
+    size: int | None = None,
+    budget: str = "1GiB",
+    directions: int | None = None,
+    noise: float | None = None,
+    noise_seed: int | None = None,
+    device_map: str | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -126,6 +103,27 @@ def collect(
 
     In words: [bold]orthomerge stats llama/ --form text --data sentiment --targets q_proj,v_proj
     --output mine.stats.safetensors[/]
+
+    Args:
+        model: Base model: a folder, a packaged id or a hub id.
+        data: Unlabelled texts: JSONL, CSV or Parquet file, hub data set, task.
+        output: The statistics file to write.
+        targets: Layers that will be adapted.
+        samples: Texts drawn from the data.
+        granularity: token, sample or task_mean.
+        text_column: Column of the text.
+        pair_column: Column of a second text.
+        max_length: Tokens of a text or a prompt.
+        seed: Seed of the sample.
+        representation: How moments are held: auto (by width and budget), full, rows, sketch.
+        rows: Most rows of a row form; 1024 by default.
+        size: Directions of a sketch; 64 by default.
+        budget: Memory for all moments, by which auto chooses: 512MiB, 2GiB, bytes.
+        directions: Write only the strongest directions of every input.
+        noise: Gaussian noise on them, in units of the mean energy of a direction; no differential
+            privacy.
+        noise_seed: Repeat the noise, for tests; secure and fresh without.
+        device_map: Spread a large base: auto, a device, or JSON of module to device.
     """
     from orthomerge.cli._collect import Reading, load_base, measured
     from orthomerge.cli._processes import several_processes

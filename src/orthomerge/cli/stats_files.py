@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthomerge.cli._app import out, print_json
-from orthomerge.cli._options import Json
+from orthomerge.cli._app import out, print_json, table
+from orthomerge.cli._options import Json, Output
 from orthomerge.cli._progress import Quiet, adding, work_bar
 from orthomerge.cli.stats import stats
 from orthomerge.io.units import human_size
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 @stats.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A statistics file.")],
+    file: Path,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """What is in a statistics file, its size, its spectrum, and what it gives away.
 
     Example: [bold]orthomerge stats inspect mine.stats.safetensors[/]
+
+    Args:
+        file: A statistics file.
     """
     from dataclasses import asdict
 
@@ -58,14 +61,18 @@ def inspect(
 
 @stats.command()
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="Statistics of parts of one task's data.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
+    files: list[Path],
+    output: Output,
     json: Json = False,
 ) -> None:
     """One statistics file over all samples, as collecting over all of them at once would give.
 
     Example: [bold]orthomerge stats merge monday.stats.safetensors tuesday.stats.safetensors
     --output mine.stats.safetensors[/]
+
+    Args:
+        files: Statistics of parts of one task's data.
+        output: The statistics file to write.
     """
     from dataclasses import asdict
 
@@ -87,16 +94,11 @@ def merge(
 
 @stats.command()
 def publish(
-    file: Annotated[Path, typer.Argument(help="A whole statistics file.")],
-    directions: Annotated[int, typer.Option(help="The strongest directions of every input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The statistics file to write.")],
-    noise: Annotated[
-        float,
-        typer.Option(help="Gaussian noise on them, in units of the mean energy of a direction."),
-    ] = 0.0,
-    noise_seed: Annotated[
-        int | None, typer.Option(help="Repeat the noise, for tests; secure and fresh without.")
-    ] = None,
+    file: Path,
+    directions: Annotated[int, typer.Option()],
+    output: Output,
+    noise: float = 0.0,
+    noise_seed: int | None = None,
     json: Json = False,
 ) -> None:
     """Only the strongest directions of a file, with noise: less is told, nothing is guaranteed.
@@ -105,6 +107,13 @@ def publish(
 
     Example: [bold]orthomerge stats publish mine.stats.safetensors --directions 32 --noise 0.1
     --output public.stats.safetensors[/]
+
+    Args:
+        file: A whole statistics file.
+        directions: The strongest directions of every input.
+        output: The statistics file to write.
+        noise: Gaussian noise on them, in units of the mean energy of a direction.
+        noise_seed: Repeat the noise, for tests; secure and fresh without.
     """
     from dataclasses import asdict
 
@@ -148,21 +157,14 @@ def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
 
 
 def _print_tables(inputs: Sequence[InputSummary]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from orthomerge.statistics import layer_label
 
     out.print("inputs", highlight=False)
     for number, item in enumerate(inputs, 1):
         label = f"{number:>4}  {layer_label(item.layers)}"
         out.print(label, highlight=False, markup=False, soft_wrap=True)
-    held = Table("#", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("width", "form", "rows", "kept", "exact", "slack", "size"):
-        held.add_column(name, justify="right", no_wrap=True)
-    spectra = Table("#", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("trace", "top share", "effective rank", "90 % in", "99 % in", "least/mean"):
-        spectra.add_column(name, justify="right", no_wrap=True)
+    held = table("#", "width", "form", "rows", "kept", "exact", "slack", "size")
+    spectra = table("#", "trace", "top share", "effective rank", "90 % in", "99 % in", "least/mean")
     for number, item in enumerate(inputs, 1):
         held.add_row(
             str(number),

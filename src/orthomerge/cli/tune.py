@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthomerge.cli._app import app, out, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions, Rank, file_paths, parse_rank
+from orthomerge.cli._app import app, out, parse_options, print_json, table
+from orthomerge.cli._options import (
+    Count,
+    Json,
+    MethodOptions,
+    Output,
+    Rank,
+    Rate,
+    file_paths,
+    parse_rank,
+)
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.errors import MergeError, unknown_name
 from orthomerge.io.outputs import require_apart, require_ours, require_resumable
@@ -23,55 +32,30 @@ OBJECTIVES = ("validation", "entropy")
 
 @app.command()
 def tune(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT adapter folders with their heads.")],
-    task: Annotated[
-        list[str],
-        typer.Option(help="The task of each adapter, in order: a name or a file; repeat."),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the study and what comes of it.")
-    ],
-    objective: Annotated[
-        str,
-        typer.Option(
-            help="validation (score on selection rows, searched) or entropy (of the predictions on "
-            "their texts, by gradient: AdaMerging)."
-        ),
-    ] = "validation",
-    method: Annotated[str, typer.Option(help="A name of 'orthomerge list methods'.")] = "linear",
+    adapters: list[Path],
+    task: Annotated[list[str], typer.Option()],
+    output: Output,
+    objective: str = "validation",
+    method: str = "linear",
     option: MethodOptions = None,
     rank: Rank = None,
-    stats: Annotated[
-        list[Path] | None, typer.Option(help="Statistics of each task, for methods that need it.")
-    ] = None,
-    fisher: Annotated[
-        list[Path] | None, typer.Option(help="Fisher file of each adapter, for 'fisher'.")
-    ] = None,
-    groups: Annotated[
-        int, typer.Option(min=1, help="Cut the layers in depth, with weights of each group's own.")
-    ] = 1,
-    layerwise: Annotated[
-        bool, typer.Option("--layerwise", help="Entropy: coefficients of each layer's own.")
-    ] = False,
-    trials: Annotated[
-        int, typer.Option(min=1, help="Trials in all, those of an earlier run included.")
-    ] = 50,
-    low: Annotated[float, typer.Option(help="Lowest weight.")] = 0.0,
-    high: Annotated[float, typer.Option(help="Highest weight.")] = 1.5,
-    steps: Annotated[int, typer.Option(min=1, help="Entropy: steps of Adam.")] = 500,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Entropy: of Adam.")] = 1e-3,
-    init: Annotated[float, typer.Option(min=0, max=1, help="Entropy: first coefficient.")] = 0.3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Entropy: rows a task and step.")] = 16,
-    rows: Annotated[int, typer.Option(min=1, help="Selection rows a task; never test rows.")] = 100,
-    data_seed: Annotated[
-        int, typer.Option(help="Seed of the rows: that of training keeps them apart from it.")
-    ] = 0,
-    base: Annotated[str | None, typer.Option(help="Base model; default the adapters'.")] = None,
+    stats: list[Path] | None = None,
+    fisher: list[Path] | None = None,
+    groups: Count = 1,
+    layerwise: Annotated[bool, typer.Option("--layerwise")] = False,
+    trials: Count = 50,
+    low: float = 0.0,
+    high: float = 1.5,
+    steps: Count = 500,
+    learning_rate: Rate = 1e-3,
+    init: Annotated[float, typer.Option(min=0, max=1)] = 0.3,
+    batch_size: Count = 16,
+    rows: Count = 100,
+    data_seed: int = 0,
+    base: str | None = None,
     max_length: Count = 48,
-    seed: Annotated[int, typer.Option(help="Seed of the search and of methods that draw.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Entropy: replace what an earlier run wrote.")
-    ] = False,
+    seed: int = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,6 +67,30 @@ def tune(
 
     [bold]orthomerge tune a/ b/ --task sentiment --task topic --objective entropy --layerwise
     --output tuned/[/]
+
+    Args:
+        adapters: PEFT adapter folders with their heads.
+        task: The task of each adapter, in order: a name or a file; repeat.
+        output: Folder of the study and what comes of it.
+        objective: validation (score on selection rows, searched) or entropy (of the predictions on
+            their texts, by gradient: AdaMerging).
+        method: A name of 'orthomerge list methods'.
+        stats: Statistics of each task, for methods that need it.
+        fisher: Fisher file of each adapter, for 'fisher'.
+        groups: Cut the layers in depth, with weights of each group's own.
+        layerwise: Entropy: coefficients of each layer's own.
+        trials: Trials in all, those of an earlier run included.
+        low: Lowest weight.
+        high: Highest weight.
+        steps: Entropy: steps of Adam.
+        learning_rate: Entropy: of Adam.
+        init: Entropy: first coefficient.
+        batch_size: Entropy: rows a task and step.
+        rows: Selection rows a task; never test rows.
+        data_seed: Seed of the rows: that of training keeps them apart from it.
+        base: Base model; default the adapters'.
+        seed: Seed of the search and of methods that draw.
+        overwrite: Entropy: replace what an earlier run wrote.
     """
     from orthomerge.merging import MergeConfig
     from orthomerge.tuning import (
@@ -205,19 +213,14 @@ def _require_ours(output: Path, *, entropy: bool, overwrite: bool) -> None:
 
 
 def _say(tuned: Tuned, inputs: Inputs, output: Path) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     entropy = tuned.objective == "entropy"
-    table = Table(box=SIMPLE_HEAD)
     mean = " (mean over layers)" if tuned.layer_weights else ""
-    for column in ("adapter", "task", "entropy" if entropy else "score", f"weight{mean}"):
-        table.add_column(column, overflow="fold")
+    found = table("adapter", "task", "entropy" if entropy else "score", f"weight{mean}")
     for name, task, value, weight in zip(
         inputs.names, inputs.tasks, tuned.tasks, tuned.weights, strict=True
     ):
-        table.add_row(name, task.task.name, f"{value:.4f}", f"{weight:.3f}")
-    out.print(table)
+        found.add_row(name, task.task.name, f"{value:.4f}", f"{weight:.3f}")
+    out.print(found)
     what = (
         f"mean entropy {tuned.value:.4f} nats after {tuned.best} steps"
         if entropy

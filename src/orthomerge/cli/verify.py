@@ -12,29 +12,22 @@ from orthomerge.cli._app import app, out, print_json
 
 @app.command()
 def verify(
-    output: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder of 'merge', 'convert' or 'init', or a file of 'stats' or 'fisher'."
-        ),
-    ],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where an input adapter lies now; one for each, in the order they were merged in."
-        ),
-    ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Merge or convert again; compare the files bit for bit.")
-    ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="The base model, if it lies elsewhere now.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    output: Path,
+    adapter: list[str] | None = None,
+    redo: Annotated[bool, typer.Option("--redo")] = False,
+    base: str | None = None,
+    json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Is an output what was written, from what it says it is from? Exit status 1 if it is not.
 
     Example: [bold]orthomerge verify merged/ --adapter a/ --adapter b/ --redo[/]
+
+    Args:
+        output: A folder of 'merge', 'convert' or 'init', or a file of 'stats' or 'fisher'.
+        adapter: Where an input adapter lies now; one for each, in the order they were merged in.
+        redo: Merge or convert again; compare the files bit for bit.
+        base: The base model, if it lies elsewhere now.
+        json: Machine-readable output.
     """
     from rich.markup import escape
 
