@@ -38,7 +38,9 @@ rank 8 on query and value. Arms: `default` is PEFT's own start, `osrm` the paper
 trained, `osrm-frozen` the same with A held, `contrastive-project` our default (A kept out of the
 others' loud directions), which ran on a GPU (see LOG.md), the others on a CPU. Three weights were
 tried for every method: 1 and two of the recipe's. Where the chosen weight is an end of these
-three, a better one may lie beyond it."""
+three, a better one may lie beyond it. Some defaults have changed since; the rows are of the old
+ones: `emr` with `rescale=layer`, `wudi` with `ridge=0.01`, `regmean` with `ridge=1e-6`, and
+`robust_merge` with `lambda=1.4142` and `att_ratio=1`."""
 _ONE_BY_ONE = """## The methods one by one
 
 There are N adapters of ranks `r_i`, R = Σ r_i; `ΔW_i` is an adapter's update with its scaling,

@@ -159,6 +159,28 @@ def ref_emr_unified(deltas, weights):
     return out
 
 
+def ref_emr_tasks(layers, weights):
+    """The authors' `emr_merge`: per task one mask per weight, one rescaler for the whole model."""
+    unified, tasks, scales = {}, [{} for _ in weights], []
+    for name, deltas in layers.items():
+        vectors = [w * d for d, w in zip(deltas, weights, strict=True)]
+        flag = (sum(vectors) > 0).double() * 2 - 1
+        largest = torch.zeros_like(flag)
+        for vector in vectors:
+            agreeing = ((vector * flag) > 0) * vector.abs()
+            largest = torch.where(agreeing > largest, agreeing, largest)
+        unified[name] = flag * largest
+    for t, w in enumerate(weights):
+        own = kept = 0.0
+        for name, deltas in layers.items():
+            mask = (w * deltas[t] * unified[name]) > 0
+            tasks[t][name] = mask * unified[name]
+            own += float((w * deltas[t]).abs().sum())
+            kept += float(tasks[t][name].abs().sum())
+        scales.append(own / kept)
+    return [{n: s * v for n, v in task.items()} for s, task in zip(scales, tasks, strict=True)]
+
+
 def ref_iso_cts(deltas, weights, ranks, fraction):
     updates = [w * d for d, w in zip(deltas, weights, strict=True)]
     U, s, Vh = torch.linalg.svd(sum(updates), full_matrices=False)

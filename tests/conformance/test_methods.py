@@ -398,7 +398,7 @@ REFERENCES = {
         {"steps": 40, "learning_rate": 1e-3},
         lambda a, n, d, w, r: ref_wudi_published(d, w, 40, 1e-3),
     ),
-    "regmean": ({}, lambda a, n, d, w, r: ref_regmean(n, d, w, 0.9, 1e-6)),
+    "regmean": ({}, lambda a, n, d, w, r: ref_regmean(n, d, w, 0.9, 1e-2)),
     "osrm_aware": ({}, lambda a, n, d, w, r: ref_osrm_aware(n, d, w)),
     "osrm_aware rank": ({"rank": 2}, lambda a, n, d, w, r: ref_osrm_aware(n, d, w, 2)),
     "fisher": ({}, lambda a, n, d, w, r: ref_fisher(n, d, w)),

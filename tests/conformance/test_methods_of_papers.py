@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_references import ref_emr_unified, ref_tall
+from dense_references import ref_emr_tasks, ref_tall
 from small_merges import SHAPES, WEIGHTS, Statistics, adapter, close, dense, dense_of, merge, three
 
 from orthomerge.errors import MergeError
@@ -15,16 +15,38 @@ def test_the_tasks_own_updates_are_those_of_the_papers():
     emr, tall = (next(m for m in list_methods() if m.name == n) for n in ("emr", "tall_masks"))
     adapters = three(emr)
     weights = WEIGHTS[: len(adapters)]
-    ours_emr, ours_tall = merge(emr, adapters), merge(tall, adapters)
+    by_layer, ours_tall = merge(emr, adapters, rescale="layer"), merge(tall, adapters)
     for layer in SHAPES:
         deltas = dense(adapters, layer)
-        unified = ref_emr_unified(deltas, weights)
+        alone = ref_emr_tasks({layer: deltas}, weights)
         total, masks = ref_tall(deltas, weights, 0.4)
-        for task, (d, w) in enumerate(zip(deltas, weights, strict=True)):
-            mask = (w * d * unified > 0).double()
-            scale = (w * d).abs().sum() / (mask * unified).abs().sum()
-            assert close(dense_of(ours_emr.of(task)[layer]), scale * mask * unified)
+        for task, expected in enumerate(alone):
+            assert close(dense_of(by_layer.of(task)[layer]), expected[layer])
             assert close(dense_of(ours_tall.of(task)[layer]), masks[task] * total)
+
+
+def test_emr_has_one_rescaler_per_task_and_model_as_the_published_codes_have():
+    """Where tasks live in different layers a rescaler per layer is another method."""
+    emr = next(m for m in list_methods() if m.name == "emr")
+    adapters = three(emr)
+    for number, adapter_ in enumerate(adapters):
+        for layer, size in zip(SHAPES, (10.0, 0.1) if number % 2 else (0.1, 10.0), strict=True):
+            f = adapter_[layer]
+            adapter_[layer] = LoraFactors(f.A, f.B, f.scaling * size)
+    expected = ref_emr_tasks({n: dense(adapters, n) for n in SHAPES}, WEIGHTS)
+    ours, by_layer = (merge(emr, adapters, rescale=r) for r in ("model", "layer"))
+    for workers in (1, 2):
+        ours = merge(emr, adapters, workers=workers)
+        for task, layers in enumerate(expected):
+            for layer, update in layers.items():
+                assert close(dense_of(ours.of(task)[layer]), update)
+    assert apart_of(ours.of(0)["q"], by_layer.of(0)["q"]) > 0.3
+    with pytest.raises(MergeError, match="option 'rescale'"):
+        merge(emr, adapters, rescale="task")
+
+
+def apart_of(a, b):
+    return float((dense_of(a) - dense_of(b)).norm() / dense_of(a).norm())
 
 
 @pytest.mark.parametrize(
@@ -96,13 +118,6 @@ def test_statistics_in_rows_give_what_the_full_moment_gives(name):
         for _ in range(3)
     ]  # fmt: skip
     rows = [torch.randn(8, 30, generator=g, dtype=torch.float64) for _ in adapters]
-
-    class Held:
-        def __init__(self, moment):
-            self.held = moment
-
-        def moment(self, layer):
-            return self.held
 
     few = [Held(RowMoment.from_rows(h)) for h in rows]
     full = [Held(SecondMoment(30).update(h)) for h in rows]
@@ -187,3 +202,37 @@ def test_wudi_does_not_double_the_norm_of_adapters_with_one_start(apart):
     if apart in (0.03, 0.1):  # what a small ridge does to them
         small = merge_layers(adapters, method="wudi", ridge=0.01).dense("q")
         assert float(small.norm()) > 2 * norm["linear"]
+
+
+class Held:
+    """Statistics of one layer."""
+
+    def __init__(self, moment):
+        self.held = moment
+
+    def moment(self, layer):
+        return self.held
+
+
+@pytest.mark.parametrize("apart", [0.001, 0.03, 0.3, 1e3], ids=lambda a: f"A apart by {a}")
+@pytest.mark.parametrize("falling", [0, 1, 2, 3])
+def test_regmean_of_few_rows_is_no_longer_than_the_updates_together(apart, falling):
+    """Rows with a common mean, as features have; whether A is shared makes no difference."""
+    adapters = of_one_start(apart, count=2, rank=4)
+    g = torch.Generator().manual_seed(1)
+    mean = 10 * torch.randn(96, generator=g, dtype=torch.float64)
+    moments = []
+    for _ in adapters:
+        scales = torch.logspace(0, -falling, 96, dtype=torch.float64)
+        order = torch.randperm(96, generator=g)
+        rows = mean + torch.randn(8, 96, generator=g, dtype=torch.float64) * scales[order]
+        moments.append(Held(SecondMoment(96).update(rows)))
+    together = sum(float(a["q"].delta().norm()) for a in adapters)
+
+    def length(**ridge):
+        merged = merge_layers(adapters, method="regmean", statistics=moments, **ridge)
+        return float(merged.dense("q").norm()) / together
+
+    assert length() < 2
+    if falling == 1:
+        assert length(ridge=1e-6) > 3  # without a ridge to speak of, as in the paper

@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -87,6 +88,9 @@ class MergePlan:
         self._fisher = _needed(
             config, "fisher", fisher, len(adapters), "give each adapter's Fisher file"
         )
+        self._survey = self._method.survey
+        self._over_model: Tensor | None = None
+        self._surveying = Lock()
 
     def merge(self, name: str, device: str | None = None) -> MergedLayer:
         """One layer, worked out on `device` (where it is, for None)."""
@@ -100,6 +104,8 @@ class MergePlan:
             given["moments"] = [s.moment(name).to(factors[0].A.device) for s in self._statistics]
         if self._fisher is not None:
             given["fisher"] = [_fisher_of(f, name, factors[0]) for f in self._fisher]
+        if self._survey is not None:
+            given["over_model"] = partial(self._surveyed, device)
         weights = self._by_layer.get(name, self._weights)
         try:
             result = self._method.function(factors, list(weights), **self._options, **given)
@@ -118,6 +124,21 @@ class MergePlan:
                 "weights, or check where the adapters are from."
             )
         return MergedLayer(name, update, tuple(rest), error)
+
+    def _surveyed(self, device: str | None) -> Tensor:
+        """What the method's survey finds in all layers together, added up in their order once."""
+        assert self._survey is not None
+        with self._surveying:
+            if self._over_model is None:
+                total = torch.zeros((), dtype=torch.float64)
+                for name in self.names:
+                    factors = _gather(name, self._adapters)[0]
+                    if device is not None:
+                        factors = [f.to(device) for f in factors]
+                    weights = self._by_layer.get(name, self._weights)
+                    total = total + self._survey(factors, weights).double().cpu()
+                self._over_model = total
+            return self._over_model
 
     def _parted(
         self, result: Update | PerTask | Truncated, factors: Sequence[LoraFactors]

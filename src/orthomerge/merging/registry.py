@@ -23,7 +23,7 @@ ENTRY_POINTS = "orthomerge.merging_methods"
 """The group of entry points under which other packages bring merge methods."""
 
 # Parameters a method asks for by name; they are given by `merge_layers` and are no options.
-GIVEN = ("generator", "moments", "fisher")
+GIVEN = ("generator", "moments", "fisher", "over_model")
 
 
 DefaultWeight = Literal["1/√N", "1/N", "1"]
@@ -55,7 +55,10 @@ class Truncated:
 
 
 MergeFunction = Callable[..., "Update | PerTask | Truncated"]
-"""`function(factors, weights, *, [generator, moments, fisher,] **options)`: one layer, pure."""
+"""`function(factors, weights, *, [what is given,] **options)`: one layer, pure."""
+
+Survey = Callable[[Sequence[LoraFactors], Sequence[float]], Tensor]
+"""What a method must know of one layer; it is given the sum over all layers as `over_model()`."""
 
 _F = TypeVar("_F", bound=MergeFunction)
 
@@ -83,7 +86,7 @@ class MergeMethod:
     it draws from the generator it is given. `low_rank`: with default options the result is a
     `LoraFactors`. `per_task`: it returns an update for every task. `by_factors`: the result depends
     on how an update is split between A and B, not on the product `s B A` alone; where the scaling
-    `s` stands never matters.
+    `s` stands never matters. `survey`: what it looks at in every layer before it merges one.
     """
 
     name: str
@@ -98,6 +101,7 @@ class MergeMethod:
     low_rank: bool = False
     per_task: bool = False
     by_factors: bool = False
+    survey: Survey | None = None
     needs: tuple[str, ...] = ()
     open_options: bool = False
     aliases: tuple[str, ...] = ()
@@ -125,13 +129,15 @@ def register(
     low_rank: bool = False,
     per_task: bool = False,
     by_factors: bool = False,
+    survey: Survey | None = None,
     aliases: Sequence[Alias] = (),
     default_weight: DefaultWeight | Callable[[Mapping[str, Any]], DefaultWeight] = "1",
 ) -> Callable[[_F], _F]:
     """Make a function a merge method under `name`; its keyword-only parameters are its options.
 
-    `aliases` are further names of the same method. The parameters `generator`, `moments` and
-    `fisher` are no options but what the method asks to be given; one with a `generator` is random.
+    `aliases` are further names of the same method. The parameters `generator`, `moments`, `fisher`
+    and `over_model` are no options but what the method asks to be given; one with a `generator` is
+    random, one with `over_model` has a `survey`.
 
     Raises:
         MergeError: the name is taken.
@@ -163,6 +169,7 @@ def register(
             low_rank=low_rank,
             per_task=per_task,
             by_factors=by_factors,
+            survey=survey,
             needs=tuple(what for what in ("moments", "fisher") if what in asked),
             open_options=any(p.kind is p.VAR_KEYWORD for p in parameters),
             aliases=tuple(alias.name for alias in aliases),

@@ -25,15 +25,18 @@ def regmean(
     *,
     moments: Sequence[Moment],
     alpha: float = 0.9,
-    ridge: float = 1e-6,
+    ridge: float = 1e-2,
 ) -> LoraFactors:
     """`(Σ w_i ΔW_i G_i) (Σ G_i)⁻¹` with `G_i = α S_i + (1-α) diag(S_i)`, S_i the task's moment.
 
     The least squares solution of `Σ ‖(ΔW - w_i ΔW_i) H_iᵀ‖²`, with the off-diagonal of the Gram
     matrices scaled by `alpha` as the paper does. No data is needed beside the statistics files. The
     result is in factors of rank Σ r_i: `B_i` stay, `A_i` become `A_i G_i (Σ G_i)⁻¹`.
-    `ridge` is added to every G_i, in units of its mean diagonal. O(R d_in² + d_in³), or
-    O(k² d_in) from k rows.
+    `ridge`, in units of its mean diagonal, is added to every G_i: where no task has inputs the
+    updates are averaged. The paper has none, and few rows with a large common mean then make the
+    result many times longer than the updates together. Whether adapters share an initialization of
+    A does not matter, since only the G_i are inverted. O(R d_in² + d_in³), or O(k² d_in) from k
+    rows.
 
     Raises:
         MergeError: an option value out of its range.
