@@ -144,15 +144,8 @@ def test_fisher_information_says_its_form(made, tmp_path):
     assert set(found) == set(adapter.layers) and found.meta.prompt
     assert all(value.max() > 0 for value in found.values())
     with pytest.raises(AdapterError, match=rf"\({kind}\) and has no head: .*--form text"):
-        call(
-            "stats",
-            "fisher",
-            folder / "start-a",
-            "--task",
-            folder / "a.jsonl",
-            "--output",
-            tmp_path / "x",
-        )
+        call("stats", "fisher", folder / "start-a", "--task", folder / "a.jsonl", "--form",
+             "classifier", "--output", tmp_path / "x")  # fmt: skip
 
 
 def test_statistics_of_another_form_are_noticed(made, tmp_path):

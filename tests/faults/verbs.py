@@ -62,7 +62,7 @@ def verbs(top: Path, base: Path) -> dict[str, tuple[list[Any], Path]]:
         ),
         "train": (
             ["train", top / "s", "--task", top / "a.jsonl", "--rows", 16, "--epochs", 1,
-             "-o", out / "x"], out / "x",
+             "--overwrite", "-o", out / "x"], out / "x",
         ),
         "merge": (["merge", a, b, "--overwrite", "-o", out / "x"], out / "x"),
         "merge --save-as full": (

@@ -142,7 +142,7 @@ def test_a_task_that_is_not_there_is_one_sentence(place, tmp_path, monkeypatch, 
     "more, said",
     [
         (("--harness", "arc_easy", "--task", "sentiment"), "leave out --task"),
-        ((), "name a task with --task, or --harness"),
+        ((), "name a --task, a --test-file or a --harness"),
         (("--task", "sentiment", "--few-shot", "2"), "go with --harness"),
     ],
 )

@@ -88,7 +88,7 @@ def test_no_verb_writes_over_into_or_around_what_it_reads(proj, monkeypatch, ver
     before = listing(proj)
     # A base that only the adapters name is found out later than that it is not ours.
     words = r"(is|contains|lies in) the |is not empty|no record|no study"
-    overwrite = [] if verb in ("init", "train") else ["--overwrite"]
+    overwrite = [] if verb == "init" else ["--overwrite"]
     for place in (".", read, "link", f"{read}/inside", "base", "base/inside", "b/../../proj"):
         for more in ([], overwrite):
             with pytest.raises(OutputError, match=rf"the output.* '.*({words})"):
@@ -116,8 +116,8 @@ def test_a_folder_is_replaced_only_when_told_and_if_all_of_it_is_ours(proj, tmp_
     arguments, out = verbs(proj)[0][verb], tmp_path / "out"
     call(*arguments, "-o", out)
     before = listing(out)
-    # A start is replaced by a start, a training by a training; a merge is replaced by neither.
-    told = [] if verb in ("init", "train") else ["--overwrite"]
+    # A start is replaced by a start, but a merge is not.
+    told = [] if verb == "init" else ["--overwrite"]
     if told:
         with pytest.raises(Exception, match=r"'.*' is not empty"):
             call(*arguments, "-o", out)
@@ -146,7 +146,7 @@ def test_a_folder_of_somebody_else_is_never_replaced(proj, tmp_path, verb):
     mine = shutil.copytree(proj / "b", tmp_path / "mine")  # an adapter that PEFT wrote
     (mine / "adapter_config.json").touch()
     before = listing(mine)
-    more = [] if verb in ("init", "train") else ["--overwrite"]
+    more = [] if verb == "init" else ["--overwrite"]
     with pytest.raises(OutputError, match=r"not empty|no record of orthomerge|holds no study"):
         call(*verbs(proj)[0][verb], "-o", mine, *more)
     assert listing(mine) == before

@@ -7,8 +7,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +21,12 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from orthomerge.cli._help import OLD_VERBS, VERBS, arrange
-from orthomerge.errors import OrthomergeError, OrthomergeWarning, RecipeError
+from orthomerge.errors import (
+    OrthomergeError,
+    OrthomergeWarning,
+    RecipeError,
+    TrainingStopped,
+)
 
 
 class _Verbs(TyperGroup):
@@ -113,6 +121,10 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
         _python_shows(message, category, *where, **more)
 
 
+_GO_ON = ("run", "demo", "train", "tune")
+"""The verbs that keep what they have done when they are stopped."""
+
+
 class _Stopped(BaseException):
     """A signal asked the command to end; what it was writing is cleared away on the way out."""
 
@@ -130,7 +142,9 @@ def main() -> None:
         err.print(f"[bold red]error:[/] {_escaped(problem)}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except _Stopped as told:
-        err.print("stopped; call the same command again to go on where it was.")
+        goes_on = any(verb in sys.argv[1:2] for verb in _GO_ON)
+        way = "call the same command again to go on where it was" if goes_on else "nothing is kept"
+        err.print(f"stopped; {way}.")
         sys.exit(128 + told.args[0])
 
 
@@ -144,6 +158,34 @@ def _end_tidily() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
+
+
+@contextmanager
+def stopping_between(wanted: bool) -> Generator[Callable[[], bool] | None, None, None]:
+    """Within the block a first signal is noted and a second one ends the command.
+
+    For work that can stop between two steps and raises `TrainingStopped` then. Where it is not
+    `wanted` nothing changes, and there is nothing to ask.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if noted:
+            raise _Stopped(number)
+        noted.append(number)
+        err.print("stopping after this step; a second signal stops at once.")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(noted)
+    except TrainingStopped as problem:
+        raise _Stopped(noted[0] if noted else signal.SIGINT) from problem
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _be_quiet() -> None:

@@ -29,8 +29,8 @@ USUAL = {
     "--max-length --form --json --quiet",
     "init": "--others --own --output --rank --alpha --solver --constraint --strength --paper "
     "--labels --json",
-    "train": "--task --output --epochs --learning-rate --batch-size --max-length --constraint "
-    "--seed --json",
+    "train": "--train-file --task --output --epochs --learning-rate --batch-size --max-length "
+    "--constraint --overwrite --json",
     "merge": "--output --method --weights --option --rank --base --save-as --heads --overwrite "
     "--json",
     "distill": "--data --output --from --method --weights --rank --steps --learning-rate "

@@ -23,7 +23,11 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output that orthomerge wrote.")
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a text; default 48, of a prompt 128.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens of a text or a prompt; default what the adapter was trained with, or 128.",
+    ),
 ]
 MethodOptions = Annotated[
     list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")

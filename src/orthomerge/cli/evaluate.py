@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orthomerge.cli._app import app, out, print_json
-from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._form import Asked, Chat, Form, TemplateText, asked, form_of
 from orthomerge.cli._harness import by_harness
 from orthomerge.cli._options import Json, MaxLength
 from orthomerge.cli._progress import Quiet, work_bar
+from orthomerge.cli._rows import Rows, TestFile, check_files, test_rows
+from orthomerge.cli._subject import Subject, find_subject, learnt_in
 from orthomerge.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from orthomerge.adapters import Adapter
-    from orthomerge.models.assets import ResolvedModel
-    from orthomerge.tasks import Prompt, Row, Task
+    from orthomerge.tasks import Row, Task
 
 
 @app.command(name="eval")
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder, merged or not.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="An adapter folder, merged or not; or a model: a merge saved as 'full', a base "
+            "model's folder, packaged id or hub id."
+        ),
+    ],
     task: Annotated[
         str | None,
-        typer.Option(help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file."),
+        typer.Option(
+            help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file: whole, or "
+            "its test split where the adapter was trained on the rest of it."
+        ),
     ] = None,
+    test_file: TestFile = None,
     harness: Annotated[
         str | None,
         typer.Option(
@@ -45,12 +55,14 @@ def evaluate(
     rows: Annotated[
         int | None,
         typer.Option(
-            min=1, help="At most so many test rows; default 300, and of the harness's tasks all."
+            min=1,
+            help="At most so many rows; default 300, of --test-file and the harness's tasks all.",
         ),
     ] = None,
     max_length: MaxLength = None,
-    form: Form = "classifier",
+    form: Form = None,
     template: TemplateText = None,
+    chat: Chat = False,
     scoring: Annotated[
         str,
         typer.Option(help="text: likelihood of the answers, or generation; numbers: generation."),
@@ -69,32 +81,41 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score an adapter on a task's test rows, with the task's own head.
+    """Score an adapter or a model on a task's test rows.
+
+    A classifier needs the task's head: the adapter's own, or the one beside a merge. A language
+    model is asked with the prompt that its adapter was trained with.
 
     Example: [bold]orthomerge eval merged/ --task sentiment[/]
 
-    In words: [bold]orthomerge eval merged/ --task sentiment --form text --scoring generation[/]
+    Example: [bold]orthomerge eval mine/ --test-file mine-test.jsonl[/]
+
+    In words: [bold]orthomerge eval merged/ --task sentiment --scoring generation[/]
 
     By the harness: [bold]orthomerge eval merged/ --harness arc_easy --output arc.json[/]
     """
     if harness is not None:
-        if task or head or template or card or form != "classifier":
+        if task or test_file or head or template or chat or card or form is not None:
             raise RecipeError(
-                "--harness asks its own tasks in their own words: leave out --task, --head, "
-                "--form, --template and --card."
+                "--harness asks its own tasks in their own words: leave out --task, --test-file, "
+                "--head, --form, --template, --chat and --card."
             )
-        by_harness(adapter, harness, base, rows, few_shot, output, seed, as_json=json, quiet=quiet)
+        by_harness(
+            Path(adapter), harness, base, rows, few_shot, output, seed, as_json=json, quiet=quiet
+        )
         return
-    if task is None:
-        raise RecipeError("there is nothing to score: name a task with --task, or --harness.")
+    if task is None and test_file is None:
+        raise RecipeError("there is nothing to score: name a --task, a --test-file or a --harness.")
     if output is not None or few_shot is not None:
         raise RecipeError("--output and --few-shot go with --harness.")
-    from orthomerge.tasks import get_task
-
-    about = get_task(task)
-    prompt = prompt_for(about, form, template)
-    how = _Scoring(prompt, scoring, max_length or (128 if prompt else 48))
-    said = _scored(adapter, about, how, head, base, rows or 300, seed)
+    check_files(task, test_file)
+    subject = find_subject(adapter, base)
+    kind = form_of(form, subject.task_type, words=template is not None or chat)
+    subject.require_form(kind)
+    found = test_rows(task, test_file, rows, seed, subject.learnt)
+    learnt = learnt_in(subject, found)
+    how = asked(found.task, kind, template, chat=chat, max_length=max_length, learnt=learnt)
+    said = _scored(subject, found, how, scoring, head)
     if card:
         from orthomerge.records import add_scores, score_of
 
@@ -102,104 +123,72 @@ def evaluate(
     if json:
         print_json(said)
         return
+    out.print(f"{adapter}: {found.said}", highlight=False, markup=False, soft_wrap=True)
     for name, value in said["metrics"].items():
-        mark = " (main)" if name == about.metric else ""
+        mark = " (main)" if name == found.task.metric else ""
         out.print(f"{name:>18}  {value:.4f}   {_beside(said['majority'], name)}{mark}")
 
 
-class _Scoring(NamedTuple):
-    """How a task is asked and its answers are scored."""
-
-    prompt: Prompt | None
-    scoring: str
-    max_length: int
-
-
 def _scored(
-    folder: Path,
-    about: Task,
-    how: _Scoring,
-    head: Path | None,
-    base: str | None,
-    rows: int,
-    seed: int,
+    subject: Subject, found: Rows, how: Asked, scoring: str, head: Path | None
 ) -> dict[str, Any]:
-    """Every metric on at most `rows` test rows, beside what a constant answer scores."""
+    """Every metric on the rows, beside what a constant answer scores."""
     import numpy as np
 
-    from orthomerge.adapters import read_adapter
     from orthomerge.evaluation.classification import score
-    from orthomerge.models.assets import resolve_model
     from orthomerge.tasks import majority
 
-    adapter = read_adapter(folder)
-    weights = _head(folder, adapter, head, about)
-    found = resolve_model(
-        base or adapter.base_model or "", revision=None if base else adapter.revision
-    )
-    test = about.data(test=rows, seed=seed, at_most=True).test
+    about, test = found.task, found.rows
     truth = [row.label for row in test]
     if how.prompt:
-        scores = _by_words(found, adapter, about, how, test)
+        scores = _by_words(subject, about, how, scoring, test)
     else:
-        predictions = _predictions(found, adapter, about, how, weights, test)
+        predictions = _predictions(subject, about, how, subject.head(head, about), test)
         scores = score(about.kind, predictions, truth, about.outputs)
     constant = np.full(len(test), majority(test, about.kind))
     return {
-        "task": about.name, "n": len(test), "metric": about.metric, "metrics": scores,
+        "task": about.name, "n": len(test), "of": found.of, "rows": found.what,
+        "labels": list(about.labels), "form": "text" if how.prompt else "classifier",
+        "max_length": how.max_length, "metric": about.metric, "metrics": scores,
         "majority": score(about.kind, constant, truth, about.outputs),
     }  # fmt: skip
 
 
-def _head(folder: Path, adapter: Adapter, named: Path | None, about: Task) -> Mapping[str, Tensor]:
-    """The head that was named, else the task's own beside a merge, else the adapter's."""
-    from orthomerge.adapters import read_head
-    from orthomerge.io.files import slug
-    from orthomerge.io.names import HEAD, HEADS
-
-    if named:
-        return read_head(named)
-    kept = folder / HEADS / f"{slug(about.name)}{HEAD}"
-    return read_head(kept) if kept.is_file() else adapter.modules
-
-
 def _by_words(
-    found: ResolvedModel, adapter: Adapter, about: Task, how: _Scoring, test: Sequence[Row]
+    subject: Subject, about: Task, how: Asked, scoring: str, test: Sequence[Row]
 ) -> dict[str, float]:
     """The metrics of a language model's answers."""
     from orthomerge.evaluation.text import TextEvaluator
     from orthomerge.models.loading import load_language_model, load_tokenizer
 
     assert how.prompt is not None
-    tokenizer = load_tokenizer(found.path_or_id)
+    path = subject.found.path_or_id
     judge = TextEvaluator(
-        load_language_model(found.path_or_id), tokenizer, max_length=how.max_length
+        load_language_model(path), load_tokenizer(path), max_length=how.max_length
     )
     with work_bar(f"evaluating {about.name}") as progress:
         answers = judge.predict(
-            test, how.prompt, adapter.layers, scoring=how.scoring, progress=progress
+            test, how.prompt, subject.layers, scoring=scoring, progress=progress
         )
     return answers.metrics(about.kind, [row.label for row in test], about.outputs)
 
 
 def _predictions(
-    found: ResolvedModel,
-    adapter: Adapter,
+    subject: Subject,
     about: Task,
-    how: _Scoring,
-    weights: Mapping[str, Tensor],
+    how: Asked,
+    weights: Mapping[str, Tensor] | None,
     test: Sequence[Row],
 ) -> Any:
     """What the base with the adapter and a head predicts."""
     from orthomerge.evaluation.classification import Evaluator
     from orthomerge.models.loading import load_tokenizer
 
-    evaluator = Evaluator(
-        found.path_or_id, load_tokenizer(found.path_or_id), max_length=how.max_length
-    )
+    path = subject.found.path_or_id
+    evaluator = Evaluator(path, load_tokenizer(path), max_length=how.max_length)
     with work_bar(f"evaluating {about.name}") as progress:
         return evaluator.predict(
-            test, adapter.layers, weights, num_labels=about.outputs,
+            test, subject.layers, weights, num_labels=about.outputs,
             regression=about.regression, progress=progress,
         )  # fmt: skip
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthomerge.cli._app import app, out, print_json
-from orthomerge.cli._form import Form, TemplateText, prompt_for
+from orthomerge.cli._form import Chat, Form, TemplateText, asked, form_of
 from orthomerge.cli._options import Count, Json, MaxLength, Output, TaskName, file_paths
 from orthomerge.cli._progress import Quiet, adding, work_bar
+from orthomerge.cli._rows import check_files
 from orthomerge.cli.stats import stats
 from orthomerge.io.units import human_size
 
@@ -22,8 +23,9 @@ def fisher(
     base: str | None = None,
     batch_size: Count = 16,
     max_length: MaxLength = None,
-    form: Form = "classifier",
+    form: Form = None,
     template: TemplateText = None,
+    chat: Chat = False,
     seed: int = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -33,8 +35,7 @@ def fisher(
     Example: [bold]orthomerge stats fisher mine/ --task sentiment --output
     mine.fisher.safetensors[/]
 
-    In words: [bold]orthomerge stats fisher mine/ --form text --task sentiment --output
-    mine.fisher.safetensors[/]
+    A language model's adapter is asked with the prompt that it was trained with.
 
     Args:
         adapter: A PEFT folder; a classifier's with its head.
@@ -43,14 +44,23 @@ def fisher(
         base: Base model; default the adapter's.
         seed: Seed of the rows.
     """
+    from orthomerge.adapters import read_adapter, require_form
     from orthomerge.fisher import save_fisher
     from orthomerge.fisher.file import is_fisher
     from orthomerge.io.outputs import require_free_file
+    from orthomerge.records import learnt_by, learnt_for
     from orthomerge.tasks import get_task
     from orthomerge.tuning import adapter_fisher
 
     require_free_file(output, is_fisher, inputs=[adapter, *file_paths([task])], base=base)
-    prompt = prompt_for(get_task(task), form, template)
+    check_files(task)
+    read, about = read_adapter(adapter), get_task(task)
+    kind = form_of(form, read.config.get("task_type"), words=template is not None or chat)
+    require_form(read, kind)
+    how = asked(
+        about, kind, template, chat=chat, max_length=max_length,
+        learnt=learnt_for(learnt_by(read.path), about.name, about.labels),
+    )  # fmt: skip
     with work_bar(f"Fisher information on {task}") as progress:
         found, meta = adapter_fisher(
             adapter,
@@ -59,8 +69,8 @@ def fisher(
             samples=samples,
             seed=seed,
             batch_size=batch_size,
-            max_length=max_length or (128 if prompt else 48),
-            prompt=prompt,
+            max_length=how.max_length,
+            prompt=how.prompt,
             progress=adding(progress, samples),
         )
     save_fisher(output, found, meta)
@@ -73,6 +83,6 @@ def fisher(
         return
     out.print(
         f"{output}: Fisher information of {len(found)} layers on {meta.samples} rows of "
-        f"{meta.task}{' in words' if prompt else ''}, {human_size(size)}.",
+        f"{meta.task}{' in words' if how.prompt else ''}, {human_size(size)}.",
         soft_wrap=True,
     )

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
-from orthomerge.cli._form import Form, TemplateText, check_form, prompt_for
+from orthomerge.cli._form import LENGTH, Chat, Form, TemplateText, form_of
 from orthomerge.cli._options import Count, Json, Output, file_paths
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
@@ -74,9 +74,10 @@ def collect(
     granularity: str = "token",
     text_column: str = "text",
     pair_column: str | None = None,
-    max_length: Annotated[int, typer.Option(min=2)] = 128,
-    form: Form = "classifier",
+    max_length: Annotated[int, typer.Option(min=2)] = LENGTH,
+    form: Form = None,
     template: TemplateText = None,
+    chat: Chat = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
     representation: str = "auto",
@@ -141,7 +142,7 @@ def collect(
                 "--device-map spreads the base over all devices, so it runs in one process: leave "
                 "out 'accelerate launch', or --device-map."
             )
-        about, prompt = _task(data, form, template, text_column, pair_column)
+        about, prompt = _task(data, form, template, chat, text_column, pair_column)
         texts = _texts(data, about, text_column, pair_column)
         how = Reading(
             split_names(targets), granularity, held, prompt, max_length, batch_size, data,
@@ -188,7 +189,12 @@ def _texts(
 
 
 def _task(
-    data: str, form: str, template: str | None, text_column: str, pair_column: str | None
+    data: str,
+    form: str | None,
+    template: str | None,
+    chat: bool,
+    text_column: str,
+    pair_column: str | None,
 ) -> tuple[Task | None, Prompt | None]:
     """The task that the data is, by name or in words by file, and how it is asked in words.
 
@@ -196,15 +202,14 @@ def _task(
         RecipeError: no such form, a template without words, or columns named for a task.
         UnknownNameError, TaskError: words for what is no task, or a template that does not fit.
     """
-    from orthomerge.tasks import get_task, list_tasks
+    from orthomerge.tasks import get_task, list_tasks, prompt_of
 
-    check_form(form, template)
-    if form == "classifier":
+    if form_of(form, None, words=template is not None or chat) == "classifier":
         return (get_task(data) if data in [t.name for t in list_tasks()] else None), None
-    if form == "text" and (text_column != "text" or pair_column is not None):
+    if text_column != "text" or pair_column is not None:
         raise RecipeError(
             "--form text reads a task, whose columns are 'text', 'pair' and 'label': rename the "
             "columns of the table."
         )
     about = get_task(data)
-    return about, prompt_for(about, form, template)
+    return about, prompt_of(about, template, chat=chat)

@@ -1,4 +1,4 @@
-"""`orthomerge train` and `orthomerge eval`: one task on files."""
+"""`orthomerge train`: one task on files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthomerge.cli._app import app, out, print_json
-from orthomerge.cli._form import Form, TemplateText, prompt_for
-from orthomerge.cli._options import Count, Json, MaxLength, TaskName, file_paths
+from orthomerge.cli._app import app, err, out, print_json, stopping_between
+from orthomerge.cli._form import Chat, Form, TemplateText, asked, form_of
+from orthomerge.cli._options import Count, Json, MaxLength, Overwrite, file_paths
 from orthomerge.cli._progress import Quiet, work_bar
+from orthomerge.cli._rows import Rows, TrainFile, check_files, training_rows
 from orthomerge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
     from orthomerge.models.assets import ResolvedModel
     from orthomerge.tasks import Prompt, Task
 
-AtMost = Annotated[int, typer.Option(min=1, help="At most so many; a small task gives all it has.")]
-
 
 @app.command()
 def train(
     start: Annotated[Path, typer.Argument(help="An adapter folder, as 'orthomerge init' makes.")],
-    task: TaskName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file, 30 % of "
+            "whose rows are kept for 'orthomerge eval --task'."
+        ),
+    ] = None,
+    train_file: TrainFile = None,
     base: Annotated[
         str | None, typer.Option(help="Base model; default the one the start names.")
     ] = None,
@@ -40,13 +46,17 @@ def train(
         float | None,
         typer.Option(min=0, help="penalty: another weight in the loss than the start carries."),
     ] = None,
-    rows: AtMost = 400,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many; default 400 of a task, all of --train-file."),
+    ] = None,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-3,
     batch_size: Count = 16,
     max_length: MaxLength = None,
-    form: Form = "classifier",
+    form: Form = None,
     template: TemplateText = None,
+    chat: Chat = False,
     seed: Annotated[int, typer.Option()] = 0,
     report_to: Annotated[
         str | None,
@@ -55,65 +65,111 @@ def train(
             "their files go to logs/ beside the output."
         ),
     ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an adapter from its start on one task; the head is kept beside it.
+    """Train an adapter from its start on one task; a classifier's head is kept beside it.
+
+    A training that is stopped (Ctrl-C, a scheduler's SIGTERM, a power cut) goes on where it was
+    when the same command is called again; its checkpoints are in OUTPUT.checkpoints until then.
 
     Under 'accelerate launch' or 'torchrun' several processes share every batch.
 
-    Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
+    Example: [bold]orthomerge train start/ --train-file mine.jsonl --output mine/[/]
 
-    In words: [bold]orthomerge train start/ --form text --task sentiment --output mine/[/]
+    Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
     """
+    from orthomerge.io.outputs import require_apart, require_free
+
+    check_files(task, train_file)
+    tables = file_paths(str(item) for item in (task, train_file) if item)
+    require_free(output, inputs=[start, *tables], base=base, overwrite=overwrite)
+
     from orthomerge.adapters import read_adapter, require_form
     from orthomerge.cli._app import split_names
     from orthomerge.cli._processes import several_processes
-    from orthomerge.io.names import TRAINING
-    from orthomerge.io.outputs import require_apart, require_free
     from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_tokenizer
-    from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, train_adapter
     from orthomerge.training.tracking import check_trackers
 
-    require_free(output, inputs=[start, *file_paths([task])], base=base, kind=TRAINING)
     trackers = check_trackers(split_names(report_to or ""))
     constraint = _constraint(start, constraint, strength)
-    about = get_task(task)
-    prompt = prompt_for(about, form, template)
     adapter = read_adapter(start)
-    require_form(adapter, form)
+    kind = form_of(form, adapter.config.get("task_type"), words=template is not None or chat)
+    require_form(adapter, kind)
     require_apart(output, base=base or adapter.base_model)
-    found = resolve_model(
+    found, said = training_rows(task, train_file, rows, seed)
+    about = found.task
+    how = asked(about, kind, template, chat=chat, max_length=max_length)
+    model = resolve_model(
         base or adapter.base_model or "", revision=None if base else adapter.revision
     )
     _check_head(start, adapter, about)
-    data = about.data(train=rows, seed=seed, at_most=True)
-    tokenizer, rows = load_tokenizer(found.path_or_id), len(data.train)
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        max_length=max_length or (128 if prompt else 48),
+        max_length=how.max_length,
     )  # fmt: skip
-    with several_processes(), work_bar(f"training {about.name}") as progress:
+    with (
+        several_processes() as process,
+        stopping_between(process.world == 1) as stop,
+        work_bar(f"training {about.name}") as progress,
+    ):
         train_adapter(
-            _model(found, about, prompt), start, data.train, tokenizer,
-            regression=about.regression, settings=settings, prompt=prompt,
+            _model(model, about, how.prompt), start, found.rows, load_tokenizer(model.path_or_id),
+            regression=about.regression, settings=settings, prompt=how.prompt,
             constraint=constraint, strength=strength, seed=seed, output=output,
-            record={"task": about.name, "rows": rows, "seed": seed, "data": data.fingerprint},
-            progress=progress, report_to=trackers,
+            record={
+                "task": about.name, "rows": len(found.rows), "seed": seed,
+                "data": found.fingerprint, **said,
+            },
+            progress=progress, report_to=trackers, stop=stop, overwrite=overwrite,
+            checkpoints=output.with_name(f"{output.name}.checkpoints"),
         )  # fmt: skip
-    if json:
-        about_it = {"task": about.name, "rows": rows, "constraint": constraint}
-        print_json({"path": str(output), **about_it})
+    if process.rank == 0:
+        _report(output, found, constraint, learning_rate, as_json=json)
+
+
+_HOW = {
+    "freeze": ", A held",
+    "project": ", A kept out of the others' directions",
+    "penalty": ", charged for what it does to the others' outputs",
+}
+
+
+def _report(output: Path, found: Rows, constraint: str, rate: float, *, as_json: bool) -> None:
+    """What was trained on what, how the loss went, and whether anything was learnt."""
+    from orthomerge.io.names import TRAINING
+    from orthomerge.records import record_of
+
+    record = record_of(output, TRAINING)
+    losses = [value for _, value in record["losses"]]
+    constant, (first, last) = record["constant_loss"], (losses[0], losses[-1])
+    learnt = last < _NOTHING * constant
+    if as_json:
+        print_json(
+            {"path": str(output), "task": found.task.name, "rows": len(found.rows),
+             "of": found.of, "what": found.what, "constraint": constraint,
+             "loss": {"first": first, "last": last, "constant": constant}, "learnt": learnt}
+        )  # fmt: skip
         return
-    said = {
-        "freeze": ", A held",
-        "project": ", A kept out of the others' directions",
-        "penalty": ", charged for what it does to the others' outputs",
-    }
-    text = f"{output}: trained on {rows} rows of {about.name}{said.get(constraint, '')}."
-    out.print(text, soft_wrap=True)
+    out.print(
+            f"{output}: trained on {found.said}{_HOW.get(constraint, '')}; loss {first:.2f} → "
+            f"{last:.2f} (a constant answer: {constant:.2f}).",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if not learnt:
+        err.print(
+            f"[bold yellow]warning:[/] the loss ends at {last:.3f}, no better than a constant "
+            f"answer's {constant:.3f}: it has not learnt the task. Try another "
+            f"--learning-rate (now {rate:g}), more --epochs, or look at the labels.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+_NOTHING = 0.98
+"""From this part of a constant answer's loss on, nothing of the task is taken to be learnt."""
 
 
 def _constraint(start: Path, named: str | None, strength: float | None) -> str:

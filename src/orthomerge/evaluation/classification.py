@@ -151,7 +151,7 @@ class Evaluator:
         self,
         rows: Sequence[Row],
         update: Update,
-        head: Mapping[str, Tensor],
+        head: Mapping[str, Tensor] | None,
         *,
         num_labels: int,
         regression: bool,
@@ -159,13 +159,15 @@ class Evaluator:
     ) -> np.ndarray:
         """Predicted class indices, or values for a regression, in the order of `rows`.
 
+        `head` may be None where the base is a classifier that brings its own.
         `progress` is told the rows done, and of how many.
 
         Raises:
             AdapterError: the update or the head does not fit the model.
         """
         model = self._model(num_labels, regression)
-        load_head(model, head)
+        if head is not None:
+            load_head(model, head)
         predictions = np.zeros(len(rows), dtype=float if regression else int)
         done = 0
         with applied(model, update), torch.inference_mode():

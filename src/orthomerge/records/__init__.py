@@ -10,12 +10,14 @@ from orthomerge.records.contents import (
 )
 from orthomerge.records.file import read_record, record_of, seal, seal_again
 from orthomerge.records.inputs import sources_of
+from orthomerge.records.learnt import Learnt, learnt_by, learnt_for
 from orthomerge.records.scores import CardScore, add_scores, read_scores, score_of
 from orthomerge.records.verify import Check, Recorded, check
 
 __all__ = [
     "CardScore",
     "Check",
+    "Learnt",
     "Recorded",
     "about_adapter",
     "about_base",
@@ -23,6 +25,8 @@ __all__ = [
     "cards",
     "check",
     "converted_card",
+    "learnt_by",
+    "learnt_for",
     "merge_record",
     "read_record",
     "read_scores",

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from orthomerge.io.files import fingerprint
 from orthomerge.merging import MergeConfig, get_method
 from orthomerge.records.inputs import sources_of
+from orthomerge.records.learnt import learnt_entries
 from orthomerge.records.licences import NOT_STATED, licence_in, licence_of
 
 
@@ -125,13 +126,18 @@ def about_base(base: str | None, base_model: str | None, base_sha256: str | None
 
 
 def about_adapter(name: str, adapter: Part) -> dict[str, Any]:
-    """What a record says of an adapter that went in: its name, place, hashes and licence."""
+    """What a record says of an adapter that went in: its name, place, hashes and licence.
+
+    And what it learnt, where its own record says so.
+    """
+    learnt = learnt_entries(adapter.path) if adapter.path else []
     return {
         "name": name,
         "path": adapter.called,
         "sha256": adapter.sha256,
         "config_sha256": fingerprint(adapter.config),
         "licence": (licence_in(adapter.path) if adapter.path else NOT_STATED)._asdict(),
+        **({"learnt": learnt} if learnt else {}),
     }
 
 

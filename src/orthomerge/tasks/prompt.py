@@ -185,10 +185,11 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
         return Template(values), where
     if not isinstance(values, Mapping) or not isinstance(values.get("prompt"), str):
         raise TaskError(f"{where} has no 'prompt': write an instruction with {{text}} under it.")
-    for key in cast(Mapping[str, Any], values):
+    values = cast(Mapping[str, Any], values)
+    for key in values:
         if key not in Template._fields:
             raise unknown_name("key", str(key), Template._fields, where=where)
-    chat: Any = values.get("chat", False)
+    chat = values.get("chat", False)
     if not isinstance(chat, bool):
         raise TaskError(f"{where}: 'chat' is true or false, not '{chat}'.")
     return Template(values["prompt"], values.get("answers"), chat), where

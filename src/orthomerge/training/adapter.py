@@ -88,6 +88,7 @@ def train_adapter(
     label: str | None = None,
     checkpoints: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Train the adapter in `start` on `rows` and write it to `output`, its head with it.
 
@@ -106,7 +107,8 @@ def train_adapter(
 
     With a folder for `checkpoints` a training that was cut off goes on there, with the same result,
     when it is called again; the folder is removed when the adapter is written. `stop` is asked
-    after each step whether to end there: a checkpoint is kept and `TrainingStopped` raised.
+    after each step whether to end there: a checkpoint is kept and `TrainingStopped` raised. With
+    `overwrite` checkpoints of another training are removed.
 
     Raises:
         UnknownNameError: no such constraint.
@@ -145,7 +147,7 @@ def train_adapter(
     if checkpoints is not None:
         # All that the result depends on, but for the versions of what computes it.
         key = _key(start, rows, model, settings, trained, charged, seed, prompt)
-        kept = Checkpoints(Path(checkpoints), key, stop=stop)
+        kept = Checkpoints(Path(checkpoints), key, stop=stop, replace=overwrite)
         callbacks.append(kept)
     with _scratch(kept) as scratch, quiet(), followed as trackers:
         kind = AnswerTrainer if prompt is not None and AnswerTrainer.fits(model) else Trainer

@@ -37,6 +37,7 @@ class Checkpoints(TrainerCallback):
         key: the hash of all that the training depends on.
         stop: asked after each step whether to end here.
         every: seconds between two checkpoints.
+        replace: whether checkpoints of another training are removed instead of refused.
 
     Raises:
         TrainingError: the folder holds checkpoints of another training, or something else.
@@ -49,6 +50,7 @@ class Checkpoints(TrainerCallback):
         *,
         stop: Callable[[], bool] | None = None,
         every: float = 60.0,
+        replace: bool = False,
     ) -> None:
         self.folder, self._stop, self._every = folder, stop, every
         self._last_save = time.monotonic()
@@ -58,15 +60,17 @@ class Checkpoints(TrainerCallback):
         self._resumed: Path | None = None
         self.stopped = False
         if folder.is_dir() and any(folder.iterdir()):
-            self._require(key)
+            self._require(key, replace)
         write_json(folder / ABOUT, {"key": key})
 
-    def _require(self, key: str) -> None:
+    def _require(self, key: str, replace: bool) -> None:
         try:
             about = read_json(self.folder / ABOUT)
         except (Unreadable, OSError):
             about = None
-        if not is_object(about) or about.get("key") != key:
+        if is_object(about) and replace and about.get("key") != key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif not is_object(about) or about.get("key") != key:
             raise TrainingError(
                 f"'{self.folder}' holds checkpoints of another training (other rows, settings or "
                 "start): call the command that made them to go on, or start anew with --overwrite "
@@ -79,7 +83,7 @@ class Checkpoints(TrainerCallback):
         numbered = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
         for path in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if path not in found:
-                shutil.rmtree(path)  # cut off while it was written
+                shutil.rmtree(path, ignore_errors=True)  # cut off while it was written
         self._resumed = numbered[-1] if numbered else None
         return str(self._resumed) if self._resumed else None
 
