@@ -128,7 +128,7 @@ def test_the_rest_of_the_model_stays_as_it_was(tmp_path):
 def test_heads_are_averaged_or_the_only_one_is_kept_and_two_are_refused(tmp_path):
     headed = QV | {"task_type": "SEQ_CLS"}
     model, folders = together(tmp_path, bert, headed, headed)
-    with pytest.raises(OrthomergeError, match="'a' and 'b' have heads of their own"):
+    with pytest.raises(OrthomergeError, match="'a', 'b' have heads of their own"):
         merge_loaded_adapters(model, ["a", "b"], "merged")
     with pytest.raises(OrthomergeError, match="carries 'classifier"):
         merge_loaded_adapters(model, ["a", "b"], "merged", heads="refuse")

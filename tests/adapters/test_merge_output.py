@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,9 @@ def test_a_hub_id_is_fetched_without_its_pickles(two, tmp_path, monkeypatch):
     assert adapter.source == f"org/some-adapter@{two[0].name}"
     (repo, options), = asked  # fmt: skip
     assert (repo, options["revision"]) == ("org/some-adapter", "v1.0")
-    assert options["allow_patterns"] == ["README.md", "adapter_config.json", "*.safetensors"]
+    allowed = options["allow_patterns"]
+    assert {"README.md", "adapter_config.json", "*.safetensors", "tokenizer.json"} <= set(allowed)
+    assert not any(fnmatch(f"adapter_model.{end}", p) for end in ("bin", "pt") for p in allowed)
     merge_adapters(["org/some-adapter", two[1]], output=tmp_path / "out")
     assert asked[1][1]["revision"] is None
     # A folder of that name comes first, and what is plainly a path is never asked for.

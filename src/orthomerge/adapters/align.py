@@ -26,7 +26,7 @@ from orthomerge.adapters.files import (
 from orthomerge.errors import AdapterError, AssetError, OrthomergeError, OrthomergeWarning, nearest
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import local
-from orthomerge.io.tensors import renamed_tensors
+from orthomerge.io.tensors import renamed_tensors, shapes_of
 from orthomerge.models.packaged import carrying
 from orthomerge.models.wheels import packaged_model
 
@@ -151,6 +151,14 @@ class _Classes:
         shape = next((s for s in self._made if s.own_key(name) is not None), None)
         return name if shape is None else self._called(shape, shape.bare(name))
 
+    def has(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether the base has a tensor of this name and shape."""
+        return any(
+            key is not None and made.shapes[key] == shape
+            for made in self._made
+            for key in (made.own_key(name),)
+        )
+
     def _called(self, shape: Architecture, bare: str) -> str:
         """A tensor's name in the form of these adapters, by its bare name."""
         under = self._headed and self._below and shape.in_backbone(bare)
@@ -161,12 +169,20 @@ def _renamed(adapter: Adapter, classes: _Classes, base: str | None) -> Adapter:
     """The adapter with the base's names of its layers and whole tensors."""
     layers = classes.layers(adapter, base)
     modules = {name: classes.whole(name) for name in adapter.modules}
-    if all(old == new for old, new in (layers | modules).items()):
+    # Below an adapted layer PEFT keeps the base's own rows even where none were added.
+    copies = {
+        name: classes.whole(name)
+        for name, shape in shapes_of(adapter.copies).items()
+        if name.rpartition(".")[0] not in layers or not classes.has(name, shape)
+    }
+    same = all(old == new for old, new in (layers | modules | copies).items())
+    if same and len(copies) == len(adapter.copies):
         return adapter
     return replace(
         adapter,
         layers=renamed_layers(adapter.layers, layers),
         modules=renamed_tensors(adapter.modules, modules),
+        copies=renamed_tensors(adapter.copies, copies),
         biases={layers[name]: bias for name, bias in adapter.biases.items()},
         embeddings=frozenset(layers[name] for name in adapter.embeddings),
         renamed={new: old for old, new in layers.items() if new != old},

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.documents import is_object, read_json
-from orthomerge.io.tensors import Planned, Stored
+from orthomerge.io.tensors import Held, Planned, Stored
 from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"
@@ -127,6 +127,14 @@ def read_config(base: Path) -> dict[str, Any]:
         raise AdapterError(
             f"no model at '{base}': its {CONFIG} cannot be read ({problem})."
         ) from problem
+
+
+def vocabulary_size(settings: Mapping[str, Any]) -> int | None:
+    """How many rows the embeddings have, by the configuration of a model or of its text part."""
+    for part in (settings, settings.get("text_config")):
+        if is_object(part) and isinstance(part.get("vocab_size"), int):
+            return part["vocab_size"]
+    return None
 
 
 def refuse_quantized(settings: Mapping[str, Any], base: Path) -> None:
@@ -282,11 +290,11 @@ def key_of(layer: str, names: Names, base: Path) -> str:
 
 def untied(
     changed: Iterable[str],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Stored | Held],
     names: Names,
     shape: Architecture,
     base: Path,
-) -> dict[str, Stored] | None:
+) -> dict[str, Stored | Held] | None:
     """What the checkpoint leaves out because it is tied; None where nothing that changes is.
 
     `changed` are the bare names of the tensors that will not be the checkpoint's.
@@ -312,7 +320,7 @@ def untied(
 
 
 def missing_prefix(
-    stored: Mapping[str, Stored], planned: Mapping[str, Planned], shape: Architecture
+    stored: Mapping[str, Stored | Held], planned: Mapping[str, Planned], shape: Architecture
 ) -> Callable[[str], str]:
     """How keys are called in the output: with the prefix where a head joins a bare backbone.
 

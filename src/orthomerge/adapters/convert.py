@@ -16,12 +16,13 @@ from orthomerge.adapters.output import distinct_names
 from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
 from orthomerge.adapters.solve import LayerProblem
 from orthomerge.adapters.statistics import beside_files, require_base
+from orthomerge.adapters.tokenizers import put_tokenizer
 from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import atomic_path, copy_inside
 from orthomerge.io.names import CONFIG, CONVERT, HEAD, HEADS, WEIGHTS
 from orthomerge.io.outputs import require_apart, require_free
-from orthomerge.io.tensors import TensorWriter, open_tensors, read_tensor
+from orthomerge.io.tensors import TensorWriter, open_tensors, read_tensor, require_finite
 from orthomerge.records import about_adapter, about_base, converted_card, seal, sources_of, versions
 from orthomerge.statistics import Statistics, combined_moment
 from orthomerge.subspace import get_solver
@@ -206,7 +207,8 @@ class _Conversion:
                 meaning = keys.get(key)
                 if meaning is None or meaning.part not in ("A", "B"):
                     if meaning is not None:
-                        file.add(meaning.plain, read_tensor(entry))
+                        whole = read_tensor(entry)
+                        file.add(meaning.plain, require_finite(whole, f"'{key}'", adapter.called))
                     continue
                 layer, side = meaning.name, meaning.part
                 if layer in ready:  # both halves of a layer lie side by side in what PEFT writes
@@ -217,6 +219,7 @@ class _Conversion:
                 half = factors.A if side == "A" else factors.B.to(read_tensor(entry).dtype)
                 file.add(meaning.plain, half)
         copy_inside(source / CONFIG, folder / CONFIG, source)
+        put_tokenizer(source, folder)
         if (source / HEADS).is_dir():
             (folder / HEADS).mkdir()
             for head in sorted((source / HEADS).glob(f"*{HEAD}")):

@@ -33,7 +33,8 @@ class Adapter:
     layer's output, scaling included; `embeddings` are the layers that are embeddings, whose update
     is `[dim, vocabulary]`; `config` is `adapter_config.json` as it stands; `source` is what the
     user called it, or the hub's id and commit; `renamed` holds, by the names here, what its own
-    file calls the layers that have other names there.
+    file calls the layers that have other names there; `copies` holds the base's own embeddings as
+    they were when it was trained, by name, where the adapter brings them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Adapter:
     embeddings: frozenset[str] = frozenset()
     source: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def base_model(self) -> str | None:
@@ -142,7 +144,7 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
     config, weights = read_settings(folder, source), folder / WEIGHTS
     require_safetensors(folder, source)
     check_kind(config, source)
-    layers, modules = sort_keys(open_tensors(weights), config, source)
+    layers, modules, copies = sort_keys(open_tensors(weights), config, source)
     base_weights = _base_of(config, base, source) if config.get("use_dora") else None
     return Adapter(
         name,
@@ -161,6 +163,7 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
         },
         frozenset(n for n, item in layers.items() if item.embedding),
         source,
+        copies=LazyTensors(copies, source),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from orthomerge.adapters.architecture import (
     CONFIG,
+    Architecture,
     Names,
     architecture_of,
     key_of,
@@ -23,9 +25,10 @@ from orthomerge.adapters.architecture import (
 from orthomerge.adapters.checkpoint import INDEX, index_of, partition, read_checkpoint
 from orthomerge.adapters.sums import Count, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
+from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, copy_inside, write_json
 from orthomerge.io.outputs import require_free
-from orthomerge.io.tensors import Planned, write_tensors
+from orthomerge.io.tensors import Held, Planned, Stored, shapes_of, write_tensors
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -42,6 +45,7 @@ def save_full_model(
     extra: Mapping[str, Any] | None = None,
     readme: str | None = None,
     modules: Mapping[str, Tensor] | None = None,
+    copies: Mapping[str, Tensor] | None = None,
     biases: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -57,8 +61,9 @@ def save_full_model(
 
     An update is `[d_out, d_in]` of the map the layer does; where weights are stored transposed
     (Conv1D, embeddings) it is turned. Names are found in the checkpoint as Transformers does it,
-    with or without the model's `base_model_prefix`. Where an updated weight is tied to another,
-    both are written and the tie is undone in the configuration: an update belongs to one of them.
+    with or without the model's `base_model_prefix`. Where a changed weight is tied to another, both
+    are written and the tie is undone in the configuration: a change belongs to one of them. Where
+    tokens were added, the configuration's `vocab_size` follows.
 
     Args:
         output: a folder that does not exist or is empty; complete or absent, whatever happens.
@@ -70,6 +75,7 @@ def save_full_model(
         extra: JSON files to write beside, by name.
         readme: the text of README.md.
         modules: whole tensors by name (a head) that replace the checkpoint's or are added to it.
+        copies: the base's own embeddings by name, with rows for added tokens.
         biases: what is added to the biases of layers, `[d_out]` a layer (LoRA's `lora_bias`).
         config: keys of `config.json` to change, as `architectures` and `id2label` for a new head.
         progress: called with the number of layers done and their total.
@@ -77,8 +83,9 @@ def save_full_model(
 
     Raises:
         AdapterError: no such checkpoint, or one of pickles; a layer it does not have, or has in
-            another shape or not as floats; weights tied in a way that cannot be undone; or a disk
-            that is too small. Nothing is written then.
+            another shape or not as floats; weights tied in a way that cannot be undone; tokens
+            added to one of the two embeddings; or a disk that is too small. Nothing is written
+            then.
         OutputError: an output that is not free, or that the base lies in or around.
     """
     output, base = Path(output), Path(base)
@@ -88,11 +95,10 @@ def save_full_model(
     settings = read_config(base)
     refuse_quantized(settings, base)
     shape = architecture_of(base, settings)
-    here = Names(shape, checkpoint.tensors)
-    changed = [shape.bare(f"{name}.weight") for name in names]
-    tied = untied(changed, checkpoint.tensors, here, shape, base)
-    changes = {**(config or {}), **({"tie_word_embeddings": False} if tied is not None else {})}
-    stored = {**checkpoint.tensors, **(tied or {})}
+    stored = _with_copies(copies or {}, checkpoint.tensors, shape, base)
+    changed = [*(f"{name}.weight" for name in names), *(modules or {})]
+    tied = untied(map(shape.bare, changed), stored, Names(shape, stored), shape, base)
+    stored |= tied or {}
     here = Names(shape, stored)
     layers = {key_of(name, here, base): name for name in names}
     report = Count(len(layers), progress)
@@ -105,6 +111,13 @@ def save_full_model(
     check_floats(stored, layers, base)
     add_biases(planned, stored, biases or {}, here, base)
     _put_modules(planned, modules or {}, here, layers)
+    ends = [f"{end}.weight" for end in shape.ends if end is not None] + list(copies or ())
+    ends = [key for end in ends if (key := here.find(end)) is not None]
+    changes = {
+        **_vocabulary(settings, checkpoint.tensors, planned, ends),
+        **({"tie_word_embeddings": False} if tied is not None else {}),
+        **(config or {}),
+    }
     home = {key: checkpoint.file(key) for key in checkpoint.tensors}
     rename = missing_prefix(checkpoint.tensors, planned, shape)
     planned = {rename(key): item for key, item in planned.items()}
@@ -125,6 +138,70 @@ def save_full_model(
         if finish is not None:
             finish(folder)
     return output
+
+
+def _with_copies(
+    copies: Mapping[str, Tensor],
+    stored: Mapping[str, Stored],
+    shape: Architecture,
+    base: Path,
+) -> dict[str, Stored | Held]:
+    """The checkpoint's tensors with the adapters' copies of the embeddings in their place.
+
+    A copy of one end of a tie is of the other, too, whichever the checkpoint holds.
+    """
+    here = Names(shape, stored)
+    other_end = {shape.bare(target): source for target, source in shape.ties}
+    found: dict[str, Stored | Held] = dict(stored)
+    for name, rows in shapes_of(copies).items():
+        key = here.find(name) or here.find(other_end.get(shape.bare(name), name))
+        if key is None or stored[key].shape[1:] != rows[1:]:
+            raise AdapterError(
+                f"the adapters bring '{name}' as {list(rows)}, which '{base}' has "
+                f"{'not' if key is None else f'as {list(stored[key].shape)}'}: name the base model "
+                "that they were trained on."
+            )
+        found[key] = Held(partial(copies.__getitem__, name), stored[key].dtype, rows)
+    return found
+
+
+def _vocabulary(
+    settings: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    planned: Mapping[str, Planned],
+    ends: Collection[str],
+) -> dict[str, Any]:
+    """What `config.json` must say where tokens were added to the embeddings.
+
+    Raises:
+        AdapterError: rows were added to one end of the model and not to the other.
+    """
+    rows = {key: planned[key].shape[0] for key in ends}
+    before = {stored[key].shape[0] for key in rows if key in stored}
+    now = set(rows.values())
+    if now <= before:
+        return {}
+    if len(now) > 1:
+        listed = " and ".join(f"'{key}' {count}" for key, count in rows.items())
+        raise AdapterError(
+            f"the model would have different rows for its tokens ({listed}): tokens were added and "
+            "only one of the two embeddings was saved; save the adapter with "
+            "save_embedding_layers=True and both, or neither, among its target modules."
+        )
+    return _with_number(settings, "vocab_size", before, now.pop())
+
+
+def _with_number(
+    settings: Mapping[str, Any], key: str, before: Collection[int], now: int
+) -> dict[str, Any]:
+    """The entries of a configuration that change where a number does, in its parts as well."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == key and value in before:
+            found[name] = now
+        elif is_object(value) and (inner := _with_number(value, key, before, now)):
+            found[name] = value | inner
+    return found
 
 
 def _put_modules(

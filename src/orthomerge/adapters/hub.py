@@ -12,7 +12,13 @@ from orthomerge.errors import AdapterError
 from orthomerge.io.files import local
 from orthomerge.models.hub import hub_reason
 
-FILES = ["README.md", "adapter_config.json", "*.safetensors"]
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.jinja", "chat_template.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
+"""The files of a tokenizer."""
+FILES = ["README.md", "adapter_config.json", "*.safetensors", *TOKENIZER]
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$", re.ASCII)
 
 

@@ -8,7 +8,7 @@ itself then reads none of the factors, one or all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from orthomerge.errors import AdapterError
@@ -27,7 +27,8 @@ _FACTOR = re.compile(
     r"^(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<part>A|B|magnitude_vector)"
     r"(\.(?P<adapter>[^.]+?))??(\.(?P<kind>weight|bias))?$"
 )
-_WHOLE = re.compile(r"^(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)(\.(?P<rest>.+))?$")
+_WHOLE = re.compile(r"^(?P<module>.+)\.modules_to_save\.((?P<adapter>[^.]+)\.)?(?P<rest>.+)$")
+_COPY = ".base_layer."
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,21 @@ class Key:
 
     `name` is the layer for a part of LoRA, else the tensor's own name in the base model; `part` is
     "A", "B", "bias" or "magnitude_vector", None for a whole tensor; `adapter` is the adapter's name
-    where the key holds it.
+    where the key holds it; `copy` marks the base's own tensor below a layer that LoRA adapts.
     """
 
     name: str
     part: str | None = None
     embedding: bool = False
     adapter: str | None = None
+    copy: bool = False
 
     @property
     def plain(self) -> str:
         """The key that PEFT's `save_pretrained` writes."""
+        if self.copy:
+            layer, _, leaf = self.name.rpartition(".")
+            return f"{PREFIX}{layer}{_COPY}{leaf}"
         if self.part is None:
             return PREFIX + self.name
         stem = f"{PREFIX}{self.name}.lora_"
@@ -69,20 +74,29 @@ def parsed(key: str) -> Key:
     if factor:
         part = "bias" if factor["kind"] == "bias" else factor["part"]
         return Key(factor["layer"], part, bool(factor["embedding"]), factor["adapter"])
+    layer, copied, leaf = name.rpartition(_COPY)
+    if copied:
+        return Key(f"{layer}.{leaf}", copy=True)
     whole = _WHOLE.match(name)
     if whole:
-        rest = f".{whole['rest']}" if whole["rest"] else ""
-        return Key(whole["module"] + rest, adapter=whole["adapter"])
+        return Key(f"{whole['module']}.{whole['rest']}", adapter=whole["adapter"])
     return Key(name)
 
 
-def parse_keys(keys: Iterable[str], where: str) -> dict[str, Key]:
+def parse_keys(keys: Collection[str], where: str) -> dict[str, Key]:
     """What every key of a file means, by key, without PEFT's untrained copies of whole modules.
 
     Raises:
         AdapterError: factors of several adapters, or two keys of one tensor.
     """
-    found = {key: parsed(key) for key in keys if ".original_module." not in key}
+    plain = {unwrapped(key) for key in keys}
+    found = {
+        key: parsed(key)
+        for key in keys
+        if ".original_module." not in key
+        # Beside the plain key, which is the one that PEFT reads.
+        and not (_WHOLE.match(unwrapped(key)) and plain & _without_wrapper(key))
+    }
     names = {key.adapter for key in found.values() if key.part and key.adapter}
     if len(names) > 1:
         listed = ", ".join(f"'{name}'" for name in sorted(names))
@@ -92,6 +106,12 @@ def parse_keys(keys: Iterable[str], where: str) -> dict[str, Key]:
         )
     _require_distinct(found, where)
     return found
+
+
+def _without_wrapper(key: str) -> set[str]:
+    """What a key of `modules_to_save` can mean: with the adapter's name taken off, and without."""
+    module, _, rest = unwrapped(key).partition(".modules_to_save.")
+    return {f"{module}.{rest}", f"{module}.{rest.partition('.')[2]}"}
 
 
 def _require_distinct(found: Mapping[str, Key], where: str) -> None:

@@ -36,6 +36,10 @@ _PLAIN_VARIANTS = {
 _HANDLED_VARIANTS = {"use_dora", *_PLAIN_VARIANTS, *_FLAGS}
 # PEFT changes the base weights by these starts, so that B A alone is not the update.
 _STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+EMBEDDINGS = frozenset(
+    ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared")
+)
+"""What models call their input embeddings and the head over the vocabulary."""
 # Types that move hidden states or turn weights: PEFT can write them into a model, if at all.
 _MULTIPLY = ("IA3", "OFT", "BOFT", "HRA", "ROAD")
 
@@ -118,10 +122,11 @@ def _unknown_variants() -> dict[str, str]:
 
 def sort_keys(
     entries: Mapping[str, Stored], config: Mapping[str, Any], where: str
-) -> tuple[dict[str, StoredLayer], dict[str, Stored]]:
-    """The adapted layers by their name in the base model, and the whole tensors by name.
+) -> tuple[dict[str, StoredLayer], dict[str, Stored], dict[str, Stored]]:
+    """The adapted layers by their name in the base model, whole tensors, and the base's copies.
 
-    The copies of the base's embeddings that PEFT saves beside adapted ones are left out.
+    Whole tensors are those that were trained. Copies are the base's own embeddings, which PEFT
+    saves where they are adapted or were resized.
 
     Raises:
         AdapterError: halves that are missing, sizes that do not fit, or tensors of no known kind.
@@ -130,6 +135,7 @@ def sort_keys(
     kept = [key for key in entries if not any(part in key for part in training)]
     parts: dict[str, dict[str, str]] = {}
     modules: dict[str, Stored] = {}
+    copies: dict[str, Stored] = {}
     for key, meaning in parse_keys(kept, where).items():
         name = meaning.name
         if meaning.part is not None:
@@ -140,21 +146,49 @@ def sort_keys(
                 f"'{where}' holds '{key}', which is no factor of a linear or embedding layer: "
                 "adapters of that kind cannot be merged."
             )
-        elif not name.endswith(".base_layer.weight"):
+        elif meaning.copy or is_copy(name, config):
+            copies[name] = entries[key]
+        else:
             modules[name] = entries[key]
     if not parts:
         raise AdapterError(
             f"'{where}' holds no LoRA factor: it was saved after merge_and_unload; save it before."
         )
     _refuse_base_biases(modules, config, where)
-    _check_modules(modules, where)
+    _refuse_many_copies(copies, where)
+    _check_modules({**modules, **copies}, where)
     ranks = LayerPatterns(config.get("rank_pattern"), config["r"], where)
     alphas = LayerPatterns(config.get("alpha_pattern"), config["lora_alpha"], where)
     check_names(parts, (ranks, alphas), where)
-    return {
-        layer: _layer(layer, found, entries, config, where, ranks.of(layer), alphas.of(layer))
-        for layer, found in parts.items()
-    }, modules
+    return (
+        {
+            layer: _layer(layer, found, entries, config, where, ranks.of(layer), alphas.of(layer))
+            for layer, found in parts.items()
+        },
+        modules,
+        copies,
+    )
+
+
+def is_copy(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a whole tensor is of embeddings that were not trained, by their name."""
+    module = name.rpartition(".")[0]
+    saved = tuple(config.get("modules_to_save") or ())
+    trained = bool(saved) and any(
+        ".".join(module.split(".")[:i]).endswith(saved) for i in range(1, module.count(".") + 2)
+    )
+    return not trained and module.rpartition(".")[2] in EMBEDDINGS
+
+
+def _refuse_many_copies(copies: Mapping[str, Stored], where: str) -> None:
+    """PEFT saves embeddings alone; more of the base's weights are a dump of the whole model."""
+    for name in copies:
+        module = name.rpartition(".")[0]
+        if len(copies) > 3 and module.rpartition(".")[2] not in EMBEDDINGS:
+            raise AdapterError(
+                f"'{where}' holds the base's own weights ('{name}'): it is the state of a whole "
+                "model; load it once in PEFT and save it with save_pretrained."
+            )
 
 
 def _layer(

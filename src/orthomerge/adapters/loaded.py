@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftModel
 from peft import (
     set_peft_model_state_dict as put,  # pyright: ignore[reportUnknownVariableType]
@@ -18,13 +16,12 @@ from torch import Tensor, nn
 
 from orthomerge.adapters.base import dora_update
 from orthomerge.adapters.files import Adapter
-from orthomerge.adapters.heads import AveragedModules, check_heads, saved_modules
-from orthomerge.adapters.keys import PREFIX
+from orthomerge.adapters.heads import check_heads, head_of
 from orthomerge.adapters.kinds import check_kind
 from orthomerge.adapters.output import MergeOutput
 from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.weights import weighed
-from orthomerge.adapters.write import Frame, as_factors, lora_config, tensors_of
+from orthomerge.adapters.write import Frame, as_factors, lora_config, tensors_of, whole_keys
 from orthomerge.errors import AdapterError, unknown_name
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import MergeConfig, MergedUpdate, get_method, merge_layers
@@ -79,7 +76,8 @@ def merge_loaded_adapters(
     read = [read_loaded(peft_model, adapter) for adapter in adapters]
     check_heads(read, config.heads)
     config, _reason = weighed(config, read)
-    frame = _with_head(MergeOutput(read, config).frame(), read, config.heads)
+    frame = MergeOutput(read, config).frame(room_for_head=True)
+    _require_one_head(frame, read)
     needed = read_needed(config, read, statistics, fisher)
     merged = merge_layers([a.layers for a in read], config, **needed._asdict())
     _add(peft_model, name, merged, frame)
@@ -151,30 +149,16 @@ def _factors(module: Any, adapter: str, layer: str, A: Tensor, B: Tensor) -> Lor
     return dora_update(factors, magnitude, weight.detach().T if turned else weight.detach())
 
 
-def _with_head(frame: Frame, read: Sequence[Adapter], heads: str) -> Frame:
-    """The frame with the one head that the new adapter has room for."""
-    owners = [a for a in read if a.modules]
-    if not owners:
-        return frame
-    modules: Mapping[str, Tensor] = AveragedModules(owners)
-    if heads != "average":
-        first = owners[0].modules
-        for other in owners[1:]:
-            same = set(other.modules) == set(first)
-            if not same or not all(torch.equal(first[n], t) for n, t in other.modules.items()):
-                raise AdapterError(
-                    f"the adapters '{owners[0].name}' and '{other.name}' have heads of their own "
-                    f"('{next(iter(first))}'), and a new adapter has room for one: take their mean "
-                    "with heads='average', or write folders with merge_adapters, which keep both."
-                )
-        modules = first
-    kinds = {a.config.get("task_type") for a in read}
-    return replace(
-        frame,
-        modules=modules,
-        modules_to_save=saved_modules(read, modules),
-        task_type=kinds.pop() if len(kinds) == 1 else None,
-    )
+def _require_one_head(frame: Frame, read: Sequence[Adapter]) -> None:
+    owners = {a.name: head for a in read if (head := head_of(a))}
+    missing = next((n for head in owners.values() for n in head if n not in frame.modules), None)
+    if missing is not None:
+        listed = ", ".join(f"'{name}'" for name in owners)
+        raise AdapterError(
+            f"the adapters {listed} have heads of their own ('{missing}'), and a new adapter has "
+            "room for one: take their mean with heads='average', or write folders with "
+            "merge_adapters, which keep each."
+        )
 
 
 def _require_free_name(peft_model: PeftModel, name: str) -> None:
@@ -191,7 +175,7 @@ def _add(peft_model: PeftModel, name: str, merged: MergedUpdate, frame: Frame) -
     """Put the merged layers into the model, and leave all else in it as it was."""
     factors = {layer: as_factors(update) for layer, update in merged.layers.items()}
     tensors = {k: t for n, f in factors.items() for k, t in tensors_of(n, f, frame).items()}
-    tensors |= {PREFIX + key: tensor for key, tensor in frame.modules.items()}
+    tensors |= {key: whole[n] for key, (whole, n) in whole_keys(factors, frame).items()}
     config = lora_config({layer: f.rank for layer, f in factors.items()}, frame)
     active = cast(str, peft_model.active_adapter)
     trained = {key: p.requires_grad for key, p in peft_model.named_parameters()}

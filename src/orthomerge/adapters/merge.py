@@ -10,17 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from orthomerge.adapters.align import align_adapters
+from orthomerge.adapters.architecture import read_config, vocabulary_size
 from orthomerge.adapters.base import find_base
 from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
 from orthomerge.adapters.output import MergeOutput
 from orthomerge.adapters.statistics import read_needed
+from orthomerge.adapters.tokenizers import tokenizer_of, warn_of_tokens_without_row
 from orthomerge.adapters.weights import weighed
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.names import TASKS
 from orthomerge.io.outputs import require_apart, require_free
+from orthomerge.io.tensors import shapes_of
 from orthomerge.merging import (
     LayerWeights,
     MergeConfig,
@@ -124,8 +127,9 @@ def merge_to_model(
 
     The base is read and the model written a block at a time (see `save_full_model`); layers are
     merged in the order of the base's shards. Arguments and errors are those of `merge_adapters`,
-    `asked` being the fields of a `MergeConfig` and the method's options. A folder has room for one
-    head, so `heads="keep"` writes every task's under `heads/` next to the model.
+    `asked` being the fields of a `MergeConfig` and the method's options. A model has room for one
+    head: with `heads="keep"` it is the one that one adapter has, or on which all agree, and every
+    task's lies under `heads/` next to the model. A tokenizer beside the adapters goes with it.
     Nothing is cut where no rank is asked for. Returns the truncation error of every layer that was
     cut.
 
@@ -143,7 +147,7 @@ def merge_to_model(
     require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
     plan, layers, given = _prepare(adapters, config, statistics, fisher)
     _require_apart_from_bases(output, plan.adapters)
-    frame = plan.frame()
+    frame = plan.frame(room_for_head=True)
     found = find_base(config.base or frame.base_model, None if config.base else frame.revision)
     plan = replace(plan, base_sha256=found.sha256, max_shard_size=max_shard_size)
     merge = plan_merge(layers, plan.config, **given)
@@ -162,12 +166,15 @@ def merge_to_model(
         names=merge.names,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
-        modules=dict(frame.modules),
+        modules=frame.modules,
+        copies=frame.copies,
         config=_labels(frame.modules, frame.task_type),
         biases=frame.biases,
         progress=progress,
         finish=lambda folder: plan.describe(folder, errors, tasks=False, model=True),
     )
+    if plan.tokenizer is not None:
+        warn_of_tokens_without_row(plan.tokenizer, vocabulary_size(read_config(Path(output))))
     return errors
 
 
@@ -179,7 +186,7 @@ def _require_apart_from_bases(output: str | Path, adapters: Sequence[Adapter]) -
 
 def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, Any]:
     """What `config.json` must say for a head of other labels than the base has."""
-    labels = label_count({name: tuple(m.shape) for name, m in modules.items()}, task_type)
+    labels = label_count(shapes_of(modules), task_type)
     if not labels:
         return {}
     names = [f"LABEL_{i}" for i in range(labels)]
@@ -201,11 +208,13 @@ def _prepare(
     read = [a if isinstance(a, Adapter) else read_adapter(a, base=config.base) for a in adapters]
     read = align_adapters(read, base=config.base)
     check_heads(read, config.heads)
+    tokenizer = tokenizer_of(read)
     config, reason = weighed(config, read)
     needed = read_needed(config, read, statistics, fisher)
     plan = MergeOutput(
         read, config, statistics=sources_of(statistics), fisher=sources_of(fisher),
         weights_reason=reason, base_sha256=_base_sha256(read, needed.statistics or ()),
+        tokenizer=tokenizer,
     )  # fmt: skip
     return plan, [a.layers for a in read], needed._asdict()
 
@@ -233,7 +242,8 @@ def save_merged(
     """
     require_free(output, inputs=adapters, overwrite=overwrite)
     check_heads(adapters, config.heads)
-    MergeOutput(adapters, config, names).write(output, _layers_of(merged))
+    plan = MergeOutput(adapters, config, names, tokenizer=tokenizer_of(adapters))
+    plan.write(output, _layers_of(merged))
     return Path(output)
 
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from orthomerge.adapters.files import Adapter, common_base
-from orthomerge.adapters.heads import AveragedModules, described_head, saved_modules
+from orthomerge.adapters.heads import (
+    CLASSIFIERS,
+    described_head,
+    head_of,
+    saved_modules,
+    whole_tensors,
+)
+from orthomerge.adapters.tokenizers import put_tokenizer
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
@@ -23,9 +30,6 @@ from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.merging.merged import MergedLayer
 from orthomerge.records import cards, merge_record, seal
 
-# With these PEFT adds the head to what it loads, which the shared adapter has only if averaged.
-_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-
 
 @dataclass(frozen=True)
 class MergeOutput:
@@ -34,7 +38,8 @@ class MergeOutput:
     For what is written in another form (a full model), `frame` says what belongs beside the layers
     and `record` what went in. `names` are the tasks', by default the adapters' own; `statistics`
     and `fisher` say which files the method was given, `base_sha256` which base they, or the full
-    model, are of; `weights_reason` why the weights are what they are, where the user gave none.
+    model, are of; `weights_reason` why the weights are what they are, where the user gave none;
+    `tokenizer` the folder whose tokenizer goes with the merge.
     """
 
     adapters: Sequence[Adapter]
@@ -45,6 +50,7 @@ class MergeOutput:
     max_shard_size: int | str | None = None
     base_sha256: str | None = None
     weights_reason: str = ""
+    tokenizer: Path | None = None
 
     def write(
         self, output: str | Path, layers: Iterable[MergedLayer]
@@ -81,12 +87,12 @@ class MergeOutput:
     def describe(
         self, folder: Path, errors: Mapping[str, float], *, tasks: bool, model: bool = False
     ) -> None:
-        """Write the record, the heads and the cards of an adapter, or of a whole model."""
-        modules = {
-            n: a.modules for n, a in zip(self._names(), self.adapters, strict=True) if a.modules
-        }
+        """Write record, heads, tokenizer and cards of an adapter, or of a whole model."""
         if self.config.heads == "keep":
-            write_heads(folder, modules)
+            heads = zip(self._names(), map(head_of, self.adapters), strict=True)
+            write_heads(folder, {name: head for name, head in heads if head})
+        if self.tokenizer is not None:
+            put_tokenizer(self.tokenizer, folder)
         record = {
             **self.record(),
             "form": "model" if model else "adapter",
@@ -117,11 +123,12 @@ class MergeOutput:
     def _layers(self) -> list[str]:
         return list(dict.fromkeys(name for a in self.adapters for name in a.layers))
 
-    def frame(self) -> Frame:
-        """The shared adapter's, with the mean head where that is asked for."""
-        modules: Mapping[str, Tensor] = (
-            AveragedModules(self.adapters) if self.config.heads == "average" else {}
-        )
+    def frame(self, *, room_for_head: bool = False) -> Frame:
+        """The shared adapter's, with the mean head where that is asked for.
+
+        With `room_for_head` it has the one head of all adapters, too, where there is such.
+        """
+        whole = whole_tensors(self.adapters, self.config.heads, room_for_head=room_for_head)
         kinds = {a.config.get("task_type") for a in self.adapters}
         kind = kinds.pop() if len(kinds) == 1 else None
         named, revision = common_base(self.adapters)
@@ -131,9 +138,10 @@ class MergeOutput:
             targets=_targets(self.adapters, self._layers()),
             embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
             biases=self._biases(range(len(self.adapters))),
-            modules=modules,
-            modules_to_save=saved_modules(self.adapters, modules),
-            task_type=kind if modules or kind not in _WITH_HEAD else None,
+            modules=whole.modules,
+            copies=whole.copies,
+            modules_to_save=saved_modules(self.adapters, whole.modules),
+            task_type=kind if whole.with_head or kind not in CLASSIFIERS else None,
             transposed=any(a.config.get("fan_in_fan_out") for a in self.adapters),
         )
         if frame.biases and frame.embeddings:
@@ -151,8 +159,9 @@ class MergeOutput:
             self.frame(),
             biases=self._biases([task]),
             modules=adapter.modules,
+            copies=adapter.copies,
             modules_to_save=saved_modules([adapter], adapter.modules),
-            task_type=kind if adapter.modules or kind not in _WITH_HEAD else None,
+            task_type=kind if head_of(adapter) or kind not in CLASSIFIERS else None,
         )
 
     def _biases(self, tasks: Iterable[int]) -> dict[str, Tensor]:

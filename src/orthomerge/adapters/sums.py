@@ -13,10 +13,11 @@ from torch import Tensor
 from orthomerge.adapters.architecture import Names
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
-from orthomerge.io.tensors import DTYPES, FLOATS, Planned, Stored, as_bytes, read_tensor
+from orthomerge.io.tensors import DTYPES, FLOATS, Held, Planned, Stored, as_bytes, read_tensor
 
 Update = LoraFactors | Tensor
 UpdateOf = Callable[[str], Update | None]
+Tensors = Mapping[str, Stored | Held]
 
 
 @dataclass
@@ -34,7 +35,9 @@ class Count:
             self.progress(self.done, self.total)
 
 
-def summed(stored: Stored, layer: str, update_of: UpdateOf, turned: bool, count: Count) -> Planned:
+def summed(
+    stored: Stored | Held, layer: str, update_of: UpdateOf, turned: bool, count: Count
+) -> Planned:
     """`W + ΔW` of one layer, of the stored shape and dtype, worked out when it is written."""
 
     def pieces() -> Iterator[Any]:
@@ -42,10 +45,10 @@ def summed(stored: Stored, layer: str, update_of: UpdateOf, turned: bool, count:
         yield from stored.pieces() if update is None else _sum_blocks(stored, layer, update, turned)
         count.one_more()
 
-    return Planned(stored.dtype, stored.shape, stored.end - stored.begin, pieces)
+    return Planned(stored.dtype, stored.shape, stored.size, pieces)
 
 
-def _sum_blocks(stored: Stored, layer: str, update: Update, turned: bool) -> Iterator[Any]:
+def _sum_blocks(stored: Stored | Held, layer: str, update: Update, turned: bool) -> Iterator[Any]:
     """Blocks of rows of `W + ΔW`, as bytes. O(rows · rank · columns) for factors."""
     dtype = DTYPES[stored.dtype]
     own = update.A.dtype if isinstance(update, LoraFactors) else update.dtype
@@ -65,7 +68,7 @@ def _sum_blocks(stored: Stored, layer: str, update: Update, turned: bool) -> Ite
 
 def add_biases(
     planned: dict[str, Planned],
-    stored: Mapping[str, Stored],
+    stored: Tensors,
     biases: Mapping[str, Tensor],
     names: Names,
     base: Path,
@@ -79,7 +82,8 @@ def add_biases(
                 "to join: write the merge as an adapter."
             )
         _check_float(key, stored[key], base)
-        before = read_tensor(stored[key])
+        item = stored[key]
+        before = item.make() if isinstance(item, Held) else read_tensor(item)
         if before.shape != bias.shape:
             raise AdapterError(
                 f"the bias of layer '{layer}' is {list(before.shape)} in '{base}' and its update "
@@ -101,7 +105,8 @@ def _as_stored(update: Update, shape: tuple[int, ...], layer: str, turned: bool)
         return update.T
     raise AdapterError(
         f"layer '{layer}' is {list(shape)} in the checkpoint and its update {list(found)}: the "
-        "adapters belong to another base model."
+        "adapters belong to another base model, or were saved without the rows of the tokens that "
+        "were added (save_embedding_layers=True)."
     )
 
 
@@ -114,7 +119,7 @@ def _adding(update: Update, working: torch.dtype) -> Callable[[Tensor, slice], T
     return lambda block, rows: block.addmm_(left[rows], right)
 
 
-def check_floats(stored: Mapping[str, Stored], layers: Mapping[str, str], base: Path) -> None:
+def check_floats(stored: Tensors, layers: Mapping[str, str], base: Path) -> None:
     """Only a matrix of plain floats can take an update."""
     for key, layer in layers.items():
         _check_float(key, stored[key], base)
@@ -125,7 +130,7 @@ def check_floats(stored: Mapping[str, Stored], layers: Mapping[str, str], base: 
             )
 
 
-def _check_float(key: str, item: Stored, base: Path) -> None:
+def _check_float(key: str, item: Stored | Held, base: Path) -> None:
     if item.dtype not in FLOATS:
         raise AdapterError(
             f"'{key}' of '{base}' is stored as {item.dtype}: an update cannot be added to "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from orthomerge.adapters.base import dense_factors
-from orthomerge.adapters.keys import PREFIX
+from orthomerge.adapters.keys import PREFIX, Key
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
 from orthomerge.io.names import HEAD, HEADS, WEIGHTS
@@ -25,7 +25,8 @@ class Frame:
 
     `revision` is the base model's; `targets` are PEFT's target modules, None for the full names of
     the layers; `embeddings` the layers that are embeddings; `biases` what `lora_bias` adds to a
-    layer's output; `modules` the weights of `modules_to_save`, by name.
+    layer's output; `modules` the weights of `modules_to_save`, by name, and `copies` the base's own
+    embeddings where tokens were added to them.
     """
 
     base_model: str | None
@@ -34,6 +35,7 @@ class Frame:
     embeddings: frozenset[str] = frozenset()
     biases: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     modules: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     modules_to_save: list[str] | None = None
     task_type: str | None = None
     transposed: bool = False
@@ -62,12 +64,12 @@ class AdapterWriter:
     the layers that will be added.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], frame: Frame) -> None:
+    def __init__(self, folder: Path, names: Collection[str], frame: Frame) -> None:
         self._folder, self._frame = folder, frame
         self.ranks: dict[str, int] = {}
         folder.mkdir(parents=True)
-        announced = [key for name in names for key in _keys(name, frame)]
-        announced += [PREFIX + name for name in frame.modules]
+        self._whole = whole_keys(set(names), frame)
+        announced = [key for name in names for key in _keys(name, frame)] + [*self._whole]
         self._file = TensorWriter(folder / WEIGHTS, announced)
 
     def __enter__(self) -> AdapterWriter:
@@ -90,8 +92,8 @@ class AdapterWriter:
             self._file.__exit__(kind, problem, trace)
             return
         with self._file:
-            for name, tensor in self._frame.modules.items():
-                self._file.add(PREFIX + name, tensor)
+            for key, (tensors, name) in self._whole.items():
+                self._file.add(key, tensors[name])
         lora_config(self.ranks, self._frame).save_pretrained(str(self._folder))
 
 
@@ -101,6 +103,17 @@ def _keys(name: str, frame: Frame) -> tuple[str, str, str]:
         return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B", ""
     stem = f"{PREFIX}{name}.lora_"
     return f"{stem}A.weight", f"{stem}B.weight", f"{stem}B.bias"
+
+
+def whole_keys(
+    layers: Collection[str], frame: Frame
+) -> dict[str, tuple[Mapping[str, Tensor], str]]:
+    """The keys of whole tensors in PEFT's files, and where each is found."""
+    found = {PREFIX + name: (frame.modules, name) for name in frame.modules}
+    for name in frame.copies:
+        key = Key(name, copy=name.rpartition(".")[0] in layers)
+        found[key.plain] = (frame.copies, name)
+    return found
 
 
 def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tensor]:

@@ -56,6 +56,11 @@ class Stored:
     begin: int
     end: int
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.end - self.begin
+
     def pieces(self) -> Iterator[bytes]:
         """Its bytes as they are, a block at a time."""
         with self.path.open("rb") as stream:
@@ -86,6 +91,28 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A tensor from elsewhere in the place of a stored one, made when it is its turn."""
+
+    make: Callable[[], Tensor]
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def pieces(self) -> Iterator[Any]:
+        """Its bytes in the stored dtype."""
+        yield as_bytes(self.make().to(DTYPES[self.dtype]))
+
+    def row_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows of a matrix as one block."""
+        yield slice(0, self.shape[0]), self.make().clone()
+
+
+@dataclass(frozen=True)
 class Planned:
     """A tensor to be written: its header, and where its bytes come from when it is its turn."""
 
@@ -95,9 +122,9 @@ class Planned:
     pieces: Callable[[], Iterable[Any]]
 
     @classmethod
-    def copy(cls, stored: Stored) -> Planned:
+    def copy(cls, stored: Stored | Held) -> Planned:
         """The stored tensor as it is."""
-        return cls(stored.dtype, stored.shape, stored.end - stored.begin, stored.pieces)
+        return cls(stored.dtype, stored.shape, stored.size, stored.pieces)
 
     @classmethod
     def tensor(cls, tensor: Tensor, dtype: str | None = None) -> Planned:
@@ -228,8 +255,8 @@ class LazyTensors(Mapping[str, Tensor]):
         return tensor if self._source is None else require_finite(tensor, f"'{name}'", self._source)
 
     def renamed(self, names: Mapping[str, str]) -> LazyTensors:
-        """The same tensors under other names, by those they have."""
-        entries = {names[name]: stored for name, stored in self._entries.items()}
+        """Those tensors that are named, under other names, by those they have."""
+        entries = {new: self._entries[old] for old, new in names.items()}
         return LazyTensors(entries, self._source)
 
     def __iter__(self) -> Iterator[str]:
@@ -245,10 +272,10 @@ class LazyTensors(Mapping[str, Tensor]):
 def renamed_tensors(
     tensors: Mapping[str, Tensor], names: Mapping[str, str]
 ) -> Mapping[str, Tensor]:
-    """Tensors under other names, by those they have; those of a file are still read when asked."""
+    """The named tensors under other names; those of a file are still read when asked for."""
     if isinstance(tensors, LazyTensors):
         return tensors.renamed(names)
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    return {new: tensors[old] for old, new in names.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

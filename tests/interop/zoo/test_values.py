@@ -19,6 +19,11 @@ BATCH = {"input_ids": torch.arange(48).reshape(4, 12) % 35 + 5, "attention_mask"
 
 @pytest.fixture
 def two(tmp_path):
+    return [saved(tmp_path / n, llama, i, target_modules=["q_proj"]) for i, n in enumerate("ab")]
+
+
+@pytest.fixture
+def headed(tmp_path):
     return [
         saved(tmp_path / n, llama, i, target_modules=["q_proj"], modules_to_save=["lm_head"])
         for i, n in enumerate("ab")
@@ -87,10 +92,10 @@ def test_lora_biases_that_are_not_finite(tmp_path):
     [(one(float("nan")), "not finite"), (lambda _: torch.empty(0), "ZeRO-3"),
      (lambda _: torch.empty(0, 16), "ZeRO-3")],
 )  # fmt: skip
-def test_whole_modules_are_checked(tmp_path, two, heads, change, word):
-    key = spoil(two[1], "lm_head", change)
-    said = refusal("merge", *two, "--heads", heads, "-o", tmp_path / "out")
-    assert all(w in said for w in (word, str(two[1]), key.removeprefix("base_model.model.")))
+def test_whole_modules_are_checked(tmp_path, headed, heads, change, word):
+    key = spoil(headed[1], "lm_head", change)
+    said = refusal("merge", *headed, "--heads", heads, "-o", tmp_path / "out")
+    assert all(w in said for w in (word, str(headed[1]), key.removeprefix("base_model.model.")))
     assert not (tmp_path / "out").exists()
 
 
