@@ -7,7 +7,8 @@ Your texts and the other teams' statistics in, a PEFT adapter out:
     orthomerge merge mine/ theirs/ --output merged/
 
 `mine.jsonl` holds what SFTTrainer reads: lines with a "text", or a "prompt" and a "completion".
-The statistics of your own inputs are left in mine/mine.stats.safetensors, for the other teams.
+Statistics are of the form "text": a language model's inputs in training. The others' are made by
+`orthomerge stats --form text` or by this script, which leaves yours in mine/mine.stats.safetensors.
 Copy it and change what you like: lines with an arrow are all that orthomerge adds to TRL.
 """
 
@@ -62,7 +63,8 @@ def main() -> None:
 
     drawn = rows.shuffle(seed=0).select(range(min(asked.samples, len(rows))))
     texts = [(read(row), None) for row in drawn]
-    own = orthomerge.collect_statistics(base, batches(texts, tokenizer), TARGETS)  # <--
+    read_as = batches(texts, tokenizer)
+    own = orthomerge.collect_statistics(base, read_as, TARGETS, form="text")  # <--
 
     lora = LoraConfig(
         r=asked.rank, lora_alpha=2 * asked.rank, target_modules=TARGETS, task_type="CAUSAL_LM"

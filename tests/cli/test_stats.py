@@ -83,6 +83,11 @@ def test_inspect_says_what_is_in_a_file_and_what_it_gives_away(files):
     for words in ("weights", "tokenizer", "dense, key, query, value", "token", "18", "everything",
                   "effective rank", "least/mean", "This is not differential privacy"):  # fmt: skip
         assert words in text
+    # The blocks' inputs are alike: a line for both of the two blocks, and they are counted.
+    (line,) = [x for x in text.splitlines() if "attention.self" in x]
+    assert line.split() == ["1", "encoder.layer.*.attention.self.{query,key,value}"]
+    first = next(x for x in text.splitlines() if x.split()[:1] == ["1"] and "full" in x)
+    assert first.split()[1:3] == ["2", "32"]
     found = json.loads(call("stats", "inspect", files / "a.st", "--json"))
     statistics = Statistics.load(files / "a.st")
     assert found["bytes"] == (files / "a.st").stat().st_size

@@ -158,7 +158,7 @@ def test_statistics_of_another_form_are_noticed(made, tmp_path):
     with pytest.raises(StatisticsError, match=r"differ in their form \((text|classifier)"):
         call("init", base, "--others", plain, *start, "--task-type", kind)
     with pytest.raises(StatisticsError, match=r"on prompts .*a classifier's \(SEQ_CLS\)"):
-        call("init", base, "--others", folder / "b.st", *start)
+        call("init", base, "--others", folder / "b.st", *start, "--task-type", "SEQ_CLS")
     with pytest.raises(StatisticsError, match="of the form 'classifier'"):
         call("merge", folder / "start-a", folder / "start-b", "--method", "regmean",
              "--stats", folder / "a.st", "--stats", plain, "--output", tmp_path / "m")  # fmt: skip
@@ -187,3 +187,36 @@ def test_a_mistake_is_said_and_writes_nothing(made, tmp_path, change, error, wor
         call("stats", model, "--data", folder / "a.jsonl", "--targets", TARGETS[kind],
              "--output", tmp_path / "x", *change)  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_is_of_the_kind_and_the_layers_that_its_statistics_are_for(made, tmp_path):
+    folder, base, kind = made
+    length = ("--max-length", 40)
+    said = call("stats", base, "--data", folder / "b.jsonl", *WORDS, *length, "--samples", 10,
+                "--output", tmp_path / "b.st", "--json")  # fmt: skip
+    meta = json.loads(said)
+    default = {"CAUSAL_LM": ["q_proj", "v_proj"], "SEQ_2_SEQ_LM": ["q", "v"]}[kind]
+    assert meta["target_modules"] == default and meta["max_length"] == 40
+    call("init", base, "--others", tmp_path / "b.st", "--rank", 2, "--output", tmp_path / "start")
+    start = read_adapter(tmp_path / "start")
+    assert start.config["task_type"] == kind
+    assert sorted(start.config["target_modules"]) == default
+    train = ("train", tmp_path / "start", "--train-file", folder / "a.jsonl", "--epochs", 0.1)
+    said = call(*train, *WORDS, *length, "--output", tmp_path / "same")
+    assert "note:" not in said
+    said = call(*train, "--output", tmp_path / "other")
+    assert "collected with another prompt and at 40 tokens, not 128" in said
+
+
+def test_all_linear_is_every_layer_that_peft_takes(made, tmp_path):
+    folder, base, kind = made
+    call("stats", base, "--data", folder / "b.jsonl", *WORDS, "--targets", "all-linear",
+         "--samples", 10, "--output", tmp_path / "b.st")  # fmt: skip
+    call("init", base, "--others", tmp_path / "b.st", "--rank", 2, "--output", tmp_path / "start")
+    from peft import LoraConfig, get_peft_model
+
+    model = load_language_model(str(base))
+    theirs = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type=kind))
+    names = {n for n, m in theirs.named_modules() if hasattr(m, "lora_A")}
+    ours = read_adapter(tmp_path / "start").layers
+    assert {n.removeprefix("base_model.model.") for n in names} == set(ours)

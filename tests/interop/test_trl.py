@@ -198,6 +198,9 @@ def test_the_example_script_gives_adapters_that_merge(
                 assert float((A @ loud[layer.removeprefix("model.")]).norm()) < 1e-6
             if constraint == "freeze":
                 assert torch.allclose(A @ A.T, torch.eye(4).double(), atol=1e-5)
+    # Its statistics are for others' starts, as those of 'orthomerge stats --form text' are.
+    call("init", base, "--others", "a/mine.stats.safetensors", "--rank", 2, "--output", "start")
+    assert read_adapter("start").config["task_type"] == "CAUSAL_LM"
     call("merge", "a", "b", "--output", "merged", "--base", base)
     merged = PeftModel.from_pretrained(load_language_model(str(base)), "merged")
     alone = [read_adapter(n).layers for n in "ab"]

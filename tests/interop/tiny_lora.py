@@ -42,7 +42,9 @@ def lay_out(folder: Path) -> tuple[Path, list[str]]:
     files = []
     for number in range(OTHERS):
         texts = [(t, None) for t in make_texts(2, 100 + number)]
-        found = orthomerge.collect_statistics(model, batches(texts, tokenizer), TARGETS)
+        found = orthomerge.collect_statistics(
+            model, batches(texts, tokenizer), TARGETS, form="text"
+        )
         files.append(str(found.save(folder / f"other{number}.stats.safetensors")))
     return base, files
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from orthomerge import linalg
@@ -24,12 +25,18 @@ from orthomerge.adapters.constrain import (
 from orthomerge.adapters.files import Adapter, check_start
 from orthomerge.adapters.penalty import PENALTY, Charges, penalty_charges, write_penalty
 from orthomerge.adapters.solve import directions_of, layer_problems, rows_of
-from orthomerge.errors import AdapterError, StatisticsError, SubspaceError
+from orthomerge.errors import AdapterError, StatisticsError, SubspaceError, UnknownNameError
 from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, derive_seed
 from orthomerge.io.names import START
 from orthomerge.records import record_of, seal, versions
-from orthomerge.statistics import Statistics, describe_model, target_layers
+from orthomerge.statistics import (
+    Statistics,
+    describe_model,
+    linear_layers,
+    target_layers,
+    target_names,
+)
 from orthomerge.subspace import Subspace, get_solver
 
 _log = logging.getLogger("orthomerge")
@@ -72,7 +79,7 @@ def new_lora(
         use_rslora=rslora,
         rank_pattern=odd,
         alpha_pattern=alphas,
-        target_modules=list(targets),
+        target_modules=target_names(model, targets),
         task_type=task_type,
         init_lora_weights="gaussian" if gaussian else True,
         modules_to_save=_unknown_heads(model) if task_type == "SEQ_CLS" else None,
@@ -82,6 +89,27 @@ def new_lora(
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def default_targets(model: Any) -> list[str]:
+    """The layers that LoRA adapts in a model of this architecture by default: PEFT's choice.
+
+    Raises:
+        UnknownNameError: PEFT names none; the message has the model's linear layers.
+    """
+    kind = str(model.config.model_type)
+    found = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, _MORE_TARGETS.get(kind))
+    if isinstance(found, list):
+        return found
+    ends = sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
+    raise UnknownNameError(
+        f"PEFT names no layers to adapt by default in models of the type '{kind}': say which with "
+        f"--targets, of {', '.join(ends)}, or 'all-linear'."
+    )
+
+
+_MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"]}
+"""As PEFT has it for their kin; it does not know these by name."""
 
 
 def _unknown_heads(model: nn.Module) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orthomerge.adapters import default_targets
 from orthomerge.cli._processes import Process
 from orthomerge.cli._progress import adding, work_bar
 from orthomerge.errors import RecipeError
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """How texts are read: at which layers, as what rows, in which words; `task` is their name."""
+    """How texts are read: at which layers, as what rows, in which words; `task` is their name.
 
-    targets: list[str]
+    Without `targets` they are the layers that PEFT adapts in such a model.
+    """
+
+    targets: list[str] | None
     granularity: str
     representation: Representation
     prompt: Prompt | None
@@ -43,6 +47,7 @@ class Base(NamedTuple):
     found: ResolvedModel
     backbone: Any
     tokenizer: Any
+    targets: list[str]
 
 
 def load_base(model: str, how: Reading, process: Process, device_map: str | None) -> Base:
@@ -59,8 +64,9 @@ def load_base(model: str, how: Reading, process: Process, device_map: str | None
     backbone = load_backbone(found.path_or_id, device_map=_device_map(device_map))
     if device_map is None:
         backbone = backbone.to(process.device or exact_device())
-    target_layers(backbone, how.targets)
-    return Base(found, backbone, load_tokenizer(found.path_or_id))
+    targets = how.targets or default_targets(backbone)
+    target_layers(backbone, targets)
+    return Base(found, backbone, load_tokenizer(found.path_or_id), targets)
 
 
 def measured(
@@ -78,7 +84,7 @@ def measured(
         return collect_statistics(
             base.backbone,
             read,
-            how.targets,
+            base.targets,
             granularity=how.granularity,
             representation=how.representation,
             task=how.task,
@@ -86,6 +92,7 @@ def measured(
             model_sha256=base.found.sha256,
             tokenizer_hash=tokenizer_hash(tokenizer),
             prompt=prompt.fingerprint if prompt else None,
+            max_length=how.max_length,
             # The other processes are about as far.
             progress=lambda done: advance(done * process.world),
         )

@@ -37,7 +37,7 @@ def init(
     existing: list[Path] | None = None,
     quiet_energy: float | None = None,
     labels: Count = 2,
-    task_type: str = "SEQ_CLS",
+    task_type: str | None = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -69,7 +69,8 @@ def init(
         existing: Adapter that is trained already, to keep clear of (joint); repeat.
         quiet_energy: Ranks by room: a direction is quiet at this part of their mean energy, as 0.1.
         labels: Classes of the head (1 for a regression).
-        task_type: PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.
+        task_type: PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM; default the one that the
+            statistics are for, a classifier's or the language model's that the base is.
         seed: Seed of ties, and of the fresh head.
     """
     from orthomerge.adapters import OsrmConfig, settled
@@ -117,7 +118,7 @@ class _Shape(NamedTuple):
     alpha: float
     quiet_energy: float | None
     labels: int
-    task_type: str
+    task_type: str | None
 
 
 class _Statistics(NamedTuple):
@@ -160,28 +161,31 @@ def _make(
     """Load the base, start an adapter on it, and write it."""
     from orthomerge import adapters
     from orthomerge.models.assets import resolve_model
-    from orthomerge.models.loading import load_for
+    from orthomerge.models.loading import language_task_type, load_for
     from orthomerge.records import start_record
 
     found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
-    told.check(found, model, shape.task_type)
     read, mine = told.read, told.mine
+    words, kind = read[0].meta.form == "text", shape.task_type
+    kind = kind or (language_task_type(found.path_or_id) if words else "SEQ_CLS")
+    told.check(found, model, kind)
     ranks, free = ({}, {})
     if shape.quiet_energy is not None:
         ranks, free = adapters.plan_ranks(read, shape.rank, shape.quiet_energy, config.weights)
     base = load_for(
-        found.path_or_id, shape.task_type, num_labels=shape.labels, seed=config.seed,
+        found.path_or_id, kind, num_labels=shape.labels, seed=config.seed,
         name=found.name,
     )  # fmt: skip
     wrapped = adapters.new_lora(
         base, targets=read[0].meta.target_modules, rank=shape.rank, alpha=shape.alpha,
-        task_type=shape.task_type, seed=config.seed, ranks=ranks,
+        task_type=kind, seed=config.seed, ranks=ranks,
     )  # fmt: skip
     started = adapters.start_adapter(wrapped, read, mine, config, existing=trained)
     energies = adapters.captured(started.chosen)
     record = start_record(
         config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
         existing=trained, quiet_energy=shape.quiet_energy, captured=energies,
+        read_as={key: getattr((mine or read[0]).meta, key) for key in ("prompt", "max_length")},
     )  # fmt: skip
     adapters.save_start(wrapped, output, started.directions, charges=started.charges, record=record)
     layers = len(adapters.lora_layers(wrapped))

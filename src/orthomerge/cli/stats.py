@@ -69,7 +69,7 @@ def collect(
     model: str,
     data: Annotated[str, typer.Option()],
     output: Output,
-    targets: str = "query,value",
+    targets: str | None = None,
     samples: Count = 100,
     granularity: str = "token",
     text_column: str = "text",
@@ -109,7 +109,8 @@ def collect(
         model: Base model: a folder, a packaged id or a hub id.
         data: Unlabelled texts: JSONL, CSV or Parquet file, hub data set, task.
         output: The statistics file to write.
-        targets: Layers that will be adapted.
+        targets: Layers that will be adapted, as q_proj,v_proj, or all-linear; default those that
+            PEFT adapts in models of the base's type.
         samples: Texts drawn from the data.
         granularity: token, sample or task_mean.
         text_column: Column of the text.
@@ -145,8 +146,8 @@ def collect(
         about, prompt = _task(data, form, template, chat, text_column, pair_column)
         texts = _texts(data, about, text_column, pair_column)
         how = Reading(
-            split_names(targets), granularity, held, prompt, max_length, batch_size, data,
-            about.name if about else Path(data).stem,
+            split_names(targets) if targets else None, granularity, held, prompt, max_length,
+            batch_size, data, about.name if about else Path(data).stem,
         )  # fmt: skip
         base = load_base(model, how, process, device_map)
         statistics = measured(base, sample_texts(texts, samples, seed), how, process)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -150,6 +151,7 @@ def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
         ("targets", ", ".join(meta.target_modules)),
         ("form", "text, prompt " + short(meta.prompt) if meta.form == "text" else meta.form),
         ("granularity", meta.granularity),
+        ("max length", f"{meta.max_length} tokens" if meta.max_length else "not recorded"),
         ("samples", f"{meta.samples:,}"),
         ("published", part),
     ):
@@ -157,33 +159,46 @@ def _print_meta(file: Path, size: int, meta: StatisticsMeta) -> None:
 
 
 def _print_tables(inputs: Sequence[InputSummary]) -> None:
-    from orthomerge.statistics import layer_label
+    """A line for all inputs that are held alike and read by like layers of other blocks."""
+    from statistics import median
 
+    from orthomerge.statistics import Spectrum, layer_label
+
+    groups: dict[Any, list[InputSummary]] = {}
+    for item in inputs:
+        label = re.sub(r"\.\d+\.", ".*.", layer_label(item.layers))
+        held = (item.width, item.kind, item.rows, item.kept, item.exact)
+        groups.setdefault((label, held), []).append(item)
     out.print("inputs", highlight=False)
-    for number, item in enumerate(inputs, 1):
-        label = f"{number:>4}  {layer_label(item.layers)}"
-        out.print(label, highlight=False, markup=False, soft_wrap=True)
-    held = table("#", "width", "form", "rows", "kept", "exact", "slack", "size")
-    spectra = table("#", "trace", "top share", "effective rank", "90 % in", "99 % in", "least/mean")
-    for number, item in enumerate(inputs, 1):
+    held = table("#", "inputs", "width", "form", "rows", "kept", "exact", "slack", "size")
+    spectra = table(
+        "#", "trace", "top share", "effective rank", "90 % in", "99 % in", "least/mean",
+        caption="medians where several inputs are alike; each one with --json",
+    )  # fmt: skip
+    for number, ((label, _), items) in enumerate(groups.items(), 1):
+        out.print(f"{number:>4}  {label}", highlight=False, markup=False, soft_wrap=True)
+        first = items[0]
+        slacks = [i.slack for i in items if i.slack is not None]
+        worst = max(slacks) if len(slacks) == len(items) else None
         held.add_row(
             str(number),
-            str(item.width),
-            item.kind,
-            f"{item.rows:,}",
-            "-" if item.kept is None else f"{item.kept:,}",
-            "yes" if item.exact else "no",
-            "unknown" if item.slack is None else f"{item.slack:.1e}" if item.slack else "0",
-            human_size(item.bytes),
+            str(len(items)),
+            str(first.width),
+            first.kind,
+            f"{first.rows:,}",
+            "-" if first.kept is None else f"{first.kept:,}",
+            "yes" if first.exact else "no",
+            "unknown" if worst is None else f"{worst:.1e}" if worst else "0",
+            human_size(sum(i.bytes for i in items)),
         )
-        shape = item.spectrum
+        shape = Spectrum(*map(median, zip(*(i.spectrum for i in items), strict=True)))
         spectra.add_row(
             str(number),
             f"{shape.trace:.4g}",
             f"{shape.top_share:.1%}",
             f"{shape.effective_rank:.1f}",
-            str(shape.directions_90),
-            str(shape.directions_99),
+            f"{shape.directions_90:.0f}",
+            f"{shape.directions_99:.0f}",
             f"{shape.smallest:.1e}",
         )
     out.print(held)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, err, out, print_json, stopping_between
-from orthomerge.cli._form import Chat, Form, TemplateText, asked, form_of
+from orthomerge.cli._form import Asked, Chat, Form, TemplateText, asked, form_of
 from orthomerge.cli._options import Count, Json, MaxLength, Overwrite, file_paths
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._rows import Rows, TrainFile, check_files, training_rows
@@ -103,6 +103,7 @@ def train(
     found, said = training_rows(task, train_file, rows, seed)
     about = found.task
     how = asked(about, kind, template, chat=chat, max_length=max_length)
+    _compare(start, how)
     model = resolve_model(
         base or adapter.base_model or "", revision=None if base else adapter.revision
     )
@@ -186,6 +187,26 @@ def _constraint(start: Path, named: str | None, strength: float | None) -> str:
             "the start with --constraint penalty, or leave it out."
         )
     return found
+
+
+def _compare(start: Path, how: Asked) -> None:
+    """Say where the texts are read otherwise than for the statistics that the start is made of."""
+    from orthomerge.io.documents import is_object
+    from orthomerge.io.names import START
+    from orthomerge.records import record_of
+
+    read = record_of(start, START).get("read_as") if (start / START).is_file() else None
+    if not is_object(read):
+        return
+    prompt, length = read.get("prompt"), read.get("max_length")
+    other = ["with another prompt"] if how.prompt and prompt != how.prompt.fingerprint else []
+    other += [f"at {length} tokens, not {how.max_length}"] if length != how.max_length else []
+    if other:
+        err.print(
+            f"note: the start's statistics were collected {' and '.join(other)}: say the same "
+            "--template, --chat and --max-length to every step.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _check_head(start: Path, adapter: Adapter, about: Task) -> None:

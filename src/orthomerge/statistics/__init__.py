@@ -17,7 +17,7 @@ from orthomerge.statistics.inspection import (
     spectrum,
     summarize,
 )
-from orthomerge.statistics.layers import backbone, linear_layers, target_layers
+from orthomerge.statistics.layers import backbone, linear_layers, target_layers, target_names
 from orthomerge.statistics.meta import StatisticsMeta, describe_model
 from orthomerge.statistics.text import batches, read_texts, sample_texts
 
@@ -45,6 +45,7 @@ __all__ = [
     "spectrum",
     "summarize",
     "target_layers",
+    "target_names",
 ]
 
 trunk = backbone  # the name of version 0.1, for one release

@@ -15,7 +15,7 @@ from orthomerge.moments import Representation
 from orthomerge.statistics.collector import FeatureCollector
 from orthomerge.statistics.distributed import failing_together, process_rank, reduce_to_first
 from orthomerge.statistics.file import Statistics
-from orthomerge.statistics.layers import backbone, target_layers
+from orthomerge.statistics.layers import backbone, target_layers, target_names
 from orthomerge.statistics.meta import StatisticsMeta, describe_model
 
 
@@ -30,7 +30,9 @@ def collect_statistics(
     model_id: str | None = None,
     model_sha256: str | None = None,
     tokenizer_hash: str | None = None,
+    form: str | None = None,
     prompt: str | None = None,
+    max_length: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Second moments of the inputs of the target layers over unlabelled batches.
@@ -48,7 +50,7 @@ def collect_statistics(
         model: any Transformers model, or a PEFT model on top of one.
         dataloader: batches of model inputs, with `attention_mask`; a `labels` entry is ignored.
             Every process is given all batches.
-        target_modules: names as in PEFT's `target_modules`.
+        target_modules: names as in PEFT's `target_modules`, or `["all-linear"]`.
         granularity: "token" (each real token a row), "sample" (each sequence's masked mean a row)
             or "task_mean" (one row, the mean over all real tokens).
         representation: how moments are held; by default chosen by width and memory.
@@ -56,8 +58,11 @@ def collect_statistics(
         model_id: what to remember the model by; its configuration's name without it.
         model_sha256: the hash of its weights, kept in the file.
         tokenizer_hash: the hash of its tokenizer, kept in the file.
+        form: "text" where a language model reads the batches as it will in training, a prompt and
+            an answer; "classifier" where they are texts as they are, the default without a prompt.
         prompt: the hash of the prompt that the batches put texts into (`Wording.batches`), where
-            they do: the statistics are then of the form "text".
+            they do.
+        max_length: the most tokens of a text in the batches, kept in the file.
         progress: called with the number of samples after each batch.
 
     Raises:
@@ -79,11 +84,12 @@ def collect_statistics(
         **describe_model(model, model_id),
         model_sha256=model_sha256,
         tokenizer_hash=tokenizer_hash,
-        target_modules=sorted(target_modules),
+        target_modules=sorted(target_names(model, target_modules)),
         granularity=granularity,
         samples=samples,
-        form="classifier" if prompt is None else "text",
+        form=form or ("classifier" if prompt is None else "text"),
         prompt=prompt,
+        max_length=max_length,
     )
     return Statistics(moments=moments, layers=owners, meta=meta)
 

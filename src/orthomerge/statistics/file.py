@@ -235,9 +235,14 @@ class Statistics:
         """
         if (found := self.meta.difference(other.meta)) is not None:
             word, here, there = found
+            forms = (
+                " The form 'text' is of prompts and answers (orthomerge stats --form text), "
+                "'classifier' of texts as they are."
+            )
             raise StatisticsError(
                 f"{mine} and {theirs} differ in their {word} ({here} and {there}): "
                 "statistics can be combined only on equal terms; collect one of them again."
+                f"{forms if word == 'form' else ''}"
             )
 
 

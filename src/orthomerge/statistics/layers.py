@@ -11,6 +11,9 @@ from torch import nn
 from orthomerge.errors import UnknownNameError, nearest
 from orthomerge.models.modules import is_transposed
 
+ALL = "all-linear"
+"""PEFT's name for every layer of the backbone that LoRA can adapt."""
+
 
 def backbone(model: nn.Module) -> nn.Module:
     """The model below its head, so that a layer has one name whatever head is on top."""
@@ -32,10 +35,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 def target_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
     """The layers whose name ends in one of `targets`, matched as PEFT's `target_modules` are.
 
+    "all-linear" stands for all of them.
+
     Raises:
         UnknownNameError: a target matches no layer; the message names the model's linear layers.
     """
     layers = linear_layers(model)
+    if ALL in targets:
+        return layers
     chosen: dict[str, nn.Module] = {}
     for target in targets:
         hits = {n: m for n, m in layers.items() if n == target or n.endswith(f".{target}")}
@@ -51,3 +58,10 @@ def target_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Modu
         chosen.update(hits)
     order = list(layers)
     return dict(sorted(chosen.items(), key=lambda item: order.index(item[0])))
+
+
+def target_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The targets as a file names them: "all-linear" by the ends of all the layers' names."""
+    if ALL not in targets:
+        return list(targets)
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})

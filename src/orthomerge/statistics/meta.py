@@ -49,8 +49,8 @@ class StatisticsMeta:
     """What the statistics belong to; enough to refuse a mismatch.
 
     `form` is how the texts were read: "classifier" as they are, "text" in a prompt and with an
-    answer, `prompt` being the hash of that prompt. `directions` and `noise` are set where only part
-    was published (`Statistics.published`).
+    answer, `prompt` being the hash of that prompt; `max_length` is the most tokens of a text.
+    `directions` and `noise` are set where only part was published (`Statistics.published`).
     """
 
     model_id: str
@@ -64,6 +64,7 @@ class StatisticsMeta:
     tokenizer_hash: str | None = None
     form: str = "classifier"
     prompt: str | None = None
+    max_length: int | None = None
     directions: int | None = None
     noise: float | None = None
     format: int = FORMAT
