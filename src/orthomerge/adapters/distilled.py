@@ -11,11 +11,10 @@ from orthomerge.adapters.merge import save_merged
 from orthomerge.io.files import atomic_path
 from orthomerge.io.names import MERGE
 from orthomerge.io.outputs import require_free
+from orthomerge.io.rows import DISTILL
 from orthomerge.merging import MergeConfig, MergedUpdate
 from orthomerge.records import cards, record_of, seal_again
 
-METHOD = "distill"
-"""What a record calls the method of a merge that was trained towards its parts' own answers."""
 _PAPER = "distillation from the adapters' own answers, after Hinton et al. 2015"
 
 
@@ -40,7 +39,7 @@ def save_distilled(
     require_free(output, inputs=adapters, overwrite=overwrite)
     with atomic_path(output) as folder:
         save_merged(folder, merged, adapters, config, names=names)
-        more = {"method": METHOD, "paper": _PAPER, "distilled": dict(distilled)}
+        more = {"method": DISTILL, "paper": _PAPER, "distilled": dict(distilled)}
         record = {**record_of(folder, MERGE), **more}
         for name, card in cards(record).items():
             (folder / name).write_text(card, encoding="utf-8")

@@ -153,7 +153,7 @@ class Merge(Part):
         """What the merge is called with: the options, and the rank where one is asked for."""
         return dict(self.options) | ({"rank": self.rank} if self.rank else {})
 
-    def config(self, weight: float, run: int) -> MergeConfig:
+    def config(self, weight: float | None, run: int) -> MergeConfig:
         """The merge at one of the weights in a run of the seed `run`, for the library."""
         return MergeConfig(
             self.method, weight, rank=self.rank, seed=self.seed_of(run), options=self.options

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from orthomerge.experiment.arms import Merge
+from orthomerge.experiment.distill import Distill
 from orthomerge.experiment.experiment import Experiment
-from orthomerge.experiment.steps import EvaluateStep, MergeStep, Scoring, Step
+from orthomerge.experiment.recipe import AnyMerge
+from orthomerge.experiment.steps import DistilledStep, EvaluateStep, MergeStep, Scoring, Step
 from orthomerge.io.rows import ResultRow
 
 Rows = Mapping[str, ResultRow]
@@ -93,20 +94,25 @@ def _merges(
 ) -> list[Scoring]:
     """One merge of the recipe: its candidates on selection rows, its weights on test rows."""
     merge = exp.recipe.merges[place]
-    trials: dict[float, Scoring] = {
-        weight: MergeStep(arm, seed, rate, "selection", place, weight)
+    step = DistilledStep if isinstance(merge, Distill) else MergeStep
+    trials: dict[float | None, Scoring] = {
+        weight: step(arm, seed, rate, "selection", place, weight)
         for weight in ([*merge.weights, *merge.choose_from] if merge.choose_from else [])
     }
     best = _weight(exp, merge, trials, rows, assume)
     weights = list(dict.fromkeys(merge.weights))
     if best is not None and best not in weights:
         weights.append(best)
-    tested = [MergeStep(arm, seed, rate, "test", place, weight) for weight in weights]
+    tested = [step(arm, seed, rate, "test", place, weight) for weight in weights]
     return [*trials.values(), *tested]
 
 
 def _weight(
-    exp: Experiment, merge: Merge, trials: dict[float, Scoring], rows: Rows, assume: bool
+    exp: Experiment,
+    merge: AnyMerge,
+    trials: dict[float | None, Scoring],
+    rows: Rows,
+    assume: bool,
 ) -> float | None:
     """The weight of `choose_from` and `weights` with the best mean score on selection rows.
 
@@ -115,7 +121,7 @@ def _weight(
     scores = {weight: _mean(exp, [step], rows) for weight, step in trials.items()}
     known = {weight: score for weight, score in scores.items() if score is not None}
     if len(known) == len(scores):
-        return max(known, key=lambda weight: (known[weight], -abs(weight - 1)), default=None)
+        return max(known, key=lambda weight: (known[weight], -abs((weight or 0) - 1)), default=None)
     untested = [weight for weight in merge.choose_from if weight not in merge.weights]
     return untested[0] if assume and untested else None
 

@@ -20,7 +20,7 @@ from orthomerge.experiment.steps import STEPS, Step
 from orthomerge.io.documents import is_object, read_json
 
 # Stages that pass texts through the model; the others decompose or merge.
-_PASSES = ("stats", "train", "fisher", "eval")
+_PASSES = ("stats", "train", "fisher", "distill", "eval")
 STAGES = (*_PASSES, "init", "convert", "merge")
 
 # Peak dense operations a second in bfloat16 as the makers state them.

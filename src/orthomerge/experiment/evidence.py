@@ -1,4 +1,4 @@
-"""What a finished run keeps for its page: interference, spectra, places of `A`, training losses.
+"""What a finished run keeps for its page: interference, spectra, places of `A`, losses, agreement.
 
 Read off adapters and statistics that are there; nothing is trained for it, and what a line says is
 computed once (see `orthomerge.io.evidence` for the files).
@@ -18,11 +18,13 @@ from orthomerge import linalg
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
 from orthomerge.experiment.artifacts import read_losses
+from orthomerge.experiment.distill import Distill
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.measured import Costs
 from orthomerge.experiment.steps import (
     MERGE_GRANULARITY,
     AdapterStep,
+    DistillStep,
     StatisticsStep,
     adapter_step,
     adapter_steps,
@@ -30,6 +32,7 @@ from orthomerge.experiment.steps import (
 from orthomerge.experiment.workspace import Workspace
 from orthomerge.io.evidence import (
     Curve,
+    Distillation,
     Disturbance,
     Evidence,
     Matrix,
@@ -39,9 +42,10 @@ from orthomerge.io.evidence import (
     to_lines,
 )
 from orthomerge.io.files import fingerprint, holds, write_text
-from orthomerge.io.names import TRAINING
+from orthomerge.io.names import MERGE, TRAINING
 from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.moments import Moment, combine
+from orthomerge.records import record_of
 from orthomerge.statistics import Statistics
 
 # At most so many layers have a spectrum, evenly chosen; a figure with more is not looked through.
@@ -87,8 +91,10 @@ def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
         curves, disturbances = _of_sets(space, sets, before)
         first = list({each.arm: each for each in reversed(sets)}.values())[::-1]
         spectra, places = _of_layers(space, first, before)
+        distilled = _of_distillations(space, sets, before)
     for kind, found in (
         (Curve, curves), (Disturbance, disturbances), (Spectrum, spectra), (Place, places),
+        (Distillation, distilled),
     ):  # fmt: skip
         path = space.exp.output / kind.FILE
         text = to_lines(found)
@@ -168,6 +174,43 @@ def _of_layers(
     return (
         [s for k, s in spectra.items() if k.split("/", 1)[0] in wanted],
         [p for k, p in places.items() if k.split("/", 1)[0] in wanted],
+    )
+
+
+def _of_distillations(
+    space: Workspace, sets: Sequence[_Set], before: Evidence
+) -> list[Distillation]:
+    """What the record of every distilled merge says of its training."""
+    exp, known = space.exp, {d.key: d for d in before.distillations}
+    found: list[Distillation] = []
+    for number, entry in enumerate(exp.recipe.merges):
+        for weight in entry.weights if isinstance(entry, Distill) else ():
+            for each in sets:
+                step = DistillStep(*each, number, weight)
+                if (key := exp.key(step)) in known:
+                    found.append(known[key])
+                elif step.path(exp).is_dir():
+                    found.append(_distillation(key, each, step, exp))
+    return found
+
+
+def _distillation(key: str, of: _Set, step: DistillStep, exp: Experiment) -> Distillation:
+    said = record_of(step.path(exp), MERGE)["distilled"]
+    agreement = {m["step"]: m["agreement"] for m in said["measured"]}
+    return Distillation(
+        key=key,
+        arm=of.arm,
+        seed=of.seed,
+        learning_rate=of.rate,
+        weight=step.weight,
+        options=step.how(exp).arguments,
+        scale=said["from"]["scale"],
+        texts=sum(t["count"] for t in said["texts"]),
+        steps=max(agreement),
+        best=said["best"],
+        seconds=sum(said["seconds"].values()),
+        before=agreement[0],
+        after=agreement[said["best"]],
     )
 
 

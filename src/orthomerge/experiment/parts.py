@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from orthomerge.errors import RecipeError
-from orthomerge.io.rows import SINGLE
+from orthomerge.io.rows import DISTILL, SINGLE
 from orthomerge.merging import get_method
 from orthomerge.tasks import Task, TaskData
 from orthomerge.training import Precision
@@ -162,7 +162,7 @@ class Known(Part):
 
     @model_validator(mode="after")
     def _names(self) -> Known:
-        if self.method != SINGLE:
+        if self.method not in (SINGLE, DISTILL):
             get_method(self.method)
         if self.average is None and not self.tasks:
             raise RecipeError(f"known '{self.label}' holds no figure: give an average or tasks.")

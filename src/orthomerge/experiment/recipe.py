@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.arms import Arm, Merge
+from orthomerge.experiment.distill import Distill
 from orthomerge.experiment.parts import (
     AdapterShape,
     Data,
@@ -19,12 +20,27 @@ from orthomerge.experiment.parts import (
 )
 from orthomerge.experiment.resources import Resources
 from orthomerge.io.documents import is_object
+from orthomerge.io.rows import DISTILL
 from orthomerge.tasks import FORMS, Prompt, get_task, prompt_of
 
 # An arm's name is a folder's, too.
 _FOLDER = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
 ArmName = Annotated[str, Field(max_length=100, pattern=_FOLDER)]
 _MOST = 1_000_000
+
+MERGE = "merge"
+"""The tag of an entry of `merges:` that is not distilled."""
+
+
+def _kind(entry: Any) -> str:
+    """Which model an entry of `merges:` is held to."""
+    method = entry.get("method") if is_object(entry) else getattr(entry, "method", None)
+    return DISTILL if method == DISTILL else MERGE
+
+
+AnyMerge = Annotated[
+    Annotated[Merge, Tag(MERGE)] | Annotated[Distill, Tag(DISTILL)], Discriminator(_kind)
+]
 
 
 class Recipe(Part):
@@ -34,7 +50,7 @@ class Recipe(Part):
     base: str
     tasks: list[str] = Field(min_length=2)
     arms: dict[ArmName, Arm] = Field(min_length=1)
-    merges: list[Merge] = Field(min_length=1)
+    merges: list[AnyMerge] = Field(min_length=1)
     form: str = FORMS[0]
     text: TextPart = TextPart()
     seeds: list[int] = Field(default=[0], min_length=1)
@@ -55,6 +71,12 @@ class Recipe(Part):
             if kind not in KINDS:
                 raise unknown_name("kind of step", kind, KINDS, error=RecipeError)
         return value
+
+    @field_validator("merges")
+    @classmethod
+    def _each(cls, value: list[AnyMerge]) -> list[AnyMerge]:
+        """A distillation with lists is one for each combination."""
+        return [e for m in value for e in (m.each() if isinstance(m, Distill) else [m])]
 
     @model_validator(mode="before")
     @classmethod
@@ -165,10 +187,9 @@ class Recipe(Part):
         return self.adapter.model_copy(update={k: v for k, v in own.items() if v is not None})
 
     def resources_of(self, kind: str) -> Resources | None:
-        """What is said of a kind of step; a conversion takes what a training does."""
-        return self.resources.get(kind) or (
-            self.resources.get("train") if kind == "convert" else None
-        )
+        """What is said of a kind of step; other trainings take what that of an adapter does."""
+        trains = kind in ("convert", DISTILL)
+        return self.resources.get(kind) or (self.resources.get("train") if trains else None)
 
     def all_seeds(self) -> dict[str, Any]:
         """Every seed that a run draws under; None where the run's own, of `runs`, serves."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from orthomerge.errors import RecipeError, unknown_name
 from orthomerge.experiment.arms import Arm, Merge
+from orthomerge.experiment.distill import Begin, Distill
 from orthomerge.experiment.parts import (
     AdapterShape,
     Data,
@@ -23,7 +24,7 @@ from orthomerge.experiment.parts import (
     TextPart,
     Training,
 )
-from orthomerge.experiment.recipe import Recipe
+from orthomerge.experiment.recipe import MERGE, Recipe
 from orthomerge.experiment.resources import Resources
 from orthomerge.io.documents import (
     YAML_BYTES,
@@ -33,6 +34,7 @@ from orthomerge.io.documents import (
     parse_yaml,
     read_text,
 )
+from orthomerge.io.rows import DISTILL
 
 
 def packaged_recipes() -> dict[str, Traversable]:
@@ -120,16 +122,22 @@ def parse_recipe(values: dict[str, Any], *, where: str = "the recipe") -> Recipe
 def _plain(problem: ValidationError, where: str) -> RecipeError:
     """The first of pydantic's findings as one sentence."""
     first = problem.errors(include_url=False)[0]
-    place = ".".join(str(p) for p in first["loc"])
+    place = _said(first["loc"])
     if first["type"] == "extra_forbidden":
         parent = first["loc"][:-1]
         error = unknown_name("key", str(first["loc"][-1]), _fields(parent), error=RecipeError)
-        inside = f" under '{'.'.join(map(str, parent))}'" if parent else ""
+        inside = f" under '{_said(parent)}'" if parent else ""
         return RecipeError(f"{where}{inside}: {error}")
     if first["type"] == "missing":
         return RecipeError(f"{where} has no '{place}', which it needs.")
     message = first["msg"].removeprefix("Value error, ")
     return RecipeError(f"{where}: '{place}' is {first['input']!r}: {message}.")
+
+
+def _said(location: tuple[int | str, ...]) -> str:
+    """A place in a recipe as its keys; of a merge's kind pydantic speaks, the recipe does not."""
+    tagged = len(location) > 2 and location[0] == "merges" and location[2] in (MERGE, DISTILL)
+    return ".".join(map(str, (*location[:2], *location[3:]) if tagged else location))
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:
@@ -145,4 +153,6 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
         "resources": Resources,
     }
     model = parts.get(str(location[0]), Recipe) if location else Recipe
-    return list(model.model_fields)
+    if model is Merge and location[2:3] == (DISTILL,):
+        model = Begin if "from" in location else Distill
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,8 +1,9 @@
 """What a run keeps beside its rows so that its page needs no adapter: plain lines of JSON.
 
 `interference.jsonl` holds a `Disturbance` an arm and seed, `spectra.jsonl` a `Spectrum` a task and
-layer, `subspaces.jsonl` a `Place` an adapter and layer, `training.jsonl` a `Curve` an adapter. Each
-line carries the hash of all that it was computed from as its `key`.
+layer, `subspaces.jsonl` a `Place` an adapter and layer, `training.jsonl` a `Curve` an adapter,
+`distillation.jsonl` a `Distillation` per merge that was distilled. Each line carries the hash of
+all that it was computed from as its `key`.
 """
 
 from __future__ import annotations
@@ -110,6 +111,35 @@ class Curve:
         _require(all(len(pair) == 2 and math.isfinite(pair[0]) for pair in self.losses))
 
 
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """What one distilled merge took, and how near it came to the adapters' own answers.
+
+    `weight` and `options` are those of its rows. `scale` is what the merge to begin from was
+    multiplied by, `texts` counts those of all tasks, `best` is the one of `steps` that was kept.
+    `before` and `after` are the agreement by task on texts held out, at the start and at `best`.
+    """
+
+    FILE: ClassVar[str] = "distillation.jsonl"
+
+    key: str
+    arm: str
+    seed: int
+    learning_rate: float
+    weight: float | None
+    options: dict[str, Any]
+    scale: float
+    texts: int
+    steps: int
+    best: int
+    seconds: float
+    before: dict[str, float]
+    after: dict[str, float]
+
+    def __post_init__(self) -> None:
+        _require(self.before.keys() == self.after.keys() and len(self.after) > 0)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All of it; a list is empty where its file is not there."""
@@ -118,6 +148,7 @@ class Evidence:
     spectra: list[Spectrum] = field(default_factory=list[Spectrum])
     places: list[Place] = field(default_factory=list[Place])
     curves: list[Curve] = field(default_factory=list[Curve])
+    distillations: list[Distillation] = field(default_factory=list[Distillation])
 
 
 def read_evidence(folder: str | Path) -> Evidence:
@@ -136,6 +167,7 @@ def read_evidence(folder: str | Path) -> Evidence:
         read(Spectrum, Spectrum.FILE),
         read(Place, Place.FILE),
         read(Curve, Curve.FILE),
+        read(Distillation, Distillation.FILE),
     )
 
 
@@ -145,7 +177,7 @@ def _require(fits: bool) -> None:
         raise ValueError("its parts are not of one size")
 
 
-def to_lines(records: Iterable[Disturbance | Spectrum | Place | Curve]) -> str:
+def to_lines(records: Iterable[Disturbance | Spectrum | Place | Curve | Distillation]) -> str:
     """The records as lines of JSON; numbers keep four digits, which no figure can show."""
     return "".join(
         json.dumps(_short(asdict(record)), ensure_ascii=False, separators=(",", ":")) + "\n"

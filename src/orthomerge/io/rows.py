@@ -19,6 +19,11 @@ _Record = TypeVar("_Record")
 
 SINGLE = "single"
 """The `method` of a row that scores a task's own adapter alone; its `weight` is None."""
+DISTILL = "distill"
+"""The `method` of a merge that was trained towards its parts' own answers, in rows and records.
+
+`weight` is that of the merge that it began from; None where it was found.
+"""
 
 
 @dataclass(frozen=True, slots=True)

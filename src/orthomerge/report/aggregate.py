@@ -39,8 +39,13 @@ def column_of(row: ResultRow) -> Column:
     """The column a row belongs to."""
     if row.method == SINGLE:
         return Column(SINGLE)
-    options = ", ".join(f"{k}={_plain(v)}" for k, v in sorted((row.options or {}).items()))
-    return Column(row.method, None if row.weight is None else float(row.weight), options)
+    return merge_column(row.method, row.weight, row.options)
+
+
+def merge_column(method: str, weight: float | None, options: Mapping[str, Any] | None) -> Column:
+    """The column of a merge by a method at a weight."""
+    said = ", ".join(f"{k}={_plain(v)}" for k, v in sorted((options or {}).items()))
+    return Column(method, None if weight is None else float(weight), said)
 
 
 def _plain(value: Any) -> str:

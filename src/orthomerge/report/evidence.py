@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
 import plotly.graph_objects as go
 
-from orthomerge.io.evidence import Curve, Disturbance, Evidence, Matrix, Place, Spectrum
+from orthomerge.io.evidence import (
+    Curve,
+    Distillation,
+    Disturbance,
+    Evidence,
+    Matrix,
+    Place,
+    Spectrum,
+)
+from orthomerge.io.rows import DISTILL
+from orthomerge.report.aggregate import merge_column
 from orthomerge.report.style import (
     GRID,
     INK,
@@ -25,9 +36,9 @@ from orthomerge.report.style import (
     short_layer,
     slider,
 )
-from orthomerge.report.summary import Arm
+from orthomerge.report.summary import Arm, Column
 
-_Of = TypeVar("_Of", Disturbance, Curve)
+_Of = TypeVar("_Of", Disturbance, Curve, Distillation)
 ALL = "all layers"
 _TOP = 2.0
 
@@ -286,6 +297,32 @@ def seen_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
         if mine:
             own, others = (sum(p.seen[k] for p in mine) / len(mine) for k in (0, 1))
             rows.append({"arm": arm, "own": own, "others": others})
+    return rows
+
+
+def distilled_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Agreement and cost of each distilled merge of each arm; means over seeds."""
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        groups: dict[Column, list[Distillation]] = {}
+        for each in _current(evidence.distillations, arm):
+            groups.setdefault(merge_column(DISTILL, each.weight, each.options), []).append(each)
+        for merge, mine in groups.items():
+            tasks = {t: fmean(d.after[t] for d in mine) for t in mine[0].after}
+            rows.append(
+                {
+                    "arm": arm,
+                    "merge": merge,
+                    "before": fmean(fmean(d.before.values()) for d in mine),
+                    "after": fmean(tasks.values()),
+                    "tasks": tasks,
+                    "texts": round(fmean(d.texts for d in mine)),
+                    "steps": max(d.steps for d in mine),
+                    "best": round(fmean(d.best for d in mine)),
+                    "seconds": fmean(d.seconds for d in mine),
+                    "seeds": len(mine),
+                }
+            )
     return rows
 
 

@@ -16,7 +16,12 @@ from orthomerge.io.outputs import is_page, require_free_file
 from orthomerge.io.rows import SINGLE
 from orthomerge.report import format as shown
 from orthomerge.report.aggregate import summarize
-from orthomerge.report.evidence import evidence_groups, interference_rows, seen_rows
+from orthomerge.report.evidence import (
+    distilled_rows,
+    evidence_groups,
+    interference_rows,
+    seen_rows,
+)
 from orthomerge.report.figures import task_figure, weight_figure
 from orthomerge.report.headline import headline
 from orthomerge.report.source import Source, difference, labelled, read_source
@@ -31,7 +36,8 @@ WIDEST = 16
 
 _STAGES = {
     "stats": "statistics", "init": "starts", "train": "training", "fisher": "Fisher information",
-    "merge": "merging", "eval": "evaluation", "evidence": "interference and spectra",
+    "merge": "merging", "distill": "distillation", "eval": "evaluation",
+    "evidence": "interference and spectra",
 }  # fmt: skip
 
 
@@ -106,6 +112,7 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
         figures=figures,
         interference=interference_rows(evidence, summary.arms),
         seen=seen_rows(evidence, summary.arms),
+        distilled=distilled_rows(evidence, summary.arms),
         difference=difference(summary, sources),
         most_bands=MOST_BANDS,
         js=Markup("".join(map(text_of, ("tables.js", "print.js", "figures.js")))),
@@ -116,7 +123,7 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
 
 def _evidence(sources: Sequence[Source]) -> Evidence:
     """What lies beside the rows of all runs."""
-    parts = ("disturbances", "spectra", "places", "curves")
+    parts = ("disturbances", "spectra", "places", "curves", "distillations")
     return Evidence(*([i for s in sources for i in getattr(s.evidence, part)] for part in parts))
 
 

@@ -185,6 +185,11 @@ def _prefixed(source: Source, name: str, tasks: list[str], notices: list[str]) -
             curves=[
                 replace(c, arm=arm_of(name, c.arm)) for c in evidence.curves if c.task in tasks
             ],
+            distillations=[
+                replace(d, arm=arm_of(name, d.arm))
+                for d in evidence.distillations
+                if list(d.after) == tasks
+            ],
         ),
         notices=[*notices, *(f"{name}: {n}" for n in source.notices)],
     )

@@ -7,6 +7,7 @@ rows), a row in `STEPS`, and a place in the `needs` of the step that reads it. P
 
 from orthomerge.experiment.steps.adapters import AdapterStep, adapter_step, adapter_steps
 from orthomerge.experiment.steps.convert import ConvertStep
+from orthomerge.experiment.steps.distill import DistilledStep, DistillStep
 from orthomerge.experiment.steps.evaluate import EvaluateStep
 from orthomerge.experiment.steps.fisher import FisherStep
 from orthomerge.experiment.steps.merge import MergeStep
@@ -22,6 +23,7 @@ STEPS: tuple[type[Step], ...] = (
     TrainStep,
     ConvertStep,
     FisherStep,
+    DistillStep,
     EvaluateStep,
     MergeStep,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "Artifact",
     "ConvertStep",
     "Cost",
+    "DistillStep",
+    "DistilledStep",
     "EvaluateStep",
     "FisherStep",
     "MergeStep",

@@ -12,6 +12,7 @@ from orthomerge.experiment.steps.adapters import AdapterStep, adapter_step
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
 from orthomerge.fisher import SUFFIX, Fisher, load_fisher, save_fisher
 from orthomerge.io.files import fingerprint
+from orthomerge.merging import get_method
 from orthomerge.tuning import fisher_on_texts
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ class FisherStep(Artifact[Fisher]):
     task: str
     seed: int
     rate: float
+
+    @classmethod
+    def for_method(
+        cls, exp: Experiment, arm: str, seed: int, rate: float, method: str
+    ) -> list[FisherStep]:
+        """The Fisher information that a merging method reads; none where it needs none."""
+        needed = "fisher" in get_method(method).needs
+        return [cls(arm, task, seed, rate) for task in exp.tasks_of(arm)] if needed else []
 
     def title(self, exp: Experiment) -> str:
         """The step in words."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthomerge.adapters import Adapter, read_adapter, save_merged
+from orthomerge.experiment.arms import Merge
 from orthomerge.experiment.sizes import MERGING
 from orthomerge.experiment.steps.fisher import FisherStep
 from orthomerge.experiment.steps.scoring import Scoring
@@ -15,11 +16,11 @@ from orthomerge.experiment.steps.statistics import StatisticsStep
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost, Rows
 from orthomerge.io.files import fingerprint
 from orthomerge.io.rows import ResultRow
-from orthomerge.merging import MergedUpdate, get_method, merge_layers
+from orthomerge.merging import MergeConfig, MergedUpdate, get_method, merge_layers
 
 if TYPE_CHECKING:
-    from orthomerge.experiment.arms import Merge
     from orthomerge.experiment.experiment import Experiment
+    from orthomerge.experiment.recipe import AnyMerge
     from orthomerge.experiment.workspace import Workspace
 
 
@@ -33,21 +34,26 @@ class MergeStep(Scoring):
 
     kind = "merge"
     place: int
-    weight: float
+    weight: float | None
     only: tuple[str, ...] | None = field(default=None, compare=False)
 
     def title(self, exp: Experiment) -> str:
         """The step in words."""
-        return f"merge {self.arm} · {self.merge(exp)[0].method} · weight {self.weight:g}"
+        return f"merge {self.arm} · {self.merge(exp)[0].method} · weight {said(self.weight)}"
 
-    def merge(self, exp: Experiment) -> tuple[Merge, float]:
+    def merge(self, exp: Experiment) -> tuple[AnyMerge, float | None]:
         """The recipe's merge and its weight."""
         return exp.recipe.merges[self.place], self.weight
 
+    def _how(self, exp: Experiment) -> Merge:
+        merge = exp.recipe.merges[self.place]
+        assert isinstance(merge, Merge)
+        return merge
+
     def name(self, exp: Experiment) -> str:
         """Arm, seed, method, weight and a hash of the rows' keys."""
-        what = f"{self.merge(exp)[0].method}-w{self.weight:g}-{self.split}-{exp.key(self)[:12]}"
-        return f"merge/{self.arm}/seed{self.seed}/{what}"
+        what = f"{self.merge(exp)[0].method}-w{said(self.weight)}-{self.split}"
+        return f"merge/{self.arm}/seed{self.seed}/{what}-{exp.key(self)[:12]}"
 
     def tasks(self, exp: Experiment) -> list[str]:
         """All of the arm."""
@@ -55,8 +61,8 @@ class MergeStep(Scoring):
 
     def depends(self, exp: Experiment) -> dict[str, Any]:
         """Method, weight, options, and what the method reads besides the adapters."""
-        merge, weight = self.merge(exp)
-        what: list[Any] = [merge.method, weight, merge.options, merge.rank]
+        merge = self._how(exp)
+        what: list[Any] = [merge.method, self.weight, merge.options, merge.rank]
         if merge.seed is not None:
             what.append({"seed": merge.seed})
         found: dict[str, Any] = {"merge": what}
@@ -67,14 +73,11 @@ class MergeStep(Scoring):
         return found
 
     def _statistics(self, exp: Experiment) -> list[StatisticsStep]:
-        if "moments" not in get_method(self.merge(exp)[0].method).needs:
-            return []
-        return list(StatisticsStep.for_merging(exp, self.arm).values())
+        return StatisticsStep.for_method(exp, self.arm, self._how(exp).method)
 
     def _fisher(self, exp: Experiment) -> list[FisherStep]:
-        if "fisher" not in get_method(self.merge(exp)[0].method).needs:
-            return []
-        return [FisherStep(self.arm, t, self.seed, self.rate) for t in self.tasks(exp)]
+        method = self._how(exp).method
+        return FisherStep.for_method(exp, self.arm, self.seed, self.rate, method)
 
     def needs(self, exp: Experiment) -> Sequence[Artifact[Any]]:
         """The adapters, and every task's statistics or Fisher information for some methods."""
@@ -82,12 +85,12 @@ class MergeStep(Scoring):
 
     def folder(self, exp: Experiment) -> Path:
         """Where the merged adapter lies, where it is kept."""
-        merge, weight = self.merge(exp)
+        merge = self._how(exp)
         adapters = [exp.key(step) for step in self.adapters(exp).values()]
         later = {"seed"} if merge.seed is None else set[str]()
         what = merge.model_dump(exclude={"weights", "choose_from", *later})
-        key = fingerprint([adapters, what, weight, VERSION])
-        name = f"{merge.method}-w{weight:g}-{key[:12]}"
+        key = fingerprint([adapters, what, self.weight, VERSION])
+        name = f"{merge.method}-w{said(self.weight)}-{key[:12]}"
         return exp.output / "merged" / self.arm / f"seed{self.seed}" / name
 
     def is_kept(self, exp: Experiment) -> bool:
@@ -116,7 +119,7 @@ class MergeStep(Scoring):
 
     def _disk(self, exp: Experiment) -> int:
         """Bytes of the folder: layers of low rank where the method or the recipe keeps it low."""
-        merge, _ = self.merge(exp)
+        merge = self._how(exp)
         tasks, method = len(self.tasks(exp)), get_method(merge.method)
         shape = exp.recipe.adapter_of(self.arm)
         rank = merge.arguments.get("rank") or (shape.rank * tasks if method.low_rank else None)
@@ -138,7 +141,6 @@ class MergeStep(Scoring):
 
     def update(self, space: Workspace, adapters: Mapping[str, Adapter]) -> MergedUpdate:
         """The adapters, by task, merged with what the method needs besides."""
-        merge, weight = self.merge(space.exp)
         given: dict[str, Any] = {}
         if statistics := self._statistics(space.exp):
             given["statistics"] = [space.get(step) for step in statistics]
@@ -146,15 +148,17 @@ class MergeStep(Scoring):
             given["fisher"] = [space.get(step) for step in fisher]
         with space.costs.stage("merge"):
             return merge_layers(
-                [a.layers for a in adapters.values()], merge.config(weight, self.seed), **given
+                [a.layers for a in adapters.values()], self._config(space.exp), **given
             )
 
+    def _config(self, exp: Experiment) -> MergeConfig:
+        return self._how(exp).config(self.weight, self.seed)
+
     def _save(self, exp: Experiment, update: MergedUpdate, adapters: Mapping[str, Adapter]) -> None:
-        merge, weight = self.merge(exp)
-        save_merged(
-            self.folder(exp),
-            update,
-            list(adapters.values()),
-            merge.config(weight, self.seed),
-            names=list(adapters),
-        )
+        read = list(adapters.values())
+        save_merged(self.folder(exp), update, read, self._config(exp), names=list(adapters))
+
+
+def said(weight: float | None) -> str:
+    """A weight as names have it."""
+    return "auto" if weight is None else f"{weight:g}"

@@ -21,8 +21,8 @@ from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.tasks import Row, majority
 
 if TYPE_CHECKING:
-    from orthomerge.experiment.arms import Merge
     from orthomerge.experiment.experiment import Experiment
+    from orthomerge.experiment.recipe import AnyMerge
     from orthomerge.experiment.workspace import Workspace
 
 
@@ -39,7 +39,7 @@ class Scoring(Step):
     def tasks(self, exp: Experiment) -> list[str]:
         """The tasks that are scored."""
 
-    def merge(self, exp: Experiment) -> tuple[Merge, float] | None:
+    def merge(self, exp: Experiment) -> tuple[AnyMerge, float | None] | None:
         """The recipe's merge and its weight; None for adapters alone."""
         return None
 

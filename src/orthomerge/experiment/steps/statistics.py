@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orthomerge.experiment.sizes import STATISTICS_BATCH
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
 from orthomerge.io.files import fingerprint, slug
+from orthomerge.merging import get_method
 from orthomerge.models.loading import tokenizer_hash
 from orthomerge.statistics import SUFFIX, Statistics, collect_statistics
 
@@ -44,6 +45,12 @@ class StatisticsStep(Artifact[Statistics]):
         tasks = exp.tasks_of(arm) if arm else exp.tasks
         samples, targets = exp.recipe.statistics.samples, _targets(exp, arm)
         return {t: cls(t, MERGE_GRANULARITY, samples, targets) for t in tasks}
+
+    @classmethod
+    def for_method(cls, exp: Experiment, arm: str, method: str) -> list[StatisticsStep]:
+        """The statistics that a merging method reads; none where it needs none."""
+        needed = "moments" in get_method(method).needs
+        return list(cls.for_merging(exp, arm).values()) if needed else []
 
     def title(self, exp: Experiment) -> str:
         """The step in words."""

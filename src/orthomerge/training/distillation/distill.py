@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from orthomerge.adapters import Adapter, merge_adapters, read_adapter, save_distilled
 from orthomerge.errors import AdapterError, MergeError
@@ -22,6 +23,7 @@ from orthomerge.io.sealed import digest
 from orthomerge.merging import SUM, MergeConfig, MergedUpdate, Update, Weights
 from orthomerge.models.assets import ResolvedModel, resolve_model
 from orthomerge.models.loading import load_tokenizer, preferred_device, tokenizer_hash
+from orthomerge.statistics import Statistics
 from orthomerge.statistics.distributed import process_rank
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.batches import Pass, plan_steps
@@ -89,6 +91,8 @@ def distill_adapters(
     method: str | None = None,
     weights: Weights | None = None,
     rank: int | str | None = None,
+    statistics: Sequence[str | Path | Statistics] | None = None,
+    fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
     base: str | None = None,
     form: str | None = None,
     samples: int = 100,
@@ -101,6 +105,7 @@ def distill_adapters(
     pair_column: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
+    work: str | Path | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -131,6 +136,8 @@ def distill_adapters(
         rank: of the result; "auto" is the smallest whose start is about as near as the whole
             merge's. None keeps what the merge has, dense updates cut to the sum of the adapters'
             ranks.
+        statistics: each adapter's, where the method to begin from needs them.
+        fisher: each adapter's Fisher information, where that method needs it.
         base: see `config`; by default the one the adapters name.
         form: "classifier", "text" or "embedding"; by default what the adapters say.
         samples: texts of each task, drawn under the settings' seed.
@@ -143,9 +150,10 @@ def distill_adapters(
         pooling: how an embedding model pools; by default what its folder says, else the mean.
         text_column: the column of the texts in files.
         pair_column: the column of second texts; by default "pair" where there is one.
-        output: the folder to write, whole or not at all. What a stopped call had done lies in
-            `OUTPUT.distill` until it is called again.
+        output: the folder to write, whole or not at all.
         overwrite: replace an output folder that orthomerge wrote.
+        work: a folder that keeps what a stopped call had done until it is called again; by default
+            `OUTPUT.distill`, and none without an output.
         cache: a folder that keeps the teachers' answers for further runs.
         progress: see `Progress`.
         options: of the merging method.
@@ -172,24 +180,28 @@ def distill_adapters(
         adapters, texts, source, base=config.base, problems=problems, prompts=prompts
     )
     kind = form_of(teachers, form)
-    begun = _begin(teachers, start, config)
+    begun = _begin(teachers, start, config, statistics=statistics, fisher=fisher)
     found = _base_of(teachers, config.base)
-    work = None if output is None else Path(output).with_name(Path(output).name + WORK)
-    if output is not None and work is not None:
+    if output is not None:
         require_apart(output, base=found.path_or_id)
-        require_resumable(work, [MARK], "distillation", base=found.path_or_id)
+        work = work or Path(output).with_name(Path(output).name + WORK)
+    kept = None if work is None else Path(work)
+    if kept is not None:
+        require_resumable(kept, [MARK], "distillation", base=found.path_or_id)
     with ExitStack() as stack:
-        scratch = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tokenizer = load_tokenizer(found.path_or_id)
         asked = _form(kind, found, tokenizer, teachers, settings, answer_tokens, pooling)
         run = _Run(teachers, found, settings, begun, asked, progress)
         stack.callback(run.close)
         run.identity = {"tokenizer": tokenizer_hash(tokenizer)}
         folder = Path(cache) if cache else None
-        distilled = run.run(rank, scratch, folder, keeps=work is not None)
-    if output is not None and work is not None and process_rank()[0] == 0:
-        _save(Path(output), distilled, teachers, begun, settings, kind, overwrite=overwrite)
-        _clear(work)
+        distilled = run.run(rank, scratch, folder, keeps=kept is not None)
+    if process_rank()[0] == 0:
+        if output is not None:
+            _save(Path(output), distilled, teachers, begun, settings, kind, overwrite=overwrite)
+        if kept is not None:
+            _clear(kept)
     return distilled
 
 
@@ -231,14 +243,17 @@ class _Begun:
 
 
 def _begin(
-    teachers: Sequence[Teacher], start: str | Path | Adapter | None, config: MergeConfig
+    teachers: Sequence[Teacher],
+    start: str | Path | Adapter | None,
+    config: MergeConfig,
+    **needed: Any,
 ) -> _Begun:
     """The merge that was asked for, or that is there already."""
     if start is None:
         scaled = config.weights is None
         if scaled:
             config = replace(config, weights=1.0)
-        merged = merge_adapters(parts_of(teachers), replace(config, rank=SUM))
+        merged = merge_adapters(parts_of(teachers), replace(config, rank=SUM), **needed)
         return _Begun(merged.layers, config, {"merge": config.to_dict()}, scaled)
     if config != MergeConfig(rank=config.rank, base=config.base):
         raise MergeError(

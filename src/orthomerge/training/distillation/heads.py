@@ -167,10 +167,13 @@ def output_errors(
 def outputs_agree(problem: str, said: Tensor, target: Tensor) -> float:
     """How well outputs agree: the share of the same class, or of the same labels.
 
-    For a regression it is Pearson's correlation of the values, 0 where one side is constant.
+    For a regression it is Pearson's correlation of the values, 0 where one side is constant
+    or there is one value.
     """
     if problem == "regression":
         pair = torch.stack([said.double().flatten(), target.double().flatten()])
+        if pair.shape[1] < 2:
+            return 0.0
         return float(torch.corrcoef(pair)[0, 1].nan_to_num())
     if problem == "multi_label_classification":
         return float(((said > 0) == (target > 0)).float().mean())
