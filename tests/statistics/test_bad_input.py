@@ -248,7 +248,7 @@ def test_what_was_never_collected_is_not_written(tmp_path):
 def test_a_file_of_another_format_says_so(tmp_path):
     here = one_of_each()
     other = dataclasses.replace(here, meta=dataclasses.replace(here.meta, format=1))
-    with pytest.raises(StatisticsError, match="has format 1, this version reads 2"):
+    with pytest.raises(StatisticsError, match="has format 1, this version reads 3"):
         Statistics.load(other.save(tmp_path / "a"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from conftest import make_texts, tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from orthomerge.errors import StatisticsError, UnknownNameError
+from orthomerge.io.files import fingerprint
+from orthomerge.io.sealed import digest
 from orthomerge.moments import SecondMoment
 from orthomerge.statistics import (
     Statistics,
+    StatisticsMeta,
     batches,
     collect_statistics,
     combined_moment,
@@ -241,3 +246,26 @@ def test_a_pass_ends_when_everything_is_read_and_leaves_the_model_whole(tiny_tok
     with torch.no_grad():
         torch.testing.assert_close(model(**data[0]).logits, before, rtol=0, atol=0)
     assert found.meta.samples == len(TEXTS)
+
+
+def test_a_file_holds_the_triangle_of_a_full_moment_and_older_files_are_read(tmp_path):
+    """The same moment to the last bit, in half the bytes; format 2 held the whole matrix."""
+    torch.manual_seed(0)
+    rows = torch.randn(90, 24)
+    moment = SecondMoment(24).update(rows)
+    meta = StatisticsMeta("m", "c", ["a"], "token", 90)
+    whole = Statistics({"a": moment}, {"a": "a"}, meta)
+    whole.save(tmp_path / "new.st")
+    assert load_file(tmp_path / "new.st")["a:triangle"].shape == (24 * 25 // 2,)
+    assert torch.equal(Statistics.load(tmp_path / "new.st").second_moment("a"), moment.matrix)
+    held, values = moment.state()
+    entry = {"kind": "full", **values, "sha256": digest(held)}
+    content = {"format": 2, "meta": {**dataclasses.asdict(meta), "format": 2}, "layers": {"a": "a"},
+               "entries": {"a": entry}}  # fmt: skip
+    header = {"orthomerge": json.dumps({"sha256": fingerprint(content), **content})}
+    save_file({"a:matrix": moment.matrix.contiguous()}, tmp_path / "old.st", header)
+    old = Statistics.load(tmp_path / "old.st")
+    assert torch.equal(old.second_moment("a"), moment.matrix)
+    assert (old + whole).meta.samples == 180
+    old.save(tmp_path / "again.st")
+    assert (tmp_path / "again.st").read_bytes() == (tmp_path / "new.st").read_bytes()

@@ -33,13 +33,17 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class SealedKind:
-    """One kind of file: the name of its metadata entry, its format, and words for its errors."""
+    """One kind of file: the name of its metadata entry, its format, and words for its errors.
+
+    Files of the formats `older` are read, too.
+    """
 
     entry: str
     format: int
     file: str
     content: str
     command: str
+    older: tuple[int, ...] = ()
 
     def save(
         self,
@@ -96,7 +100,7 @@ class SealedKind:
         if not is_object(content):
             raise ValueError("its metadata is no object")
         digest = content.pop("sha256", None)
-        if content.get("format") != self.format:
+        if content.get("format") not in (self.format, *self.older):
             raise StatisticsError(
                 f"'{path}' has format {content.get('format')}, this version reads {self.format}: "
                 "collect it again, or update orthomerge."

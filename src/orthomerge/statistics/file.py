@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -14,11 +16,11 @@ from torch import Tensor
 from orthomerge.errors import StatisticsError
 from orthomerge.io.sealed import SealedKind, digest
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
-from orthomerge.statistics.meta import FORMAT, StatisticsMeta
+from orthomerge.statistics.meta import FORMAT, OLDER, StatisticsMeta
 from orthomerge.statistics.publish import published
 
 ENTRY = "orthomerge"
-_FILE = SealedKind(ENTRY, FORMAT, "statistics file", "statistics", "orthomerge stats")
+_FILE = SealedKind(ENTRY, FORMAT, "statistics file", "statistics", "orthomerge stats", OLDER)
 SUFFIX = ".stats.safetensors"
 is_statistics = _FILE.wrote
 """Whether a file is one of statistics, by its metadata."""
@@ -156,7 +158,9 @@ class Statistics:
 
         Every entry carries the SHA-256 of its tensors, the metadata that of itself. Equal
         statistics give equal bytes: all metadata is one entry, since safetensors has no order
-        among several. A file of statistics is replaced, any other only with `replace`.
+        among several. A file of statistics is replaced, any other only with `replace`. Of a full
+        moment the upper triangle is written, in float64: its smallest eigenvalues, from which
+        starts are made, lie below what float32 tells apart.
 
         Raises:
             StatisticsError: an input of which no row was seen.
@@ -167,6 +171,8 @@ class Statistics:
         entries: dict[str, Any] = {}
         for lead, moment in self.moments.items():
             held, values = moment.state()
+            if "matrix" in held:
+                held["triangle"] = packed(held.pop("matrix"))
             held = {name: t.detach().cpu().contiguous() for name, t in held.items()}
             tensors |= {f"{lead}:{name}": t for name, t in held.items()}
             entries[lead] = {"kind": moment.kind, **values, "sha256": digest(held)}
@@ -191,7 +197,7 @@ class Statistics:
         _FILE.require_file(path)
         with _FILE.open(path) as stream:
             content = _FILE.metadata(path, stream)
-            meta = _META.validate_python(content["meta"])
+            meta = replace(_META.validate_python(content["meta"]), format=FORMAT)
             layers = {str(k): str(v) for k, v in content["layers"].items()}
             entries = content["entries"]
             if set(layers.values()) != set(entries) or not entries:
@@ -246,6 +252,25 @@ class Statistics:
             )
 
 
+def packed(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " half"]:
+    """The upper triangle of a symmetric matrix, row by row: d (d + 1) / 2 numbers."""
+    return matrix[torch.ones(matrix.shape, dtype=torch.bool, device=matrix.device).triu()]
+
+
+def unpacked(triangle: Float[Tensor, " half"]) -> Float[Tensor, "d d"]:
+    """The symmetric matrix with this upper triangle.
+
+    Raises:
+        ValueError: a number of numbers that no triangle has.
+    """
+    dim = (math.isqrt(8 * triangle.numel() + 1) - 1) // 2
+    if triangle.ndim != 1 or dim * (dim + 1) // 2 != triangle.numel():
+        raise ValueError(f"{list(triangle.shape)} numbers are no triangle")
+    upper = triangle.new_zeros(dim, dim)
+    upper[torch.ones(dim, dim, dtype=torch.bool).triu()] = triangle
+    return upper + upper.triu(1).T
+
+
 class _Entries(Mapping[str, Moment]):
     """The moments of a file, each read and checked when it is asked for."""
 
@@ -261,6 +286,8 @@ class _Entries(Mapping[str, Moment]):
             held = {n.removeprefix(prefix): stream.get_tensor(n) for n in names}
             if digest(held) != entry["sha256"]:
                 raise ValueError(f"entry '{lead}' is not what was written")
+            if "triangle" in held:
+                held["matrix"] = unpacked(held.pop("triangle"))
             try:
                 return _KINDS[entry["kind"]].restore(held, entry)
             except StatisticsError as problem:

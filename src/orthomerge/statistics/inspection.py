@@ -89,7 +89,7 @@ def summarize(
     for lead in statistics.moments:
         moment = statistics.moments[lead]
         factor = moment.factor
-        held = moment.dim**2 if factor is None else factor.numel()
+        held = moment.dim * (moment.dim + 1) // 2 if factor is None else factor.numel()
         found.append(
             InputSummary(
                 lead=lead,

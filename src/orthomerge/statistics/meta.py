@@ -11,7 +11,8 @@ from torch import nn
 
 from orthomerge.io.files import fingerprint
 
-FORMAT = 2
+FORMAT, OLDER = 3, (2,)
+"""The format that is written, and those that are read besides."""
 # What a config says about how it was loaded or labelled, not about what the model computes.
 _NOT_ARCHITECTURE = {
     "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",

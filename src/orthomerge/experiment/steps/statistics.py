@@ -81,13 +81,13 @@ class StatisticsStep(Artifact[Statistics]):
         return ()
 
     def cost(self, exp: Experiment) -> Cost:
-        """A pass over the sample; moments at their fullest."""
+        """A pass over the sample; moments at their fullest, of which a file holds the triangle."""
         size, length = exp.size(self.targets), exp.recipe.data.max_length
         products = sum(2 * d * d for d in size.inputs)
         work = self.samples * length * (2 * (size.multiplied - size.output) + products)
         moments = size.moments()
         forward = size.activations(STATISTICS_BATCH, length) // max(size.depth, 1)
-        return Cost({"stats": float(work)}, moments, size.weights + forward + moments)
+        return Cost({"stats": float(work)}, moments // 2, size.weights + forward + moments)
 
     def read(self, space: Workspace, path: Path) -> Statistics:
         """The file, whole."""
