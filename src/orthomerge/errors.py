@@ -64,6 +64,12 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def reason(problem: BaseException) -> str:
+    """The first line of what an exception says, without its full stop; else its type."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return lines[0].rstrip(". ")
+
+
 def unknown_name(
     kind: str,
     name: str,

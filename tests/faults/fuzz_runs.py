@@ -13,11 +13,11 @@ from fuzz_mutate import Left, json_bytes, mutated, nothing_but, scratched
 
 from orthomerge.board.runs import list_runs
 from orthomerge.experiment import packaged_recipes
-from orthomerge.experiment.artifacts import TRAINING, read_losses
 from orthomerge.experiment.estimate import read_rates
 from orthomerge.experiment.measured import Costs
 from orthomerge.experiment.preview import throughput_of_run
 from orthomerge.experiment.record import write_record
+from orthomerge.experiment.steps.start import TRAINING, read_losses
 from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
 from orthomerge.io.files import append_lines
 from orthomerge.io.rows import ResultRow, read_rows

@@ -36,6 +36,7 @@ from orthomerge.adapters.convert import (
 from orthomerge.adapters.distilled import save_distilled
 from orthomerge.adapters.files import (
     Adapter,
+    base_of,
     read_adapter,
     read_head,
     require_form,
@@ -105,6 +106,7 @@ __all__ = [
     "Trained",
     "align_adapters",
     "as_factors",
+    "base_of",
     "captured",
     "check_penalty",
     "check_statistics",

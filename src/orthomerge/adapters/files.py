@@ -21,6 +21,7 @@ from orthomerge.factors import LoraFactors
 from orthomerge.io.files import known_sha256
 from orthomerge.io.names import HEAD, WEIGHTS
 from orthomerge.io.tensors import LazyTensors, open_tensors, read_tensor, require_finite
+from orthomerge.models.assets import ResolvedModel, resolve_model
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,21 @@ def _base_of(config: Mapping[str, Any], base: str | None, source: str) -> BaseWe
             f"'{source}' is a DoRA adapter, whose update needs the base model's weights "
             f"({str(problem).rstrip('.')}): name the base's folder with --base (base=...)."
         ) from problem
+
+
+def base_of(adapter: Adapter, base: str | None = None) -> ResolvedModel:
+    """The base model called `base`, by default the one the adapter names.
+
+    Raises:
+        AdapterError: neither names one.
+        AssetError: it cannot be found.
+    """
+    name = base or adapter.base_model
+    if not name:
+        raise AdapterError(
+            f"adapter '{adapter.path or adapter.name}' names no base model: name it with --base."
+        )
+    return resolve_model(name, revision=None if base else adapter.revision)
 
 
 def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -> None:

@@ -22,7 +22,7 @@ def by_harness(
     quiet: bool,
 ) -> None:
     """Run the harness, print its scores and keep its result where `output` says."""
-    from orthomerge.adapters import read_adapter
+    from orthomerge.adapters import base_of, read_adapter
     from orthomerge.evaluation.harness import (
         is_result,
         require_harness,
@@ -31,14 +31,13 @@ def by_harness(
         write_result,
     )
     from orthomerge.io.outputs import require_free_file
-    from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_language_model, load_tokenizer
 
     require_harness()
     read = read_adapter(adapter)
     if output is not None:
         require_free_file(output, is_result, inputs=[adapter], base=base or read.base_model)
-    found = resolve_model(base or read.base_model or "", revision=None if base else read.revision)
+    found = base_of(read, base)
     model, tokenizer = load_language_model(found.path_or_id), load_tokenizer(found.path_or_id)
     with redirect_stderr(StringIO()) if quiet else nullcontext():  # its bars are its own
         result = run_harness(

@@ -102,14 +102,14 @@ def find_subject(named: str, base: str | None) -> Subject:
         RecipeError: a base beside a model.
     """
     from orthomerge.io.files import local
-    from orthomerge.models.assets import is_local, resolve_model
+    from orthomerge.models.assets import is_local
     from orthomerge.models.packaged import carrying
 
     place = local(named)
     adapter = (place / "adapter_config.json").is_file()
     if not adapter and (is_local(named) or carrying(named)):
         return _model(named, base)
-    from orthomerge.adapters import read_adapter
+    from orthomerge.adapters import base_of, read_adapter
     from orthomerge.records import learnt_by
 
     try:
@@ -122,7 +122,7 @@ def find_subject(named: str, base: str | None) -> Subject:
         except AssetError:
             pass
         raise
-    found = resolve_model(base or read.base_model or "", revision=None if base else read.revision)
+    found = base_of(read, base)
     kind = read.config.get("task_type")
     return Subject(named, found, read, read.path, kind, learnt_by(read.path))
 

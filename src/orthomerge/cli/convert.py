@@ -131,15 +131,14 @@ def _recover(
     seed: int,
 ) -> None:
     """Train one converted adapter in its place."""
-    from orthomerge.adapters import read_adapter
-    from orthomerge.models.assets import resolve_model
+    from orthomerge.adapters import base_of, read_adapter
     from orthomerge.models.loading import load_classifier, load_tokenizer
     from orthomerge.tasks import get_task
     from orthomerge.training import TrainingSettings, recover_adapter
 
     about = get_task(task)
     read = read_adapter(item.path)
-    found = resolve_model(base or read.base_model or "", revision=None if base else read.revision)
+    found = base_of(read, base)
     data = about.data(train=rows, seed=seed)
     with work_bar(f"training {about.name}") as progress:
         recover_adapter(

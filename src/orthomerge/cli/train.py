@@ -86,10 +86,9 @@ def train(
     tables = file_paths(str(item) for item in (task, train_file) if item)
     require_free(output, inputs=[start, *tables], base=base, overwrite=overwrite)
 
-    from orthomerge.adapters import read_adapter, require_form
+    from orthomerge.adapters import base_of, read_adapter, require_form
     from orthomerge.cli._app import split_names
     from orthomerge.cli._processes import several_processes
-    from orthomerge.models.assets import resolve_model
     from orthomerge.models.loading import load_tokenizer
     from orthomerge.training import TrainingSettings, train_adapter
     from orthomerge.training.tracking import check_trackers
@@ -104,9 +103,7 @@ def train(
     about = found.task
     how = asked(about, kind, template, chat=chat, max_length=max_length)
     _compare(start, how)
-    model = resolve_model(
-        base or adapter.base_model or "", revision=None if base else adapter.revision
-    )
+    model = base_of(adapter, base)
     _check_head(start, adapter, about)
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,29 +84,25 @@ def wall_seconds(
     A choice that is open makes nobody wait here.
     """
     seconds = {name: speed.seconds(step.cost(exp).work) for name, step in steps.items()}
-    waiting = {
-        name: {n for need in step.needs(exp) if (n := need.name(exp)) in steps}
-        for name, step in steps.items()
-    }
-    readers: dict[str, list[str]] = {}
-    for name, needs in waiting.items():
-        for need in needs:
-            readers.setdefault(need, []).append(name)
-    names = list(steps)
-    place = {name: n for n, name in enumerate(names)}
-    ready = [n for name, n in place.items() if not waiting[name]]
-    heapq.heapify(ready)
+    place = {name: n for n, name in enumerate(steps)}
+    graph = TopologicalSorter(
+        {
+            name: [n for need in step.needs(exp) if (n := need.name(exp)) in steps]
+            for name, step in steps.items()
+        }
+    )
+    graph.prepare()
+    ready: list[tuple[int, str]] = []
     at_work: list[tuple[float, str]] = []
     now = 0.0
-    while ready or at_work:
+    while graph.is_active():
+        for name in graph.get_ready():
+            heapq.heappush(ready, (place[name], name))
         while ready and len(at_work) < workers:
-            name = names[heapq.heappop(ready)]
+            _, name = heapq.heappop(ready)
             heapq.heappush(at_work, (now + seconds[name], name))
         now, done = heapq.heappop(at_work)
-        for reader in readers.get(done, []):
-            waiting[reader].discard(done)
-            if not waiting[reader]:
-                heapq.heappush(ready, place[reader])
+        graph.done(done)
     return now
 
 

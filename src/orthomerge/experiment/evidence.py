@@ -17,7 +17,6 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters import Adapter, read_adapter
 from orthomerge.diagnostics import interference
-from orthomerge.experiment.artifacts import read_losses
 from orthomerge.experiment.distill import Distill
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.measured import Costs
@@ -29,6 +28,7 @@ from orthomerge.experiment.steps import (
     adapter_step,
     adapter_steps,
 )
+from orthomerge.experiment.steps.start import read_losses
 from orthomerge.experiment.workspace import Workspace
 from orthomerge.io.evidence import (
     Curve,

@@ -1,4 +1,4 @@
-"""The smaller parts of a recipe: data, adapter, statistics, text, training, known figures."""
+"""The smaller parts of a recipe: data, adapter, statistics, text, training, resources."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from orthomerge.errors import RecipeError
 from orthomerge.io.rows import DISTILL, SINGLE
+from orthomerge.io.units import parse_size
 from orthomerge.merging import get_method
 from orthomerge.tasks import Task, TaskData
 from orthomerge.training import Precision
@@ -167,3 +168,21 @@ class Known(Part):
         if self.average is None and not self.tasks:
             raise RecipeError(f"known '{self.label}' holds no figure: give an average or tasks.")
         return self
+
+
+class Resources(Part):
+    """Processors, GPUs and memory (as in `2GB`) of one kind of job; no memory: it is estimated."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory: int | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_size(value)
+        except RecipeError as problem:
+            raise ValueError(str(problem).rstrip(".")) from problem

@@ -14,11 +14,11 @@ from orthomerge.experiment.parts import (
     Data,
     Known,
     Part,
+    Resources,
     StatisticsPart,
     TextPart,
     Training,
 )
-from orthomerge.experiment.resources import Resources
 from orthomerge.io.documents import is_object
 from orthomerge.io.rows import DISTILL
 from orthomerge.tasks import FORMS, Prompt, get_task, prompt_of

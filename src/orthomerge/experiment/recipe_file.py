@@ -19,13 +19,13 @@ from orthomerge.experiment.parts import (
     Data,
     Known,
     Part,
+    Resources,
     StatisticsPart,
     TaskTraining,
     TextPart,
     Training,
 )
 from orthomerge.experiment.recipe import MERGE, Recipe
-from orthomerge.experiment.resources import Resources
 from orthomerge.io.documents import (
     YAML_BYTES,
     Unreadable,

@@ -1,20 +1,27 @@
-"""What a run says about itself: versions, machine, base, tasks, time of each stage."""
+"""What a run says about itself (`run.json`), and its scores in the cards of its merges."""
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orthomerge.errors import AdapterError
+from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.measured import Costs
+from orthomerge.experiment.steps import MergeStep, Scoring
 from orthomerge.io.documents import is_object, read_json
 from orthomerge.io.files import write_json
+from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.models.assets import ResolvedModel
+from orthomerge.records import CardScore, add_scores
 from orthomerge.tasks import Task
 
 _PACKAGES = ("orthomerge", "torch", "transformers", "peft", "accelerate", "numpy")
@@ -60,7 +67,7 @@ def _numbers(record: dict[str, Any], key: str) -> dict[str, Any]:
     found = record.get(key)
     return {
         k: v for k, v in (found if is_object(found) else {}).items()
-        if isinstance(v, int | float) and math.isfinite(v)
+        if isinstance(v, int | float) and isfinite(v)
     }  # fmt: skip
 
 
@@ -74,3 +81,38 @@ def _about(task: Task) -> dict[str, Any]:
         "source": task.source,
         "made": task.made,
     }
+
+
+def write_scores(exp: Experiment, asked: Iterable[Scoring], rows: Sequence[ResultRow]) -> None:
+    """Write what every kept merge scored on test rows into its card, beside each task alone."""
+    by_key = {row.key: row for row in rows}
+    alone = {
+        (row.arm, row.seed, row.task): row.value
+        for row in rows
+        if row.method == SINGLE and row.split == "test"
+    }
+    for step in asked:
+        if not isinstance(step, MergeStep) or step.split != "test":
+            continue
+        folder = step.folder(exp)
+        scored = [by_key[key] for key in exp.row_keys(step).values() if key in by_key]
+        told = [_score(exp, row, alone) for row in scored if isfinite(row.value)]
+        if folder.is_dir() and told:
+            with suppress(AdapterError):  # altered since: 'orthomerge verify' tells, a run goes on
+                add_scores(folder, told)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
+
+
+def _score(exp: Experiment, row: ResultRow, alone: dict[tuple[str, int, str], float]) -> CardScore:
+    return CardScore(
+        task=row.task,
+        metric=row.metric,
+        value=row.value,
+        n=row.n,
+        alone=_finite(alone.get((row.arm, row.seed, row.task))),
+        majority=_finite(row.majority),
+        by=f"the run {exp.recipe.name} (arm {row.arm}, seed {row.seed})",
+    )

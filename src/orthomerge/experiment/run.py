@@ -16,13 +16,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.experiment.cards import write_scores
 from orthomerge.experiment.evidence import keep_evidence
 from orthomerge.experiment.executors import Executor, SerialExecutor
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.progress import Reporter
 from orthomerge.experiment.recipe import Recipe
-from orthomerge.experiment.record import write_record
+from orthomerge.experiment.record import write_record, write_scores
 from orthomerge.experiment.schedule import Schedule
 from orthomerge.experiment.steps import StatisticsStep, adapter_step
 from orthomerge.experiment.workspace import Workspace

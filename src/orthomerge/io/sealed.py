@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from orthomerge.errors import StatisticsError
+from orthomerge.errors import StatisticsError, reason
 from orthomerge.io.documents import is_object, parse_json
 from orthomerge.io.files import atomic_path, fingerprint
 from orthomerge.io.outputs import require_free_file
@@ -80,10 +80,9 @@ class SealedKind:
         except StatisticsError:
             raise
         except _UNREADABLE as problem:
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise StatisticsError(
-                f"'{path}' cannot be read as {self.content} ({reason}): it was cut, altered or "
-                "never one; collect it again."
+                f"'{path}' cannot be read as {self.content} ({reason(problem)}): it was cut, "
+                "altered or never one; collect it again."
             ) from problem
 
     def metadata(self, path: Path, stream: Any) -> dict[str, Any]:

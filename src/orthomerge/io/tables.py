@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orthomerge.errors import OrthomergeError
+from orthomerge.errors import OrthomergeError, reason
 from orthomerge.io.documents import parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -39,5 +39,4 @@ def read_table(path: Path, error: type[OrthomergeError]) -> Any:
             na_values=[""],
         )
     except (ValueError, OSError, UnicodeError) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0].rstrip(".")
-        raise error(f"'{path}' cannot be read as {path.suffix}: {reason}.") from problem
+        raise error(f"'{path}' cannot be read as {path.suffix}: {reason(problem)}.") from problem

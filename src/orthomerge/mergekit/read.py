@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orthomerge.errors import MergeError, unknown_name
+from orthomerge.errors import MergeError, reason, unknown_name
 from orthomerge.io.documents import (
     YAML_BYTES,
     Unreadable,
@@ -93,8 +93,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_text(local(path), YAML_BYTES))
     except (OSError, Unreadable) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise MergeError(f"'{path}' cannot be read: {reason}.") from problem
+        raise MergeError(f"'{path}' cannot be read: {reason(problem)}.") from problem
     if not is_object(values):
         raise MergeError(f"'{path}' is no mergekit configuration: it has no 'merge_method'.")
     for key in values:

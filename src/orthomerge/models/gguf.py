@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from orthomerge.errors import AssetError
+from orthomerge.errors import AssetError, reason
 from orthomerge.io.documents import Unreadable, is_object, read_json
 from orthomerge.io.files import atomic_path, file_sha256, fingerprint, known_sha256, write_json
 from orthomerge.models.loading import quiet
@@ -125,9 +125,8 @@ def _convert(file: Path, folder: Path) -> None:
             tokenizer = cast(Any, AutoTokenizer).from_pretrained(scratch, **where)
         # The reader raises what the bytes happen to break: each means that it is no such file.
         except Exception as problem:
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise AssetError(
-                f"'{file}' cannot be read as a GGUF file of a decoder: {reason.rstrip('.')}."
+                f"'{file}' cannot be read as a GGUF file of a decoder: {reason(problem)}."
             ) from problem
     # The weights are quantised no more, whatever is left that says so.
     for owner in (model, model.config):

@@ -13,6 +13,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from orthomerge.errors import reason
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 
@@ -46,8 +48,7 @@ def hub_reason(problem: BaseException, kind: str = "model") -> str:
                 f"the hub does not answer: check the connection and try again, or name a folder "
                 f"with a copy of the {kind}"
             )
-    lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    return f"the hub said: {lines[0].rstrip('. ')}"
+    return f"the hub said: {reason(problem)}"
 
 
 def _chain(problem: BaseException) -> Iterator[BaseException]:

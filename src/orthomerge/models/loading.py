@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from orthomerge.errors import AssetError, unknown_name
+from orthomerge.errors import AssetError, reason, unknown_name
 from orthomerge.io.files import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def _said_plainly(model_id: str) -> Generator[None, None, None]:
         with quiet():
             yield
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise AssetError(f"model '{model_id}' cannot be loaded: {reason[0]}") from problem
+        raise AssetError(f"model '{model_id}' cannot be loaded: {reason(problem)}.") from problem
 
 
 def load_backbone(path: str, *, device_map: str | dict[str, Any] | None = None) -> Any:

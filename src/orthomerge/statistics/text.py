@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from orthomerge.errors import StatisticsError, unknown_name
+from orthomerge.errors import StatisticsError, reason, unknown_name
 from orthomerge.io.tables import SUFFIXES, read_table
 from orthomerge.models.loading import encode
 
@@ -56,10 +56,9 @@ def _data_set(source: str) -> Any:
             loaded = datasets.load_dataset(source, split="train")
         return pandas.DataFrame(loaded.to_dict())
     except Exception as problem:
-        reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise StatisticsError(
             f"no data '{source}': no file of that name ({', '.join(SUFFIXES)}), and the hub "
-            f"said: {reason[0]}"
+            f"said: {reason(problem)}."
         ) from problem
 
 

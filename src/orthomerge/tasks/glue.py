@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from orthomerge.errors import AssetError
+from orthomerge.errors import AssetError, reason
 from orthomerge.io.files import local
 from orthomerge.models.hub import hub_reason
 from orthomerge.tasks.corpora import Pools
@@ -104,10 +104,9 @@ def pools(definition: Definition) -> Pools:
     # The loader raises its own, its transport's and plain errors; each means there is no data.
     except Exception as problem:
         if folder := os.environ.get(FOLDER_VARIABLE):
-            said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(". ")
             raise AssetError(
-                f"no data for 'glue/{config}' in {FOLDER_VARIABLE} '{folder}': {said}; it must "
-                f"hold {config}/train-*.parquet and so on, as {DATASET} does."
+                f"no data for 'glue/{config}' in {FOLDER_VARIABLE} '{folder}': {reason(problem)}; "
+                f"it must hold {config}/train-*.parquet and so on, as {DATASET} does."
             ) from problem
         raise AssetError(
             f"no data for 'glue/{config}' ({DATASET}): {hub_reason(problem, 'data set')}; "

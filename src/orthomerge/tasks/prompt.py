@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, cast
 
-from orthomerge.errors import TaskError, unknown_name
+from orthomerge.errors import TaskError, reason, unknown_name
 from orthomerge.io.documents import YAML_BYTES, parse_yaml, read_text
 from orthomerge.io.files import fingerprint, local
 from orthomerge.tasks.part import split_name
@@ -179,8 +179,7 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
             text = read_text(local(template), YAML_BYTES)
             values = text.rstrip("\n") if template.endswith(".txt") else parse_yaml(text)
         except (OSError, ValueError) as problem:
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise TaskError(f"{where} cannot be read: {reason}.") from problem
+            raise TaskError(f"{where} cannot be read: {reason(problem)}.") from problem
     if isinstance(values, str):
         return Template(values), where
     if not isinstance(values, Mapping) or not isinstance(values.get("prompt"), str):

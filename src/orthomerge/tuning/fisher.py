@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, read_adapter, require_form
+from orthomerge.adapters import Adapter, base_of, read_adapter, require_form
 from orthomerge.evaluation.classification import applied
 from orthomerge.fisher import FisherMeta, collect_fisher
 from orthomerge.io.files import fingerprint
@@ -17,7 +17,7 @@ from orthomerge.models.loading import load_language_model, preferred_device
 from orthomerge.prompting import Asked, Wording, generate, log_likelihoods
 from orthomerge.statistics import batches
 from orthomerge.tasks import Prompt, Task, get_task
-from orthomerge.tuning.inputs import base_of, load_with_head, tokenizer_of
+from orthomerge.tuning.inputs import load_with_head, tokenizer_of
 
 
 def adapter_fisher(

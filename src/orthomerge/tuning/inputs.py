@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, align_adapters, read_adapter
+from orthomerge.adapters import Adapter, align_adapters, base_of, read_adapter
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation.classification import load_head
-from orthomerge.models.assets import ResolvedModel, resolve_model
+from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.loading import agree_on_padding, load_classifier, load_tokenizer
 from orthomerge.tasks import Row, Task, get_task
 
@@ -112,21 +112,6 @@ def _require_head(adapter: Adapter) -> None:
             f"adapter '{adapter.path or adapter.name}' carries no head, so its task cannot be "
             "scored: train it with modules_to_save naming the classification head."
         )
-
-
-def base_of(adapter: Adapter, base: str | None = None) -> ResolvedModel:
-    """The base model called `base`, by default the one the adapter names.
-
-    Raises:
-        AdapterError: neither names one.
-        AssetError: it cannot be found.
-    """
-    name = base or adapter.base_model
-    if not name:
-        raise AdapterError(
-            f"adapter '{adapter.path or adapter.name}' names no base model: name it with --base."
-        )
-    return resolve_model(name, revision=None if base else adapter.revision)
 
 
 def _tune_task(task: Task, rows: int, seed: int) -> TuneTask:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from orthomerge.errors import MergeError, OrthomergeError
+from orthomerge.errors import MergeError, OrthomergeError, reason
 from orthomerge.io.files import derive_seed
 from orthomerge.io.outputs import require_resumable
 from orthomerge.tuning.result import Trial
@@ -72,10 +72,9 @@ def open_study(folder: Path, made_for: dict[str, Any]) -> optuna.Study:
                 study_name="weights", storage=storage, direction="maximize", load_if_exists=True
             )
         except Exception as problem:  # SQLAlchemy's, SQLite's and Optuna's own errors
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise MergeError(
-                f"'{file}' cannot be used as a study ({reason}): delete it, or choose another "
-                "--output."
+                f"'{file}' cannot be used as a study ({reason(problem)}): delete it, or choose "
+                "another --output."
             ) from problem
         before = study.user_attrs.get(_MADE_FOR)
         if before is None:

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from orthomerge.errors import OrthomergeError
+from orthomerge.errors import OrthomergeError, reason
 from orthomerge.experiment.executors.contract import Crew, Outcome, attempt, failure
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.recipe import Recipe
@@ -59,9 +59,8 @@ class RayExecutor:
                 address=self._address, log_to_driver=False, logging_level="ERROR", **local
             )
         except (OSError, RuntimeError, ValueError) as problem:
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
             raise OrthomergeError(
-                f"no Ray cluster at '{self._address}' ({reason.rstrip('.')}): start one with "
+                f"no Ray cluster at '{self._address}' ({reason(problem)}): start one with "
                 "'ray start --head', or leave --address out to use this machine alone."
             ) from problem
 

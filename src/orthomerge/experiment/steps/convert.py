@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthomerge.adapters import convert_adapters
-from orthomerge.experiment.artifacts import read_folder
 from orthomerge.experiment.sizes import DECOMPOSITION
+from orthomerge.experiment.steps.start import read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
 from orthomerge.experiment.steps.train import (

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthomerge.adapters import Adapter, read_adapter
-from orthomerge.experiment.artifacts import read_folder
 from orthomerge.experiment.distill import Distill
 from orthomerge.experiment.sizes import TRAINING_BYTES
 from orthomerge.experiment.steps.adapters import AdapterStep, adapter_steps
 from orthomerge.experiment.steps.fisher import FisherStep
 from orthomerge.experiment.steps.merge import MergeStep, said
+from orthomerge.experiment.steps.start import read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
 from orthomerge.io.files import fingerprint

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthomerge.experiment.artifacts import read_folder
 from orthomerge.experiment.sizes import TRAINING_BYTES, count_rows
-from orthomerge.experiment.steps.start import StartStep
+from orthomerge.experiment.steps.start import StartStep, read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
 from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
 from orthomerge.io.files import derive_seed, fingerprint
