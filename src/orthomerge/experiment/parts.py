@@ -93,7 +93,8 @@ class Training(Part):
     `tasks` gives single tasks epochs or a rate of their own, whatever the arm's; `accumulate` cuts
     each batch of `batch_size` into so many passes, for a small card. `report_to` names trackers
     that follow every training ("tensorboard", "wandb", "mlflow"); it changes no result and no key.
-    `seed` holds the order of rows and the dropout while `seeds` move the starts.
+    `seed` holds the order of rows and the dropout while `seeds` move the starts. `base_dropout`
+    takes the place of the dropout that the base's configuration asks for.
     """
 
     epochs: float = Field(default=3, gt=0)
@@ -107,6 +108,7 @@ class Training(Part):
     tasks: dict[str, TaskTraining] = Field(default_factory=dict)
     report_to: list[str] = Field(default_factory=list[str])
     seed: int | None = None
+    base_dropout: float | None = Field(default=None, ge=0, lt=1)
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -143,7 +145,8 @@ class Training(Part):
     def content(self, task: str) -> dict[str, Any]:
         """What a training depends on beside its rate: keys that came later count once used."""
         old = {"epochs", "batch_size", "weight_decay", "warmup"}
-        new = self.model_dump(include={"precision", "accumulate", "seed"}, exclude_defaults=True)
+        later = {"precision", "accumulate", "seed", "base_dropout"}
+        new = self.model_dump(include=later, exclude_defaults=True)
         return self.model_dump(include=old) | {"epochs": self.epochs_of(task)} | new
 
 

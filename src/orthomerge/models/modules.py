@@ -31,6 +31,16 @@ def is_transposed(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Conv1D"
 
 
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Give every dropout of a model this share, that inside its attention too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name, value in list(vars(module).items()):
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, share)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Eval mode for a block, then every part in the mode it had.

@@ -39,6 +39,7 @@ from orthomerge.io.files import atomic_path, file_sha256, fingerprint
 from orthomerge.io.names import TRAINING
 from orthomerge.io.outputs import require_free
 from orthomerge.models.loading import agree_on_padding, encode, quiet
+from orthomerge.models.modules import set_dropout
 from orthomerge.prompting import IGNORED, Wording
 from orthomerge.records import seal
 from orthomerge.statistics import Statistics
@@ -125,6 +126,8 @@ def train_adapter(
     require_free(output, inputs=[start], overwrite=True)
     label = label or Path(output).name
     followed = following(report_to, Path(logs or Path(output).parent / "logs"), label)
+    if settings.base_dropout is not None:
+        set_dropout(model, settings.base_dropout)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
     charges = None
     if constraint == "penalty":

@@ -21,7 +21,9 @@ class TrainingSettings:
 
     `precision` "bf16" computes under autocast and keeps what is trained in float32; "float32" adds
     nothing to the type the base was loaded in. `accumulate` cuts a batch into so many passes.
-    `max_steps` ends a training early or late, whatever the epochs say.
+    `max_steps` ends a training early or late, whatever the epochs say. `base_dropout` is that of
+    the base's own layers; None keeps what its configuration says. Use 0 with the constraint
+    "penalty": the noise of dropout drowns the penalty's gradient in AdamW's scaling.
     """
 
     epochs: float = 3.0
@@ -33,6 +35,7 @@ class TrainingSettings:
     precision: Precision = "float32"
     accumulate: int = 1
     max_steps: int | None = None
+    base_dropout: float | None = None
 
 
 def trainer_arguments(
