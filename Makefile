@@ -50,6 +50,7 @@ pages: $(STAMP)           ## what pages and pictures are made of files, made aga
 	$(BIN)/python docs/figures/architecture.py
 	$(BIN)/python -m docs.figures.theory
 	$(BIN)/python -m docs.figures.offline8
+	$(BIN)/python -m docs.figures.penalty
 
 check: lint types imports docs test
 

@@ -40,7 +40,7 @@ TASKS, TOKENS, RANK = 8, 128, 16
 SHAPE = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
          "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
 # Blocks whose starts are timed, and how many directions each layer is kept out of in the step.
-STARTED, KEPT_OUT = 4, 512
+STARTED, EXCLUDED = 4, 512
 
 
 def random_llama(layers: int, device: str) -> Any:
@@ -167,7 +167,7 @@ def stepping(model: Any) -> dict:
     for name in lora_layers(peft_model):  # q and v of a block read one input
         block = name.rsplit(".", 1)[0]
         if block not in rows:
-            drawn = torch.randn(width, min(KEPT_OUT, width // 2), generator=g, device=model.device)
+            drawn = torch.randn(width, min(EXCLUDED, width // 2), generator=g, device=model.device)
             rows[block] = torch.linalg.qr(drawn.double()).Q.T
     held = Projection(
         peft_model, Directions({n: rows[n.rsplit(".", 1)[0]] for n in lora_layers(peft_model)})

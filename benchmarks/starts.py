@@ -14,8 +14,8 @@ from benchmarks.timing import median_seconds, save
 from orthomerge.adapters import (
     OsrmConfig,
     Projection,
+    excluded_directions,
     initialize_osrm_weights,
-    kept_out_directions,
     new_lora,
 )
 from orthomerge.experiment import load_recipe
@@ -89,7 +89,7 @@ def projection(stats: list[Statistics]) -> dict:
     model = new_lora(base, targets=["query", "value"], rank=8, alpha=16, task_type="SEQ_CLS")
     config = OsrmConfig(solver="contrastive", constraint="project")
     initialize_osrm_weights(model, stats[1:], stats[0], config)
-    held = Projection(model, kept_out_directions(model, stats[1:], stats[0], config))
+    held = Projection(model, excluded_directions(model, stats[1:], stats[0], config))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
     batch = {
         "input_ids": torch.randint(1000, 20000, (16, 48)),

@@ -16,7 +16,7 @@ from orthomerge.adapters import (
     freeze_A,
     lora_layers,
     new_lora,
-    read_kept_out,
+    read_excluded,
     save_start,
 )
 from orthomerge.errors import AdapterError
@@ -152,7 +152,7 @@ def test_a_start_carries_its_directions_each_tensor_once(tmp_path, within):
     folder = save_start(model, tmp_path / "start", kept)
     held = load_file(folder / "kept_out.safetensors")
     assert len(held) == 2 < len(kept.rows)
-    read = read_kept_out(folder)
+    read = read_excluded(folder)
     assert read.within == within
     assert set(read.rows) == set(kept.rows)
     assert all(torch.equal(read.rows[n], rows) for n, rows in kept.rows.items())
@@ -169,7 +169,7 @@ def test_equal_directions_give_equal_bytes_and_older_files_are_read(tmp_path):
         about = json.loads(stream.metadata()["directions"])
     tensors = {n: t.clone() for n, t in load_file(files[0]).items()}
     save_file(tensors, files[0], metadata={k: json.dumps(v) for k, v in about.items()})
-    older = read_kept_out(tmp_path / "a")
+    older = read_excluded(tmp_path / "a")
     assert older.within
     assert all(torch.equal(older.rows[n], rows) for n, rows in kept.rows.items())
 
@@ -195,7 +195,7 @@ def test_a_start_without_directions_or_with_broken_ones_is_refused_in_one_senten
     model = lora()
     plain = save_start(model, tmp_path / "plain")
     with pytest.raises(AdapterError, match=r"has no kept_out.*--constraint project") as said:
-        read_kept_out(plain)
+        read_excluded(plain)
     assert str(said.value).count(". ") == 0
     folder = save_start(model, tmp_path / "start", directions(model))
     path = folder / "kept_out.safetensors"
@@ -217,4 +217,4 @@ def test_a_start_without_directions_or_with_broken_ones_is_refused_in_one_senten
     for damage in breaks.values():
         damage()
         with pytest.raises(AdapterError, match="make the start again"):
-            read_kept_out(folder)
+            read_excluded(folder)

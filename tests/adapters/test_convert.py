@@ -11,7 +11,7 @@ from peft_oracle import bert, loaded, outputs, save_adapter, weights
 from typer.testing import CliRunner
 
 from orthomerge import convert_adapters
-from orthomerge.adapters import RECORD, ConvertConfig, read_adapter, read_kept_out
+from orthomerge.adapters import RECORD, ConvertConfig, read_adapter, read_excluded
 from orthomerge.cli import app
 from orthomerge.errors import AdapterError
 from orthomerge.io.rows import read_rows
@@ -65,7 +65,7 @@ def test_peft_loads_the_folder_and_gives_the_converted_update(kind, subspace, st
     record = json.loads((found.path / RECORD).read_text())
     assert record["adapter"]["sha256"] == before.sha256 and len(record["layers"]) == 4
     if subspace == "project":
-        rows = read_kept_out(found.path).rows
+        rows = read_excluded(found.path).rows
         for name, factors in after.layers.items():
             kept = rows[name.removeprefix("bert.")]
             assert float((factors.A.double() @ kept.T).abs().max()) < 1e-5
@@ -97,13 +97,16 @@ MISTAKES = [
     ("{a} --own {own}", "no other tasks"),
     ("{a} --others {other}", "own statistics are needed"),
     ("{a} {a} --stats {own}", "1 own statistics for 2 adapters"),
-    ("{a} --own {own} --others {other} --subspace quite", "did you mean 'quiet'"),
+    ("{a} --own {own} --others {other} --subspace projct", "did you mean 'project'"),
     ("{a} --own {own} --others {other} --refit output", "did you mean 'outputs'"),
-    ("{a} --own {own} --others {other} --refit weights", "'quiet' weighs outputs"),
+    ("{a} --own {own} --others {other} --refit weights", "'low_energy' weighs outputs"),
     ("{a} --own {own} --others {other} --balance -1", "balance -1"),
     ("{a} --own {own} --others {foreign}", "differ in their model configuration"),
     ("{a} --own {own} --others {other} --recover 3", "go together"),
-    ("{a} --own {own} --others {other} --subspace project --room 2", "rank 4, more than the room"),
+    (
+        "{a} --own {own} --others {other} --subspace project --subspace-dim 2",
+        "rank 4, more than the subspace_dim",
+    ),
     ("{a} --own {own} --others {other} --subspace start --solver minegen", "did you mean"),
     ("{dora} --own {own} --others {other}", "DoRA"),
 ]

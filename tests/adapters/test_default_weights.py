@@ -17,6 +17,7 @@ SUMMED = [
     ("training.json", {"constraint": "freeze"}),
     ("start.json", {"config": {"constraint": "project"}}),
     ("convert.json", {"config": {"subspace": "quiet"}}),
+    ("convert.json", {"config": {"subspace": "low_energy"}}),
 ]
 USUAL = [
     ("training.json", {"constraint": "init"}),

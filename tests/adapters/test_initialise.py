@@ -16,8 +16,8 @@ from orthomerge.adapters import (
     RECOMMENDED,
     Adapter,
     OsrmConfig,
+    excluded_directions,
     initialize_osrm_weights,
-    kept_out_directions,
     lora_layers,
     new_lora,
     plan_ranks,
@@ -244,7 +244,18 @@ def test_adapters_of_another_model_are_no_neighbours(collected):
 # ------------------------------------------------------------------ the constraint's side
 
 
-SIDES = [{"share": 0.5}, {"share": 0.9}, {"share": 0.999}, {"room": 4}, {"room": 9}]
+def test_fields_of_version_0_1_are_read():
+    with pytest.warns(DeprecationWarning, match="energy_fraction"):
+        old = OsrmConfig("contrastive", constraint="project", share=0.5)
+    assert old == OsrmConfig("contrastive", constraint="project", energy_fraction=0.5)
+    assert old.share == 0.5
+    assert dataclasses.replace(old, seed=3).energy_fraction == 0.5
+
+
+SIDES = [
+    *({"energy_fraction": fraction} for fraction in (0.5, 0.9, 0.999)),
+    *({"subspace_dim": dim} for dim in (4, 9)),
+]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -254,8 +265,8 @@ def test_a_projected_start_lies_on_the_right_side(collected, solver, side):
     settings = OsrmConfig(solver, granularity="sample", constraint="project", **side)
     model = lora()
     found = initialize_osrm_weights(model, statistics[1:], statistics[0], settings)
-    directions = kept_out_directions(model, statistics[1:], statistics[0], settings)
-    assert directions.within == ("room" in side)
+    directions = excluded_directions(model, statistics[1:], statistics[0], settings)
+    assert directions.within == ("subspace_dim" in side)
     eye = torch.eye(RANK, dtype=torch.float64)
     for name, item in found.items():
         rows = directions.rows[name]
@@ -263,11 +274,14 @@ def test_a_projected_start_lies_on_the_right_side(collected, solver, side):
         wrong = item.basis - inside if directions.within else inside
         assert float(wrong.norm()) <= 1e-10
         assert torch.linalg.matrix_norm(item.basis @ item.basis.T - eye) <= 1e-10
-        assert rows.shape[0] == side.get("room", rows.shape[0])
+        assert rows.shape[0] == side.get("subspace_dim", rows.shape[0])
         if not directions.within:
             other = sum(float(s.moment(name).energies(rows).sum()) for s in statistics[1:])
             whole = sum(s.moment(name).trace for s in statistics[1:])
-            assert other >= min(side["share"], 1.0) * whole * (1 - 1e-9) or len(rows) == D - RANK
+            assert (
+                other >= min(side["energy_fraction"], 1.0) * whole * (1 - 1e-9)
+                or len(rows) == D - RANK
+            )
 
 
 def test_a_start_inside_the_loud_directions_is_moved_out_of_them(collected):
@@ -275,19 +289,19 @@ def test_a_start_inside_the_loud_directions_is_moved_out_of_them(collected):
     statistics = collected["full"]
     same = [statistics[0]] * 3
     settings = OsrmConfig("contrastive", granularity="sample", constraint="project",
-                          share=0.9999, options={"balance": 1e6})  # fmt: skip
+                          energy_fraction=0.9999, options={"balance": 1e6})  # fmt: skip
     model = lora()
     found = initialize_osrm_weights(model, same, statistics[0], settings)
-    directions = kept_out_directions(model, same, statistics[0], settings)
+    directions = excluded_directions(model, same, statistics[0], settings)
     for name, item in found.items():
         assert float((item.basis @ directions.rows[name].T).norm()) <= 1e-10
 
 
 def test_bad_settings_are_refused_before_any_work():
     for changes, word in (
-        ({"share": 0.0}, "between 0 and 1"),
-        ({"share": 1.0}, "between 0 and 1"),
-        ({"room": 0}, "not a number of directions"),
+        ({"energy_fraction": 0.0}, "between 0 and 1"),
+        ({"energy_fraction": 1.0}, "between 0 and 1"),
+        ({"subspace_dim": 0}, "not a number of directions"),
         ({"constraint": "projet"}, "did you mean 'project'"),
     ):
         with pytest.raises(RecipeError, match=word):
@@ -350,7 +364,7 @@ def test_each_input_is_decomposed_once_for_start_and_constraint(collected, monke
     assert started.config == config
     alone = lora()
     chosen = initialize_osrm_weights(alone, statistics[1:], statistics[0], config)
-    directions = kept_out_directions(alone, statistics[1:], statistics[0], config)
+    directions = excluded_directions(alone, statistics[1:], statistics[0], config)
     for name, found in started.chosen.items():
         assert torch.equal(found.basis, chosen[name].basis)
         assert torch.equal(started.directions.rows[name], directions.rows[name])

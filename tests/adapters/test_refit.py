@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthomerge.adapters.refit import measure, refit_quiet, refit_rows, refit_within
+from orthomerge.adapters.refit import measure, refit_low_energy, refit_rows, refit_within
 from orthomerge.errors import SubspaceError
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import merge_layers
@@ -80,7 +80,7 @@ def test_the_projection_is_the_best_update_out_of_the_directions(form, within, r
 @pytest.mark.parametrize("balance", [0.0, 1.0, 7.0])
 def test_quiet_is_the_minimum_of_what_it_weighs(form, balance):
     before, own, others = update(), drawn(6, 5, D), drawn(7, 6, D)
-    found = refit_quiet(before, moment(own, form), moment(others, form), balance=balance)
+    found = refit_low_energy(before, moment(own, form), moment(others, form), balance=balance)
     level = 0.1 * float(own.square().sum()) / 5 / D
     stacked = torch.cat(
         [own / 5**0.5, (balance / 6) ** 0.5 * others, level**0.5 * torch.eye(D, dtype=own.dtype)]
@@ -95,7 +95,7 @@ def test_quiet_with_all_others_in_it_sums_to_regmean():
     tasks = [update(10 * t) for t in range(3)]
     moments = [moment(drawn(50 + t, 40, D), "full") for t in range(3)]
     quiet = [
-        {"l": refit_quiet(
+        {"l": refit_low_energy(
             tasks[t], moments[t], combine([m for u, m in enumerate(moments) if u != t]),
             balance=2.0, ridge=0.0,
         )}
@@ -146,7 +146,7 @@ def test_the_basis_of_the_rows_does_not_matter(seed, outputs):
 def test_more_balance_is_heard_less_and_loses_more():
     before, own, others = update(), moment(drawn(1, 30, D), "full"), moment(drawn(2, 30, D), "full")
     losses = [
-        measure(before, refit_quiet(before, own, others, balance=b), own, others)
+        measure(before, refit_low_energy(before, own, others, balance=b), own, others)
         for b in (0.0, 0.3, 1.0, 5.0)
     ]
     heard, lost = [x.heard_after for x in losses], [x.share_of_outputs for x in losses]
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(SubspaceError, match="the adapter has 12 inputs and the rows 11"):
         refit_rows(before, drawn(1, R, 11))
     with pytest.raises(SubspaceError, match="ridge -1"):
-        refit_quiet(before, own, own, ridge=-1.0)
+        refit_low_energy(before, own, own, ridge=-1.0)
     with pytest.raises(SubspaceError, match="balance"):
-        refit_quiet(before, own, own, balance=-1.0)
+        refit_low_energy(before, own, own, balance=-1.0)
     assert len(dominant_directions(own, share=0.5)) < D

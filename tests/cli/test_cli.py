@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from orthomerge.adapters import (
     Trained,
     read_adapter,
-    read_kept_out,
+    read_excluded,
     read_penalty,
     read_trained,
 )
@@ -175,7 +175,7 @@ def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to
     out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
                "--epochs", 1, "--output", tmp_path / "t", "--json")  # fmt: skip
     assert json.loads(out)["constraint"] == "project"
-    directions, trained = read_kept_out(tmp_path / "s"), read_adapter(tmp_path / "t")
+    directions, trained = read_excluded(tmp_path / "s"), read_adapter(tmp_path / "t")
     for layer, factors in trained.layers.items():
         rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
         assert float((factors.A.double() @ rows.T).norm()) <= 1e-6

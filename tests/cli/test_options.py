@@ -32,22 +32,31 @@ def record(folder: Path, name: str):
 def test_convert_is_told_its_ridge_and_share(files, tmp_path):
     out = tmp_path / "out"
     call("convert", files / "a", "--stats", files / "a.safetensors", "--others",
-         files / "b.safetensors", "--subspace", "project", "--ridge", 0.25, "--share", 0.5,
-         "--output", out)  # fmt: skip
+         files / "b.safetensors", "--subspace", "project", "--ridge", 0.25,
+         "--energy-fraction", 0.5, "--output", out)  # fmt: skip
     config = record(out, "convert.json")["config"]
-    assert (config["ridge"], config["share"]) == (0.25, 0.5)
+    assert (config["ridge"], config["energy_fraction"]) == (0.25, 0.5)
+
+
+def test_options_of_version_0_1_are_read_and_say_their_new_names(files, tmp_path):
+    said = call("convert", files / "a", "--stats", files / "a.safetensors", "--others",
+                files / "b.safetensors", "--subspace", "project", "--share=0.5",
+                "--output", tmp_path / "out")  # fmt: skip
+    assert record(tmp_path / "out", "convert.json")["config"]["energy_fraction"] == 0.5
+    assert "'--share' is now '--energy-fraction'" in said
 
 
 def test_a_smaller_share_keeps_a_start_out_of_less(tiny_base, files, tmp_path):
-    from orthomerge.adapters import read_kept_out
+    from orthomerge.adapters import read_excluded
 
     def kept(share: float) -> int:
         out = tmp_path / str(share)
         call("init", tiny_base, "--others", files / "b.safetensors", "--own",
-             files / "a.safetensors", "--share", share, "--labels", 3, "--output", out)  # fmt: skip
+             files / "a.safetensors", "--energy-fraction", share, "--labels", 3,
+             "--output", out)  # fmt: skip
         heads = read_adapter(out).modules
         assert any(len(t) == 3 for name, t in heads.items() if name.endswith(".weight"))
-        return sum(len(rows) for rows in read_kept_out(out).rows.values())
+        return sum(len(rows) for rows in read_excluded(out).rows.values())
 
     assert 0 < kept(0.3) < kept(0.9)
 

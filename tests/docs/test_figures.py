@@ -28,6 +28,15 @@ def test_the_readmes_picture_is_drawn_from_the_kept_rows(monkeypatch):
     assert fingerprint(found()) in PICTURE.read_text(encoding="utf-8"), again
 
 
+def test_the_picture_of_the_penalty_is_drawn_from_the_kept_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from docs.figures.penalty import PICTURE, found
+    from orthomerge.io.files import fingerprint
+
+    again = "run: python -m docs.figures.penalty"
+    assert fingerprint(found()) in PICTURE.read_text(encoding="utf-8"), again
+
+
 def test_the_pictures_of_the_theory_are_drawn_from_the_kept_numbers(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from docs.figures.theory import NUMBERS, fingerprint_of

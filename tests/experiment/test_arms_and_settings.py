@@ -13,7 +13,7 @@ from five_architectures import model_of, write_glue
 from tiny_recipe import execute, make_recipe
 
 from orthomerge.adapters import read_adapter
-from orthomerge.errors import AssetError, OrthomergeError, RecipeError
+from orthomerge.errors import AssetError, OrthomergeError, OrthomergeWarning, RecipeError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.steps import StartStep, StatisticsStep, TrainStep
 from orthomerge.tasks import glue
@@ -88,10 +88,17 @@ def test_a_batch_in_passes_trains_as_the_whole_batch(small, tmp_path):
         parse_recipe(small | {"training": small["training"] | {"accumulate": 3}})
 
 
+def test_keys_of_version_0_1_are_read_and_say_their_new_names(small):
+    old = {"start": "min_eigen", "constraint": "project", "share": 0.7, "room": 6, "quiet": 0.1}
+    with pytest.warns(OrthomergeWarning, match="'share' is now 'energy_fraction'"):
+        arm = parse_recipe(small | {"arms": {"old": old}}).arms["old"]
+    assert (arm.energy_fraction, arm.subspace_dim, arm.low_energy) == (0.7, 6, 0.1)
+
+
 def test_rows_of_a_projection_say_so_and_depend_on_its_share(small, tmp_path):
     keys = {}
     for share in (0.5, 0.9):
-        arm = {"start": "min_eigen", "constraint": "project", "share": share}
+        arm = {"start": "min_eigen", "constraint": "project", "energy_fraction": share}
         rows = execute(small | {"arms": {"kept": arm}}, tmp_path / "run")
         mine = [r for r in rows if r.arm == "kept"]
         assert {r.constraint for r in mine} == {"project"}

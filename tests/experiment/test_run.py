@@ -10,7 +10,7 @@ import pytest
 from conftest import write_task
 from filelock import FileLock
 
-from orthomerge.adapters import read_adapter, read_kept_out, verify
+from orthomerge.adapters import read_adapter, read_excluded, verify
 from orthomerge.errors import OrthomergeError, SubspaceError, TaskError, UnknownNameError
 from orthomerge.experiment import Run, parse_recipe
 from orthomerge.experiment.progress import Reporter
@@ -230,9 +230,9 @@ def test_a_task_with_one_label_is_refused(recipe, tmp_path):
 
 def test_what_an_arm_says_of_its_constraint_reaches_its_start_and_its_training(recipe, tmp_path):
     arms = {
-        "share": {"start": "contrastive", "constraint": "project", "share": 0.7},
-        "room": {"start": "contrastive", "constraint": "project", "room": 6},
-        "quiet": {"start": "min_eigen", "quiet": 0.01, "samples": 24},
+        "share": {"start": "contrastive", "constraint": "project", "energy_fraction": 0.7},
+        "room": {"start": "contrastive", "constraint": "project", "subspace_dim": 6},
+        "quiet": {"start": "min_eigen", "low_energy": 0.01, "samples": 24},
         "few": {"start": "min_eigen", "samples": 2},
     }
     training = {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3}
@@ -240,7 +240,7 @@ def test_what_an_arm_says_of_its_constraint_reaches_its_start_and_its_training(r
     execute(values, tmp_path / "arms")
     run = Run(parse_recipe(values), tmp_path / "arms")
     for name, dims in (("share", None), ("room", 6)):
-        directions = read_kept_out(run.space.get(StartStep(name, "one", 0)))
+        directions = read_excluded(run.space.get(StartStep(name, "one", 0)))
         assert directions.within == (dims is not None)
         assert all(rows.shape[0] == (dims or rows.shape[0]) for rows in directions.rows.values())
         trained = read_adapter(run.space.get(TrainStep(name, "one", 0, 5e-3)))

@@ -14,8 +14,8 @@ import yaml
 from fuzz_mutate import mutated, scratched, with_header
 
 from orthomerge import Statistics
-from orthomerge.adapters import read_kept_out
-from orthomerge.adapters.constrain import KEPT_OUT, Directions, write_kept_out
+from orthomerge.adapters import read_excluded
+from orthomerge.adapters.constrain import EXCLUDED, Directions, write_excluded
 from orthomerge.experiment import load_recipe, packaged_recipes
 from orthomerge.fisher import ENTRY, FisherMeta, load_fisher, save_fisher
 from orthomerge.io.files import fingerprint
@@ -92,8 +92,8 @@ def kept_out(root: Path) -> Callable[[random.Random], None]:
     """The directions that a start keeps out of."""
     root.mkdir()
     rows = torch.linalg.qr(torch.randn(6, 2, generator=torch.Generator().manual_seed(0)))[0].T
-    write_kept_out(root, Directions({"a": rows, "b": rows, "c": rows[:1].clone()}, within=True))
-    honest = (root / KEPT_OUT).read_bytes()
+    write_excluded(root, Directions({"a": rows, "b": rows, "c": rows[:1].clone()}, within=True))
+    honest = (root / EXCLUDED).read_bytes()
 
     def change(header: Any, rng: random.Random) -> Any:
         if rng.random() < 0.5:
@@ -104,8 +104,8 @@ def kept_out(root: Path) -> Callable[[random.Random], None]:
         return header
 
     def once(rng: random.Random) -> None:
-        (root / KEPT_OUT).write_bytes(with_header(honest, rng, lambda h: change(h, rng)))
-        for found in read_kept_out(root).rows.values():
+        (root / EXCLUDED).write_bytes(with_header(honest, rng, lambda h: change(h, rng)))
+        for found in read_excluded(root).rows.values():
             assert isinstance(found, torch.Tensor)
 
     return once

@@ -16,8 +16,8 @@ from orthomerge.adapters import (
     OsrmConfig,
     Projection,
     convert_adapters,
+    excluded_directions,
     initialize_osrm_weights,
-    kept_out_directions,
     lora_layers,
     merge_adapters,
     new_lora,
@@ -118,7 +118,7 @@ def test_a_start_and_what_holds_it(constraint):
         same(layer.lora_A["default"].weight, chosen[name].basis, 1e-6)
     if constraint == "init":
         return
-    held = Projection(model, kept_out_directions(model, tasks[1:], tasks[0], config))
+    held = Projection(model, excluded_directions(model, tasks[1:], tasks[0], config))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     handle = held.attach(optimizer)
     before = {n: m.lora_A["default"].weight.clone() for n, m in lora_layers(model).items()}

@@ -122,8 +122,8 @@ def test_what_is_trained_from_a_start_does_not_take_its_record(made, start, tiny
 # Conversions -------------------------------------------------------------------------------------
 
 WAYS = [
-    {"subspace": "quiet", "balance": 1.5},
-    {"subspace": "project", "room": 20},
+    {"subspace": "low_energy", "balance": 1.5},
+    {"subspace": "project", "subspace_dim": 20},
     {"subspace": "start", "solver": "contrastive", "seed": 3, "options": {"balance": 0.02}},
 ]
 
@@ -172,7 +172,7 @@ def test_a_conversion_whose_parts_are_not_here_is_refused(made, tmp_path):
     ("changes", "said"),
     [
         ({"config": {"subspace": "quiet", "colour": 1}}, "how to convert again"),
-        ({"config": {"subspace": "quite"}}, "did you mean 'quiet'"),
+        ({"config": {"subspace": "low_enrgy"}}, "did you mean 'low_energy'"),
         ({"config": {"balance": "x"}}, "how to convert again"),
         ({"statistics": ["x"]}, "how to convert again"),
         ({"adapters": [{"name": "a"}, {"name": "b"}]}, "not here"),

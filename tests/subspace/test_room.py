@@ -12,8 +12,8 @@ from orthomerge.moments import RowMoment, SecondMoment, SketchMoment
 from orthomerge.subspace import (
     allocate_ranks,
     dominant_directions,
+    low_energy_directions,
     project_rows_out,
-    quiet_directions,
 )
 
 D = 30
@@ -95,21 +95,21 @@ def test_what_is_projected_out_is_gone_and_the_rest_stays(form):
     energy=st.floats(1e-6, 3.0),
     decay=st.sampled_from([0.3, 0.8, 1.0]),
 )
-def test_quiet_directions_are_counted_as_eigvalsh_counts_them(form, n, seed, energy, decay):
+def test_low_energy_directions_are_counted_as_eigvalsh_counts_them(form, n, seed, energy, decay):
     moment = FORMS[form](rows_of(n, seed, decay))
     values = torch.linalg.eigvalsh(moment.matrix)
     limit = energy * float(values.sum()) / D
     surely = int((values <= limit * (1 - 1e-9) - 1e-15).sum())
     perhaps = int((values <= limit * (1 + 1e-9) + 1e-15).sum())
-    assert surely <= quiet_directions(moment, energy) <= perhaps
+    assert surely <= low_energy_directions(moment, energy) <= perhaps
 
 
 @forms
 def test_all_of_a_silent_moment_is_quiet_and_an_energy_must_be_positive(form):
-    assert quiet_directions(FORMS[form](torch.zeros(4, D).double()), 0.1) == D
+    assert low_energy_directions(FORMS[form](torch.zeros(4, D).double()), 0.1) == D
     for energy in (0.0, -1.0, float("nan")):
         with pytest.raises(SubspaceError, match="positive"):
-            quiet_directions(FORMS[form](rows_of(9)), energy)
+            low_energy_directions(FORMS[form](rows_of(9)), energy)
 
 
 rooms = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(0, 90), min_size=1)

@@ -3,13 +3,14 @@
 from orthomerge.adapters.align import align_adapters
 from orthomerge.adapters.config import (
     CONSTRAINTS,
-    CONVERT_SHARE,
+    CONVERT_ENERGY_FRACTION,
+    ENERGY_FRACTION,
     FROZEN_B,
+    OLD_NAMES,
     PEFT_START,
     PENALTY_MOMENTS,
     RECOMMENDED,
     REFITS,
-    SHARE,
     STRENGTH,
     SUBSPACES,
     ConvertConfig,
@@ -18,13 +19,13 @@ from orthomerge.adapters.config import (
     settled,
 )
 from orthomerge.adapters.constrain import (
-    KEPT_OUT,
+    EXCLUDED,
     Directions,
     Projection,
     freeze_A,
     freeze_B,
     lora_layers,
-    read_kept_out,
+    read_excluded,
 )
 from orthomerge.adapters.convert import (
     RECORD,
@@ -70,7 +71,7 @@ from orthomerge.adapters.penalty import (
     read_penalty,
 )
 from orthomerge.adapters.redo import verify
-from orthomerge.adapters.solve import kept_out_directions, plan_ranks
+from orthomerge.adapters.solve import excluded_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
 from orthomerge.adapters.trained import Trained, read_trained, write_training
 from orthomerge.adapters.write import as_factors
@@ -78,9 +79,11 @@ from orthomerge.io.tensors import require_finite
 
 __all__ = [
     "CONSTRAINTS",
-    "CONVERT_SHARE",
+    "CONVERT_ENERGY_FRACTION",
+    "ENERGY_FRACTION",
+    "EXCLUDED",
     "FROZEN_B",
-    "KEPT_OUT",
+    "OLD_NAMES",
     "PEFT_START",
     "PENALTY",
     "PENALTY_MOMENTS",
@@ -88,7 +91,6 @@ __all__ = [
     "RECOMMENDED",
     "RECORD",
     "REFITS",
-    "SHARE",
     "STRENGTH",
     "SUBSPACES",
     "Adapter",
@@ -114,10 +116,10 @@ __all__ = [
     "convert_adapters",
     "default_targets",
     "described",
+    "excluded_directions",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",
-    "kept_out_directions",
     "load_trainable",
     "lora_layers",
     "merge_adapters",
@@ -129,8 +131,8 @@ __all__ = [
     "penalty_charges",
     "plan_ranks",
     "read_adapter",
+    "read_excluded",
     "read_head",
-    "read_kept_out",
     "read_loaded",
     "read_needed",
     "read_penalty",
@@ -149,3 +151,6 @@ __all__ = [
     "verify",
     "write_training",
 ]
+
+# The names of version 0.1, for one release.
+KEPT_OUT, read_kept_out, kept_out_directions = EXCLUDED, read_excluded, excluded_directions

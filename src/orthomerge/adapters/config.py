@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from orthomerge.adapters.refit import RIDGE
 from orthomerge.errors import RecipeError, SubspaceError, unknown_name
@@ -14,8 +17,8 @@ from orthomerge.subspace import get_solver
 CONSTRAINTS = ("init", "freeze", "project", "penalty")
 FROZEN_B = "freeze_B"
 """The control that holds `B` instead: of a training, not of an orthogonal start."""
-SHARE = 0.9
-"""The share of the others' energy that `project` keeps A out of, unless said otherwise."""
+ENERGY_FRACTION = 0.9
+"""The default fraction of the others' energy whose directions `project` excludes."""
 STRENGTH = 10.0
 """The strength λ of the constraint "penalty", unless said otherwise."""
 PENALTY_MOMENTS = ("others", "isotropic", "pooled", "random")
@@ -24,12 +27,37 @@ PEFT_START = "default"
 """In the place of a solver: `A` stays where PEFT's own start drew it."""
 RECOMMENDED: Mapping[str, Any] = {"solver": "contrastive", "constraint": "project"}
 """What kept most of a merge in our comparison (README): `OsrmConfig.recommended`."""
-SUBSPACES = ("quiet", "project", "start")
+SUBSPACES = ("low_energy", "project", "start")
 REFITS = ("outputs", "weights")
-CONVERT_SHARE = 0.7
-"""The share of the others' energy that `project` takes off A: more costs too much of the task."""
+CONVERT_ENERGY_FRACTION = 0.7
+"""The same for a conversion: a larger fraction costs too much of the own task."""
+
+OLD_NAMES = {"share": "energy_fraction", "room": "subspace_dim", "quiet": "low_energy"}
+"""Fields of version 0.1 by their present names: taken for one release more."""
+
+_Config = TypeVar("_Config")
 
 
+def _with_old_names(kind: type[_Config]) -> type[_Config]:
+    made = kind.__init__
+
+    @wraps(made)
+    def init(self: _Config, *args: Any, **values: Any) -> None:
+        for old in OLD_NAMES.keys() & values.keys():
+            new = OLD_NAMES[old]
+            warnings.warn(
+                f"{kind.__name__}({old}=...) is now {new}=...", DeprecationWarning, stacklevel=2
+            )
+            values[new] = values.pop(old)
+        made(self, *args, **values)
+
+    kind.__init__ = init
+    for old in ("share", "room"):
+        setattr(kind, old, property(attrgetter(OLD_NAMES[old])))
+    return kind
+
+
+@_with_old_names
 @dataclass(frozen=True)
 class OsrmConfig:
     """How to choose `A` and what training may do with it; by itself the paper's way.
@@ -40,8 +68,8 @@ class OsrmConfig:
 
     - "init": the paper's; only the start is chosen, and training is free;
     - "freeze": `A` is held;
-    - "project": `A` trains, but never into the directions that hold `share` of the others' energy
-      or, with `room`, never out of the `room` best directions of the solver;
+    - "project": `A` trains, but never into the dominant directions that hold `energy_fraction` of
+      the others' energy or, with `subspace_dim`, only within so many best directions of the solver;
     - "penalty": `A` and `B` train freely, and the loss is charged `strength` times the energy that
       the update adds to the others' outputs (`Penalty`). `penalty_moment` puts a control of the
       same trace in the place of `S_other`: "isotropic" the identity, "pooled" the mean of all
@@ -58,8 +86,8 @@ class OsrmConfig:
     solver: str = "min_eigen"
     granularity: str = "token"
     constraint: str = "init"
-    share: float = SHARE
-    room: int | None = None
+    energy_fraction: float = ENERGY_FRACTION
+    subspace_dim: int | None = None
     strength: float = STRENGTH
     penalty_moment: str = PENALTY_MOMENTS[0]
     isotropic_share: float = 0.0
@@ -94,10 +122,15 @@ class OsrmConfig:
                 "solver."
             )
         check_penalty(self.strength, self.penalty_moment, self.isotropic_share)
-        if not 0 < self.share < 1:
-            raise RecipeError(f"share {self.share} is not between 0 and 1: {SHARE} is the default.")
-        if self.room is not None and self.room < 1:
-            raise RecipeError(f"room {self.room} is not a number of directions: 32 is a start.")
+        if not 0 < self.energy_fraction < 1:
+            raise RecipeError(
+                f"energy_fraction {self.energy_fraction} is not between 0 and 1: "
+                f"{ENERGY_FRACTION} is the default."
+            )
+        if self.subspace_dim is not None and self.subspace_dim < 1:
+            raise RecipeError(
+                f"subspace_dim {self.subspace_dim} is not a number of directions: try 32."
+            )
 
 
 def settled(
@@ -142,50 +175,55 @@ def check_penalty(
         raise RecipeError(f"isotropic_share {isotropic_share} is not a number from 0 up.")
 
 
+@_with_old_names
 @dataclass(frozen=True)
 class ConvertConfig:
     """How an adapter is converted; by itself what did best in our comparison (docs/convert.md).
 
-    `subspace` says what becomes of `A`: "quiet" moves it to where the own outputs are kept and the
-    others' inputs are answered little, weighed by `balance`; "project" takes the directions off
-    that hold `share` of the others' energy, or keeps it within the `room` best ones of the
-    `solver`; "start" replaces it by the solver's start, which is the paper's conversion. `refit`
-    says what is kept as well as it can be: the own task's "outputs", or the "weights".
+    `subspace` says what becomes of `A`: "low_energy" moves it to where the own outputs are kept and
+    the others' inputs have little effect, weighed by `balance`; "project" removes the directions
+    that hold `energy_fraction` of the others' energy, or keeps `A` within the `subspace_dim` best
+    ones of the `solver`; "start" replaces it by the solver's start, which is the paper's
+    conversion. `refit` says what the new factors approximate: the own task's "outputs", or the
+    "weights".
 
     Raises:
         SubspaceError: no such subspace or refit, or a figure out of its range.
         UnknownNameError: no such solver.
     """
 
-    subspace: str = "quiet"
+    subspace: str = "low_energy"
     refit: str = "outputs"
     balance: float = 3.0
     ridge: float = RIDGE
     solver: str = "min_eigen"
-    share: float = CONVERT_SHARE
-    room: int | None = None
+    energy_fraction: float = CONVERT_ENERGY_FRACTION
+    subspace_dim: int | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        if self.subspace == "quiet":  # the name of version 0.1
+            object.__setattr__(self, "subspace", SUBSPACES[0])
         if self.subspace not in SUBSPACES:
             raise unknown_name("subspace", self.subspace, SUBSPACES, error=SubspaceError)
         if self.refit not in REFITS:
             raise unknown_name("refit", self.refit, REFITS, error=SubspaceError)
-        if self.subspace == "quiet" and self.refit == "weights":
+        if self.subspace == SUBSPACES[0] and self.refit == "weights":
             raise SubspaceError(
-                "the subspace 'quiet' weighs outputs: leave the refit at 'outputs', or choose the "
-                "subspace 'project'."
+                "the subspace 'low_energy' weighs outputs: leave the refit at 'outputs', or choose "
+                "the subspace 'project'."
             )
         if not 0 <= self.balance < math.inf:
             raise SubspaceError(f"balance {self.balance:g} is not a number from 0 up: 1 is usual.")
         if not 0 <= self.ridge < math.inf:
             raise SubspaceError(f"ridge {self.ridge:g} is not a number from 0 up: try {RIDGE:g}.")
-        self.start("token")  # solver, share, room and options are checked where they are used
+        self.start("token")  # checks the fields that both share
 
     def start(self, granularity: str) -> OsrmConfig:
         """The same choice in the words of a start."""
         return OsrmConfig(
-            solver=self.solver, granularity=granularity, share=self.share, room=self.room,
-            seed=self.seed, options=dict(self.options),
+            solver=self.solver, granularity=granularity, seed=self.seed,
+            energy_fraction=self.energy_fraction, subspace_dim=self.subspace_dim,
+            options=dict(self.options),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What training may do with `A`: held, or kept out of the others' loud directions."""
+"""What training may do with `A`: held, or projected out of the others' dominant directions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orthomerge.statistics import backbone
 from orthomerge.subspace import project_rows_out
 
 ADAPTER = "default"
-KEPT_OUT = "kept_out.safetensors"
+EXCLUDED = "kept_out.safetensors"  # its name in version 0.1, which folders still have
 _ENTRY = "directions"
 
 
@@ -96,11 +96,11 @@ class Projection:
     def __init__(
         self,
         peft_model: PeftModel,
-        kept_out: Directions | Mapping[str, Float[Tensor, "k d_in"]],
+        excluded: Directions | Mapping[str, Float[Tensor, "k d_in"]],
         *,
         adapter_name: str = ADAPTER,
     ) -> None:
-        directions = kept_out if isinstance(kept_out, Directions) else Directions(kept_out)
+        directions = excluded if isinstance(excluded, Directions) else Directions(excluded)
         self._within = directions.within
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
         wide: dict[int, Tensor] = {}
@@ -126,7 +126,7 @@ class Projection:
     def apply(self) -> None:
         """Project every `A`."""
         for A, rows in self._placed():
-            A.copy_(self._quiet(A.to(rows), rows))
+            A.copy_(self._projected(A.to(rows), rows))
 
     def _placed(self) -> list[tuple[nn.Parameter, Tensor]]:
         """The pairs, each where its `A` is worked on by now: a Trainer moves the model late."""
@@ -141,14 +141,14 @@ class Projection:
             ]
         return self._pairs
 
-    def _quiet(self, A: Tensor, rows: Tensor) -> Tensor:
+    def _projected(self, A: Tensor, rows: Tensor) -> Tensor:
         return (A @ rows.T) @ rows if self._within else project_rows_out(A, rows)
 
     @torch.no_grad()
     def violation(self) -> float:
         """The largest norm of any layer's `A` on the side it must stay out of: `‖A P‖_F`."""
         return max(
-            float(linalg.vector_norm(A.to(rows) - self._quiet(A.to(rows), rows)))
+            float(linalg.vector_norm(A.to(rows) - self._projected(A.to(rows), rows)))
             for A, rows in self._placed()
         )
 
@@ -172,7 +172,7 @@ def _require_orthonormal(rows: Tensor, layer: str) -> None:
         )
 
 
-def write_kept_out(folder: Path, directions: Directions) -> None:
+def write_excluded(folder: Path, directions: Directions) -> None:
     """Directions by layer beside a start's weights, each distinct tensor once.
 
     Equal directions give equal bytes: safetensors keeps no order among several entries of metadata.
@@ -181,19 +181,19 @@ def write_kept_out(folder: Path, directions: Directions) -> None:
     layers = {name: leads.setdefault(id(rows), name) for name, rows in directions.rows.items()}
     tensors = {lead: directions.rows[lead].contiguous() for lead in set(layers.values())}
     about = json.dumps({"layers": layers, "within": directions.within})
-    write_tensors(folder / KEPT_OUT, tensors, {_ENTRY: about})
+    write_tensors(folder / EXCLUDED, tensors, {_ENTRY: about})
 
 
-def read_kept_out(folder: str | Path) -> Directions:
+def read_excluded(folder: str | Path) -> Directions:
     """The directions that a start made for the constraint "project" carries.
 
     Raises:
         AdapterError: the start carries none, or a file that cannot be read.
     """
-    path = Path(folder) / KEPT_OUT
+    path = Path(folder) / EXCLUDED
     if not path.is_file():
         raise AdapterError(
-            f"'{folder}' has no {KEPT_OUT}, which the constraint 'project' needs: make the start "
+            f"'{folder}' has no {EXCLUDED}, which the constraint 'project' needs: make the start "
             "with 'orthomerge init --constraint project'."
         )
     try:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthomerge.adapters.config import ConvertConfig
-from orthomerge.adapters.constrain import Directions, write_kept_out
+from orthomerge.adapters.constrain import Directions, write_excluded
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.output import distinct_names
-from orthomerge.adapters.refit import Loss, measure, refit_quiet, refit_rows, refit_within
+from orthomerge.adapters.refit import Loss, measure, refit_low_energy, refit_rows, refit_within
 from orthomerge.adapters.solve import LayerProblem
 from orthomerge.adapters.statistics import beside_files, require_base
 from orthomerge.adapters.tokenizers import put_tokenizer
@@ -190,7 +190,7 @@ class _Conversion:
     ) -> None:
         self._adapter, self._own, self._others, self._config = adapter, own, others, config
         self._shared: dict[tuple[str, int], Any] = {}
-        self._kept_out: dict[str, Any] = {}
+        self._excluded: dict[str, Any] = {}
         self.losses: dict[str, Loss] = {}
 
     def write(self, folder: Path, sources: Mapping[str, Any]):
@@ -224,9 +224,9 @@ class _Conversion:
             (folder / HEADS).mkdir()
             for head in sorted((source / HEADS).glob(f"*{HEAD}")):
                 copy_inside(head, folder / HEADS / head.name, source)
-        if self._kept_out:
-            within = self._config.room is not None
-            write_kept_out(folder, Directions(self._kept_out, within=within))
+        if self._excluded:
+            within = self._config.subspace_dim is not None
+            write_excluded(folder, Directions(self._excluded, within=within))
         record = self._record(sources)
         card = converted_card(record, adapter.config.get("task_type"))
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -247,8 +247,8 @@ class _Conversion:
 
     def _refit(self, layer: str, before: LoraFactors, own: Any, others: Any) -> LoraFactors:
         how = self._config
-        if how.subspace == "quiet":
-            return refit_quiet(before, own, others, balance=how.balance, ridge=how.ridge)
+        if how.subspace == "low_energy":
+            return refit_low_energy(before, own, others, balance=how.balance, ridge=how.ridge)
         kept = own if how.refit == "outputs" else None
         first = self._others[0]
         known = first.name_of(layer)
@@ -258,8 +258,8 @@ class _Conversion:
         if how.subspace == "project":
             if key not in self._shared:
                 self._shared[key] = problem.directions
-            directions = self._kept_out[known] = self._shared[key]
-            within = how.room is not None
+            directions = self._excluded[known] = self._shared[key]
+            within = how.subspace_dim is not None
             return refit_within(before, directions, kept, within=within, ridge=how.ridge)
         if key not in self._shared:
             self._shared[key] = problem.solution.basis

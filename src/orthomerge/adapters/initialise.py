@@ -17,10 +17,10 @@ from orthomerge import linalg
 from orthomerge.adapters.config import CONSTRAINTS, PEFT_START, OsrmConfig, settled
 from orthomerge.adapters.constrain import (
     ADAPTER,
-    KEPT_OUT,
+    EXCLUDED,
     Directions,
     lora_layers,
-    write_kept_out,
+    write_excluded,
 )
 from orthomerge.adapters.files import Adapter, check_start
 from orthomerge.adapters.penalty import PENALTY, Charges, penalty_charges, write_penalty
@@ -327,7 +327,7 @@ def _set(layer: Any, adapter: str, rows: torch.Tensor) -> None:
 def save_start(
     peft_model: PeftModel,
     folder: str | Path,
-    kept_out: Directions | None = None,
+    excluded: Directions | None = None,
     *,
     charges: Charges | None = None,
     record: Mapping[str, Any] | None = None,
@@ -336,8 +336,8 @@ def save_start(
 
     PEFT refuses to load a classification adapter that lacks its head, so the head is kept; it
     loads with `PeftModel.from_pretrained(model, folder, is_trainable=True)` on a model with as
-    many labels. `kept_out` are the directions a projected `A` stays out of
-    (`kept_out_directions`); they lie beside the weights, where `read_kept_out` finds them, as what
+    many labels. `excluded` are the directions a projected `A` stays out of
+    (`excluded_directions`); they lie beside the weights, where `read_excluded` finds them, as what
     a penalty charges for does (`charges`, `read_penalty`). A `record` (`start_record`) becomes part
     of `start.json`, which holds the hashes of all files, for `verify`. A folder that orthomerge
     wrote is replaced.
@@ -348,8 +348,8 @@ def save_start(
     with atomic_path(folder) as path:
         # Embeddings are never adapted here; left to itself PEFT asks the hub whether they changed.
         peft_model.save_pretrained(str(path), save_embedding_layers=False)
-        if kept_out is not None:
-            write_kept_out(path, kept_out)
+        if excluded is not None:
+            write_excluded(path, excluded)
         if charges is not None:
             write_penalty(path, charges)
         seal(path, START, {"versions": versions()} if record is None else record)
@@ -388,7 +388,7 @@ def constraint_of(start: str | Path) -> str:
 
 
 # The files by which a start without a record says what it is for.
-_CARRIED = {"penalty": PENALTY, "project": KEPT_OUT}
+_CARRIED = {"penalty": PENALTY, "project": EXCLUDED}
 
 
 def captured(chosen: Mapping[str, Subspace]) -> dict[str, dict[str, float | None]]:

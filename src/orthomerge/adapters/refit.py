@@ -1,7 +1,7 @@
 """Adapters that exist already, refitted: pure algebra on factors and second moments.
 
 Three ways to move an update out of what other tasks' inputs occupy. `refit_rows` gives it other
-rows of `A` and the best `B` for them; `refit_within` and `refit_quiet` leave `B` and move `A`,
+rows of `A` and the best `B` for them; `refit_within` and `refit_low_energy` leave `B` and move `A`,
 which loses no rank, since the best update over all of an admissible subspace is `B` times new rows.
 All arithmetic is float64; the dense update is never formed, and neither is a d_in × d_in matrix
 where the moments hold fewer rows than that.
@@ -135,8 +135,9 @@ def refit_within(
     """The best update whose rows stay out of orthonormal `directions` `D` (or `within` them).
 
     `min ‖(ΔW' − ΔW) (S + ρI)^½‖_F  s.t. ΔW' Dᵀ = 0`, with `P = I − DᵀD`:
-    `A' = AP + A(I−P) S P (P S P + ρI)⁺`, and `B' = B`, so that rank and scaling stay. What is taken
-    off the loud directions is put back along quiet ones that go with them on the own task's inputs.
+    `A' = AP + A(I−P) S P (P S P + ρI)⁺`, and `B' = B`, so that rank and scaling stay. What is
+    removed along dominant directions returns along low-energy ones that are correlated with them
+    on the own task's inputs.
     Without `own` it is `A' = AP`. O(n² d_in) for moments of n rows, else O(d_in³).
 
     Raises:
@@ -156,13 +157,13 @@ def refit_within(
         if held is not None:
             moved = moved + _ridge_rows(taken @ held.T, allowed(held), level)
         else:
-            quiet = allowed(allowed(own.matrix).T)
-            moved = moved + _ridge_matrix(allowed(own.apply(taken.T).T), quiet, level)
+            low = allowed(allowed(own.matrix).T)
+            moved = moved + _ridge_matrix(allowed(own.apply(taken.T).T), low, level)
         moved = allowed(moved)  # what rounding left on the wrong side
     return LoraFactors(moved.to(factors.A.dtype), factors.B, factors.scaling)
 
 
-def refit_quiet(
+def refit_low_energy(
     factors: LoraFactors,
     own: Moment,
     others: Moment,

@@ -23,9 +23,9 @@ from orthomerge.subspace import (
     describe,
     dominant_directions,
     get_solver,
+    low_energy_directions,
     orthonormal_rows,
     project_rows_out,
-    quiet_directions,
 )
 
 
@@ -66,23 +66,21 @@ class LayerProblem:
     def directions(self) -> torch.Tensor:
         """What "project" keeps `A` out of: the others' dominant directions, `rank` left free.
 
-        With `config.room` it is what `A` stays within: the solver's `room` best rows.
+        With `config.subspace_dim` it is what `A` stays within: so many best rows of the solver.
 
         Raises:
-            SubspaceError: a room smaller than the rank.
+            SubspaceError: a `subspace_dim` below the rank.
         """
-        room = self.config.room
-        if room is not None and room < self.rank:
-            raise SubspaceError(
-                f"it has rank {self.rank}, more than the room of {room} directions: raise the room "
-                "or lower the rank."
-            )
-        if room is None:
+        dim = self.config.subspace_dim
+        if dim is None:
             most = self._other.dim - self.rank
-            found = dominant_directions(self._other, share=self.config.share, most=most)
-        else:
-            found = self._solver_rows(room).basis
-        return found
+            return dominant_directions(self._other, share=self.config.energy_fraction, most=most)
+        if dim < self.rank:
+            raise SubspaceError(
+                f"it has rank {self.rank}, more than the subspace_dim of {dim}: raise the "
+                "subspace_dim or lower the rank."
+            )
+        return self._solver_rows(dim).basis
 
     def release(self) -> None:
         """Keep the answers alone."""
@@ -90,7 +88,7 @@ class LayerProblem:
             self.__dict__.pop(name, None)
 
     def _project(self, rows: torch.Tensor) -> torch.Tensor:
-        if self.config.room is None:
+        if self.config.subspace_dim is None:
             return project_rows_out(rows, self.directions)
         # Not every solver's few rows lie among its many: seeds and other tasks intervene.
         return (rows @ self.directions.T) @ self.directions
@@ -190,7 +188,7 @@ def layer_problems(
     return found
 
 
-def kept_out_directions(
+def excluded_directions(
     peft_model: PeftModel,
     others: Sequence[Statistics | str | Path],
     own: Statistics | str | Path | None,
@@ -201,14 +199,14 @@ def kept_out_directions(
 ) -> Directions:
     """What the constraint "project" excludes from every `A`, for `Projection`, without a start.
 
-    `orthomerge.prepare` starts an adapter and gives this along, solved once. The directions hold
-    `config.share` of the others' energy, with at least `rank` dimensions left free; or with
-    `config.room` everything outside the `room` best directions of the solver, which for
-    `min_eigen` are those of least energy. Layers that read one input share one tensor.
+    `orthomerge.prepare` starts an adapter and computes the directions in one call. They hold
+    `config.energy_fraction` of the others' energy, with at least `rank` dimensions left free; with
+    `config.subspace_dim` they are everything outside so many best directions of the solver, which
+    for `min_eigen` are those of least energy. Layers that read one input share one tensor.
 
     Raises:
         StatisticsError: no others, or a file that cannot be read.
-        SubspaceError: a room smaller than the rank or larger than the layer.
+        SubspaceError: a `subspace_dim` below the rank or above the layer's width.
     """
     if not others:
         raise StatisticsError("the constraint 'project' needs statistics of at least one other.")
@@ -229,28 +227,30 @@ def directions_of(problems: Mapping[str, LayerProblem], config: OsrmConfig) -> D
         except SubspaceError as found:
             raise SubspaceError(f"layer '{name}': {found}") from found
         problem.release()
-    return Directions(rows, within=config.room is not None)
+    return Directions(rows, within=config.subspace_dim is not None)
 
 
 def plan_ranks(
     others: Sequence[Statistics], rank: int, energy: float, weights: Sequence[float] | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Ranks by layer where the others leave room, and the room: quiet directions by layer.
+    """Ranks by layer, allocated by low-energy directions, and the number of those by layer.
 
-    A direction is quiet when the others' energy along it is at most `energy` times their mean.
-    What crowded layers give up goes to those with room (`subspace.allocate_ranks`); the ranks go
-    into PEFT's `rank_pattern` (`new_lora(ranks=...)`).
+    A direction has low energy when the others' energy along it is at most `energy` times their
+    mean. `subspace.allocate_ranks` says which layer gets which rank; the ranks go into PEFT's
+    `rank_pattern` (`new_lora(ranks=...)`).
 
     Raises:
         StatisticsError: no others.
         SubspaceError: an energy that is not positive.
     """
     if not others:
-        raise StatisticsError("ranks by room need statistics of at least one other task.")
-    room: dict[str, int] = {}
+        raise StatisticsError(
+            "ranks by low-energy directions need statistics of at least one other task."
+        )
+    free: dict[str, int] = {}
     by_owner: dict[str, int] = {}
     for layer, owner in others[0].layers.items():
         if owner not in by_owner:
-            by_owner[owner] = quiet_directions(combined_moment(others, layer, weights), energy)
-        room[layer] = by_owner[owner]
-    return allocate_ranks(room, rank), room
+            by_owner[owner] = low_energy_directions(combined_moment(others, layer, weights), energy)
+        free[layer] = by_owner[owner]
+    return allocate_ranks(free, rank), free

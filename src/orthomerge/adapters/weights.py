@@ -17,7 +17,7 @@ MADE_TO_SUM = ("freeze", "project", "penalty")
 # A record's file, where in it the way of making is said, and the ways that are for sums.
 _SAID = (
     (TRAINING, ("constraint",), MADE_TO_SUM),
-    (CONVERT, ("config", "subspace"), ("quiet",)),
+    (CONVERT, ("config", "subspace"), ("low_energy", "quiet")),
     (START, ("config", "constraint"), MADE_TO_SUM),
 )
 

@@ -20,13 +20,23 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from orthomerge.cli._help import OLD_VERBS, VERBS, arrange
+from orthomerge.cli._help import OLD_OPTIONS, OLD_VERBS, VERBS, arrange
 from orthomerge.errors import (
     OrthomergeError,
     OrthomergeWarning,
     RecipeError,
     TrainingStopped,
 )
+
+
+def _say_new_name(old: str, new: str) -> None:
+    text = f"note: '{old}' is now '{new}'; the old name goes in the next release."
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _new_option(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return OLD_OPTIONS[name] + equals + value
 
 
 class _Verbs(TyperGroup):
@@ -37,15 +47,13 @@ class _Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        if name in OLD_VERBS and not ctx.resilient_parsing:
-            err.print(
-                f"note: 'orthomerge {name}' is now 'orthomerge {OLD_VERBS[name]}'; the old name "
-                "goes in the next release.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-        return name, command, rest
+        old = [word for word in rest if word.partition("=")[0] in OLD_OPTIONS]
+        if not ctx.resilient_parsing:
+            if name in OLD_VERBS:
+                _say_new_name(f"orthomerge {name}", f"orthomerge {OLD_VERBS[name]}")
+            for option in {word.partition("=")[0] for word in old}:
+                _say_new_name(option, OLD_OPTIONS[option])
+        return name, command, [_new_option(word) if word in old else word for word in rest]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)

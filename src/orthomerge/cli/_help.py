@@ -23,6 +23,13 @@ OLD_VERBS = {
 }
 """Verbs of version 0.1, hidden for one release, each with the words that replace it."""
 
+OLD_OPTIONS = {
+    "--share": "--energy-fraction",
+    "--room": "--subspace-dim",
+    "--quiet-energy": "--low-energy",
+}
+"""Options of version 0.1, read for one release, each with its new name."""
+
 USUAL = {
     "run": "--output --base --set --dry-run --jobs --executor --json --quiet",
     "stats collect": "--data --output --targets --samples --granularity --representation "

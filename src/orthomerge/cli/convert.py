@@ -34,12 +34,12 @@ def convert(
     output: Output,
     stats: Annotated[list[Path] | None, typer.Option("--stats", "--own")] = None,
     others: list[Path] | None = None,
-    subspace: str = "quiet",
+    subspace: str = "low_energy",
     refit: str = "outputs",
     balance: float | None = None,
     ridge: float | None = None,
-    share: float | None = None,
-    room: CountOrNone = None,
+    energy_fraction: float | None = None,
+    subspace_dim: CountOrNone = None,
     solver: str = "min_eigen",
     option: SolverOptions = None,
     recover: Annotated[int, typer.Option(min=0)] = 0,
@@ -65,16 +65,16 @@ def convert(
         adapters: PEFT adapter folders or hub ids, in order.
         output: The folder to write; one below it for each of many.
         stats: Statistics of each adapter's task, in that order.
-        others: Statistics of a task beside those of the adapters; repeat.
-        subspace: quiet: A moves to where its outputs are kept and the others' inputs answered
-            little; project: their loud directions are taken off A; start: the solver's start.
+        others: Statistics of tasks other than those of the adapters; repeat.
+        subspace: low_energy: move A to where its outputs are kept and the others' inputs have
+            little effect; project: remove the others' dominant directions; start: the solver's.
         refit: What is kept: the own 'outputs', or the 'weights'.
-        balance: quiet: weight of the others against the own outputs.
+        balance: low_energy: weight of the others against the own outputs.
         ridge: How far directions are trusted that the own sample hardly shows.
-        share: project: the share of the others' energy taken off.
-        room: project: instead, A within the solver's ROOM best rows.
-        solver: start, and project with --room: a name of 'orthomerge list solvers'.
-        recover: Steps of training after it, A held or kept out.
+        energy_fraction: project: remove the directions that hold this part of the others' energy.
+        subspace_dim: project: instead, keep A within so many best rows of the solver.
+        solver: start, and project with --subspace-dim: a name of 'orthomerge list solvers'.
+        recover: Steps of training after it, with A frozen or projected.
         task: With --recover: each adapter's task or file of rows, in order.
         learning_rate: With --recover.
         rows: With --recover: training rows.
@@ -86,9 +86,9 @@ def convert(
     from orthomerge.io.files import atomic_path
     from orthomerge.io.outputs import require_apart, require_free
 
-    given = {"balance": balance, "ridge": ridge, "share": share}
+    given = {"balance": balance, "ridge": ridge, "energy_fraction": energy_fraction}
     config = ConvertConfig(
-        subspace=subspace, refit=refit, solver=solver, room=room, seed=seed,
+        subspace=subspace, refit=refit, solver=solver, subspace_dim=subspace_dim, seed=seed,
         options=parse_options(option or []),
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip

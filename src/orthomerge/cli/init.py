@@ -31,11 +31,11 @@ def init(
     constraint: str | None = None,
     strength: Annotated[float, typer.Option(min=0)] = 10.0,
     paper: Annotated[bool, typer.Option("--paper")] = False,
-    share: float = 0.9,
-    room: CountOrNone = None,
+    energy_fraction: float = 0.9,
+    subspace_dim: CountOrNone = None,
     weights: str | None = None,
     existing: list[Path] | None = None,
-    quiet_energy: float | None = None,
+    low_energy: float | None = None,
     labels: Count = 2,
     task_type: str | None = None,
     seed: int = 0,
@@ -63,11 +63,12 @@ def init(
             for contrastive and joint, init for the others.
         strength: penalty: the weight in the loss of what the others would get.
         paper: The paper's start: min_eigen, and A trains freely.
-        share: project: A stays out of what holds this share of their energy.
-        room: project: instead, A stays within the solver's ROOM best rows.
+        energy_fraction: project: exclude the directions that hold this part of the others' energy.
+        subspace_dim: project: instead, keep A within so many best rows of the solver.
         weights: Importance of each --others, as 1,1,0.5; equal otherwise.
-        existing: Adapter that is trained already, to keep clear of (joint); repeat.
-        quiet_energy: Ranks by room: a direction is quiet at this part of their mean energy, as 0.1.
+        existing: Adapter that is trained already and whose rows A avoids (joint); repeat.
+        low_energy: Give layers ranks by how many directions have at most this part of the
+            others' mean energy, as 0.1.
         labels: Classes of the head (1 for a regression).
         task_type: PEFT task type: SEQ_CLS, CAUSAL_LM or SEQ_2_SEQ_LM; default the one that the
             statistics are for, a classifier's or the language model's that the base is.
@@ -92,19 +93,19 @@ def init(
         constraint,
         own,
         granularity=read[0].meta.granularity,
-        share=share,
-        room=room,
+        energy_fraction=energy_fraction,
+        subspace_dim=subspace_dim,
         strength=strength,
         seed=seed,
         weights=None if shares is None else tuple(shares),
         options=parse_options(option or []),
     )
-    shape = _Shape(rank, alpha, quiet_energy, labels, task_type)
+    shape = _Shape(rank, alpha, low_energy, labels, task_type)
     told = _Statistics(others, read, own, Statistics.load(own, lazy=True) if own else None)
     made = _make(model, shape, config, told, existing or [], output)
     if json:
         found = {"path": str(output), "captured": made.captured}
-        ranks = {"ranks": made.ranks, "quiet_directions": made.free} if made.free else {}
+        ranks = {"ranks": made.ranks, "low_energy_directions": made.free} if made.free else {}
         print_json(found | ranks)
     else:
         for line in _said(made, rank, output):
@@ -116,7 +117,7 @@ class _Shape(NamedTuple):
 
     rank: int
     alpha: float
-    quiet_energy: float | None
+    low_energy: float | None
     labels: int
     task_type: str | None
 
@@ -170,8 +171,8 @@ def _make(
     kind = kind or (language_task_type(found.path_or_id) if words else "SEQ_CLS")
     told.check(found, model, kind)
     ranks, free = ({}, {})
-    if shape.quiet_energy is not None:
-        ranks, free = adapters.plan_ranks(read, shape.rank, shape.quiet_energy, config.weights)
+    if shape.low_energy is not None:
+        ranks, free = adapters.plan_ranks(read, shape.rank, shape.low_energy, config.weights)
     base = load_for(
         found.path_or_id, kind, num_labels=shape.labels, seed=config.seed,
         name=found.name,
@@ -184,7 +185,7 @@ def _make(
     energies = adapters.captured(started.chosen)
     record = start_record(
         config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
-        existing=trained, quiet_energy=shape.quiet_energy, captured=energies,
+        existing=trained, low_energy=shape.low_energy, captured=energies,
         read_as={key: getattr((mine or read[0]).meta, key) for key in ("prompt", "max_length")},
     )  # fmt: skip
     adapters.save_start(wrapped, output, started.directions, charges=started.charges, record=record)
@@ -201,9 +202,9 @@ def _said(made: _Made, rank: int, output: Path) -> Iterator[str]:
     crowded = [name for name, dims in free.items() if dims < rank]
     if crowded:
         yield (
-            f"{len(crowded)} of {len(free)} layers have fewer than {rank} quiet directions (least: "
-            f"'{min(crowded, key=lambda n: free[n])}' with {min(free.values())}); ranks go from "
-            f"{min(ranks.values())} to {max(ranks.values())}."
+            f"{len(crowded)} of {len(free)} layers have fewer than {rank} low-energy directions "
+            f"(least: '{min(crowded, key=lambda n: free[n])}' with {min(free.values())}); ranks "
+            f"go from {min(ranks.values())} to {max(ranks.values())}."
         )
     if made.chosen:
         yield _summary(output, config.solver, rank, made.chosen)

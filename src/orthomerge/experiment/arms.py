@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from orthomerge.adapters import (
     CONSTRAINTS,
+    ENERGY_FRACTION,
     FROZEN_B,
-    SHARE,
     STRENGTH,
     ConvertConfig,
     check_penalty,
@@ -36,8 +36,8 @@ class Conversion(Part):
     balance: float = ConvertConfig.balance
     ridge: float = ConvertConfig.ridge
     solver: str = ConvertConfig.solver
-    share: float = ConvertConfig.share
-    room: int | None = Field(default=None, gt=0)
+    energy_fraction: float = ConvertConfig.energy_fraction
+    subspace_dim: int | None = Field(default=None, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
     recover: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -49,8 +49,8 @@ class Conversion(Part):
 
     def config(self, seed: int) -> ConvertConfig:
         """The conversion, for the library."""
-        told = self.model_dump(exclude={"source", "recover", "learning_rate"})
-        return ConvertConfig(**told, seed=seed)
+        given = self.model_dump(exclude={"source", "recover", "learning_rate"})
+        return ConvertConfig(**given, seed=seed)
 
 
 class Arm(Part):
@@ -58,8 +58,9 @@ class Arm(Part):
 
     `start` is "default" (PEFT's), "default_unit" (the same, rows rescaled to norm 1), "gaussian"
     (PEFT's of that name, on which the paper's code starts its baseline) or a solver;
-    `share` is what the constraint "project" keeps A out of, `room` what it keeps A within; `quiet`
-    gives layers ranks by how many directions have at most that part of the others' mean energy;
+    `energy_fraction` and `subspace_dim` belong to the constraint "project" (`OsrmConfig`);
+    `low_energy` gives layers ranks by how many directions have at most that part of the others'
+    mean energy;
     `strength`, `penalty_moment` and `isotropic_share` are those of the constraint "penalty"
     (`OsrmConfig`), which goes with every start;
     `samples` overrides the recipe's number of samples behind the statistics; `seed_policy` says
@@ -71,12 +72,12 @@ class Arm(Part):
     start: str
     granularity: str = "token"
     constraint: str = "init"
-    share: float = Field(default=SHARE, gt=0, lt=1)
-    room: int | None = Field(default=None, gt=0)
+    energy_fraction: float = Field(default=ENERGY_FRACTION, gt=0, lt=1)
+    subspace_dim: int | None = Field(default=None, gt=0)
     strength: float = Field(default=STRENGTH, ge=0)
     penalty_moment: str = "others"
     isotropic_share: float = Field(default=0.0, ge=0)
-    quiet: float | None = Field(default=None, gt=0)
+    low_energy: float | None = Field(default=None, gt=0)
     samples: int | None = Field(default=None, gt=0)
     seed_policy: Literal["per_task", "shared"] = "per_task"
     rank: int | None = Field(default=None, gt=0)
@@ -108,16 +109,16 @@ class Arm(Part):
             )
         if self.granularity not in GRANULARITIES:
             raise unknown_name("granularity", self.granularity, GRANULARITIES, error=RecipeError)
-        if self.solver is None and (self.constraint == "project" or self.quiet):
+        if self.solver is None and (self.constraint == "project" or self.low_energy):
             raise RecipeError(
-                f"the start '{self.start}' knows no statistics, which 'project' and 'quiet' need: "
-                "name a solver."
+                f"the start '{self.start}' knows no statistics, which 'project' and 'low_energy' "
+                "need: name a solver."
             )
         check_penalty(self.strength, self.penalty_moment, self.isotropic_share)
-        told = {"strength", "penalty_moment", "isotropic_share"} & self.model_fields_set
-        if told and self.constraint != "penalty":
+        given = {"strength", "penalty_moment", "isotropic_share"} & self.model_fields_set
+        if given and self.constraint != "penalty":
             raise RecipeError(
-                f"'{min(told)}' is for the constraint 'penalty', not '{self.constraint}': name "
+                f"'{min(given)}' is for the constraint 'penalty', not '{self.constraint}': name "
                 "that constraint, or leave the key out."
             )
         valid: Mapping[str, Any] = get_solver(self.start).options if self.solver else {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orthomerge.errors import RecipeError
+from orthomerge.adapters import OLD_NAMES
+from orthomerge.errors import OrthomergeWarning, RecipeError
+from orthomerge.io.documents import is_object
 from orthomerge.io.rows import DISTILL, SINGLE
 from orthomerge.io.units import parse_size
 from orthomerge.merging import get_method
@@ -16,9 +19,19 @@ from orthomerge.training.tracking import check_trackers
 
 
 class Part(BaseModel):
-    """Keys that do not exist are refused."""
+    """Keys that do not exist are refused; a key of version 0.1 says its new name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, values: Any) -> Any:
+        if not is_object(values):
+            return values
+        new = {old: OLD_NAMES[old] for old in values if OLD_NAMES.get(old) in cls.model_fields}
+        for old, name in new.items():
+            warnings.warn(f"the recipe's key '{old}' is now '{name}'.", OrthomergeWarning, 2)
+        return {new.get(key, key): value for key, value in values.items()}
 
 
 Rows = Annotated[int, Field(gt=0)] | Literal["all"]

@@ -13,7 +13,7 @@ from orthomerge.moments.full import SecondMoment
 from orthomerge.moments.moment import Moment, weighted_slack
 from orthomerge.moments.rows import RowMoment
 
-# A task with this many times the others' energy is not taken off the sum of all.
+# A task with more than this many times the others' energy is not subtracted from the sum of all.
 _LOUD = 100.0
 
 
@@ -72,7 +72,7 @@ def leave_one_out(
             SecondMoment.from_matrix(total.div_(rest), count, **about)
             for total, rest, count, about in zip(sums, rests, left, carried, strict=True)
         ]
-    # All rows twice, one after the other, so that the others of each task lie in one piece that
+    # All rows twice, one after the other, so that the others of each task are one block that
     # need not be copied; where all tasks weigh the same their scale is right already.
     common = rests[0]
     rows = torch.cat([f * (s / common) ** 0.5 for f, s in zip(factors, shares, strict=True)] * 2)
@@ -94,8 +94,8 @@ def leave_one_out(
 def _sums_of_others(matrices: Sequence[Tensor], shares: Sequence[float]) -> list[Tensor]:
     """`Σ_{u≠t} w_u S_u` for every t: the whole sum without one, or added up without it.
 
-    Taking S_t off leaves the whole sum's rounding behind, which would drown quiet tasks beside a
-    loud one; there the others are added up.
+    Subtracting S_t leaves the rounding error of the whole sum behind, which would hide low-energy
+    tasks next to a dominant one; there the others are added up.
     """
     total = torch.zeros_like(matrices[0])
     for matrix, share in zip(matrices, shares, strict=True):
@@ -133,7 +133,7 @@ def _shares(moments: Sequence[Moment], weights: Sequence[float] | None) -> list[
     values = [1.0] * len(moments) if weights is None else [float(w) for w in weights]
     if len(values) != len(moments):
         raise StatisticsError(
-            f"{len(values)} weights for {len(moments)} other tasks: give one a task."
+            f"{len(values)} weights for {len(moments)} other tasks: give one per task."
         )
     total = sum(values)
     if not total > 0 or min(values) < 0 or total == float("inf"):

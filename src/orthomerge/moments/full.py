@@ -18,9 +18,9 @@ from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_fini
 _BLOCK = 96
 # Numbers cast to float64 at a time, into memory that is used again: fresh pages would cost as much
 # as a third of the product.
-_PIECE = 1 << 20
+_NUMBERS = 1 << 20
 # On other devices, where larger products are faster and memory alone bounds them.
-_PIECE_ELSEWHERE = 1 << 24
+_NUMBERS_ELSEWHERE = 1 << 24
 _scratch = threading.local()
 
 
@@ -35,7 +35,7 @@ class SecondMoment(Moment):
     kind: ClassVar[str] = "full"
 
     def __init__(self, dim: int) -> None:
-        # The upper triangle in blocks; what lies below the diagonal blocks is never written.
+        # The upper triangle in blocks; what is below the diagonal blocks is never written.
         self._sum: Tensor | None = torch.zeros(dim, dim, dtype=torch.float64)
         # The normalised matrix once it was asked for; the sum can be made of it again.
         self._matrix: Tensor | None = None
@@ -135,10 +135,9 @@ class SecondMoment(Moment):
             self._slack *= self._count / (self._count + rows.shape[0])
         total = self._sum = self._sums().to(rows.device)
         self._matrix = self._pairs = None
-        piece = _PIECE if rows.device.type == "cpu" else _PIECE_ELSEWHERE
-        size = max(piece // max(self._dim, 1), 64)
-        pieces = cast(Sequence[Tensor], rows.split(size))
-        for part in pieces:
+        block = _NUMBERS if rows.device.type == "cpu" else _NUMBERS_ELSEWHERE
+        size = max(block // max(self._dim, 1), 64)
+        for part in cast(Sequence[Tensor], rows.split(size)):
             _add_products(total, _double(part))
         self._count += rows.shape[0]
         return self
@@ -219,7 +218,7 @@ def _double(rows: Tensor) -> Tensor:
         return rows.double()
     held: Tensor | None = getattr(_scratch, "held", None)
     if held is None or held.numel() < rows.numel():
-        held = _scratch.held = torch.empty(max(rows.numel(), _PIECE), dtype=torch.float64)
+        held = _scratch.held = torch.empty(max(rows.numel(), _NUMBERS), dtype=torch.float64)
     return held[: rows.numel()].view(rows.shape).copy_(rows)
 
 

@@ -17,7 +17,7 @@ from orthomerge.errors import StatisticsError
 class Moment(ABC):
     """`S = HᵀH / n` of feature rows `H: [n, d_in]`, in some representation.
 
-    The rows come in any number of pieces (`update`), moments over different rows add up (`+`), and
+    The rows come in any number of batches (`update`), moments over different rows add up (`+`), and
     solvers ask for `factor` (`S = RᵀR`, few rows) or, where there is none, for `matrix`. All
     arithmetic is float64: the directions of least energy are differences of large numbers.
     """
@@ -178,7 +178,7 @@ def refuse_not_finite(rows: Tensor) -> None:
 
 
 def mixed_granularity() -> StatisticsError:
-    """The error for a task mean beside rows that are none."""
+    """The error for adding a task mean to another granularity."""
     return StatisticsError(
         "a task mean and statistics of another granularity do not add up: collect both "
         "with one --granularity."

@@ -20,7 +20,7 @@ class RowMoment(Moment):
     """A second moment as rows: exact up to `limit` rows, a uniform sample of `limit` beyond.
 
     The sample is drawn without replacement by random priorities (the `limit` smallest stay), so it
-    does not depend on the order of the pieces, only on their draws. Merging two never loses
+    does not depend on the order of the batches, only on their draws. Merging two never loses
     anything: factors are stacked, and folded to at most d_in rows by a QR where they grow longer.
     Memory O(limit d_in); an update copies.
     """
@@ -97,7 +97,7 @@ class RowMoment(Moment):
         self._require_rows()
         if not self._seen:
             return self._settled
-        # Each row of the sample stands for seen / kept of them.
+        # Each row of the sample represents seen / kept of them.
         weight = self._seen / self._sample.shape[0] / self.count
         sample = self._sample.double() * weight**0.5
         if not self._settled_count:
@@ -136,12 +136,12 @@ class RowMoment(Moment):
 
     def _enter(self, rows: Tensor, priority: Tensor) -> None:
         self._gram = None
-        have, room = self._priority.numel(), self._limit
+        have, limit = self._priority.numel(), self._limit
         both = torch.cat([self._priority, priority])
         stays = torch.ones(both.numel(), dtype=torch.bool)
-        if both.numel() > room:
+        if both.numel() > limit:
             stays = torch.zeros_like(stays)
-            stays[both.topk(room, largest=False).indices] = True
+            stays[both.topk(limit, largest=False).indices] = True
         come = stays[have:].nonzero()[:, 0]
         rows = rows.index_select(0, come.to(rows.device))
         # Rows of two types meet in the wider one: the cast must not round what was kept.

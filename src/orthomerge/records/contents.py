@@ -87,7 +87,7 @@ def start_record(
     others: Sequence[str | Path],
     own: str | Path | None = None,
     existing: Sequence[Part] = (),
-    quiet_energy: float | None = None,
+    low_energy: float | None = None,
     captured: Mapping[str, Mapping[str, float | None]],
     beside: Path | None = None,
     **more: Any,
@@ -102,7 +102,7 @@ def start_record(
     return {
         **more,
         "config": asdict(config) if config else None,
-        "quiet_energy": quiet_energy,
+        "low_energy": low_energy,
         "base_model": base,
         "base_sha256": base_sha256,
         "statistics": {

@@ -39,7 +39,7 @@ class _Input:
 
 
 def _identity(features: Tensor) -> _Identity:
-    """What tells one live tensor from another, whatever views were made of it on the way.
+    """What distinguishes one live tensor from another, whatever views were made of it.
 
     The version counts writes in place: a residual stream added onto is not what it was before.
     """
@@ -85,10 +85,10 @@ class FeatureCollector:
 
     @contextmanager
     def discover(self, masks: Sequence[Tensor | None]) -> Generator[None, None, None]:
-        """Hooks on for one small forward pass that tells which layers read one tensor.
+        """Install hooks for one small forward pass that finds which layers read one tensor.
 
         `masks` are those of that pass, of different lengths where there are two, so that what
-        reads the encoder can be told from what reads the decoder.
+        reads the encoder is distinguished from what reads the decoder.
 
         Raises:
             StatisticsError: a layer that does not run, or runs twice.

@@ -1,4 +1,4 @@
-"""What a statistics file holds and what it tells others, in figures."""
+"""What a statistics file holds and what it reveals to others, as numbers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def spectrum(moment: Moment) -> Spectrum:
 def summarize(
     statistics: Statistics, progress: Callable[[], None] | None = None
 ) -> list[InputSummary]:
-    """Every distinct input, one at a time, so that a file read lazily never lies in memory whole.
+    """Every distinct input, one at a time, so that a file read lazily is never in memory whole.
 
     Raises:
         StatisticsError: an entry that was altered.
@@ -126,7 +126,7 @@ def layer_label(layers: Sequence[str]) -> str:
 def disclosure(meta: StatisticsMeta, inputs: Sequence[InputSummary]) -> list[str]:
     """What a file gives away about the data behind it, in plain sentences with its figures."""
     rows = max(item.rows for item in inputs)
-    said = ["It holds no text; the numbers of samples and rows are told exactly."]
+    said = ["It holds no text; the numbers of samples and rows are given exactly."]
     if meta.form == "text":
         said.append(
             "Rows are tokens of prompts and of the task's answers taken in turn; no label is in it."
@@ -141,7 +141,7 @@ def disclosure(meta: StatisticsMeta, inputs: Sequence[InputSummary]) -> list[str
     else:
         said.append(
             f"One vector an input, the mean over {rows:,} tokens ('task_mean'): "
-            + ("that mean is told with noise." if meta.noise else "that mean is told exactly.")
+            + ("that mean is given with noise." if meta.noise else "that mean is given exactly.")
         )
     if meta.directions is None and meta.granularity != "task_mean":
         said += _about_rows("token" if meta.granularity == "token" else "text", inputs)
@@ -149,7 +149,7 @@ def disclosure(meta: StatisticsMeta, inputs: Sequence[InputSummary]) -> list[str
         blurred = f"with noise of size {meta.noise:g} times the mean energy of a direction"
         said.append(
             f"Only the top {meta.directions} directions of every input are in it, "
-            f"{blurred if meta.noise else 'without noise, so these are told exactly'}."
+            f"{blurred if meta.noise else 'without noise, so these are given exactly'}."
         )
     said.append(
         "This is not differential privacy: rows are not clipped, so one text can change the "

@@ -7,13 +7,13 @@ With `e = tr(S) / d_in`, the mean energy of a direction, and `σ` the size of th
   the top k eigenpairs, negative eigenvalues set to zero.
 - a factored moment `S = RᵀR` (rows, sketch, mean), never made dense: its top k scaled directions
   `√λ_i v_i`, each of their k d_in entries with independent `N(0, σ² e)` added. The next eigenvalue
-  is told with noise `N(0, (σ e)²)`.
+  is given with noise `N(0, (σ e)²)`.
 
 What comes out is a row moment of at most k rows whose slack is the (noisy) next eigenvalue, on top
 of what the moment had left out already. Cost O(d_in³) full, O(m² d_in) for a factor of m rows.
 
 This is no differential privacy: the rows were not clipped, so one sample can change `S` by any
-amount and no σ bounds what it tells; `e`, the count of rows and the number of samples are told as
+amount and no σ bounds what it reveals; `e` and the counts of rows and samples are given as
 they are; and nobody accounts for what else was published of the same data. The noise blurs, and
 that is all that is claimed.
 """

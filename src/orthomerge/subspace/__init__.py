@@ -1,7 +1,7 @@
 """Where a new adapter may live: pure linear algebra on second moments, one solver a file."""
 
 from orthomerge.subspace._types import Cost, Subspace, contrast, describe, orthonormal_rows
-from orthomerge.subspace.allocate import allocate_ranks, quiet_directions
+from orthomerge.subspace.allocate import allocate_ranks, low_energy_directions
 from orthomerge.subspace.dominant import dominant_directions, project_rows_out
 from orthomerge.subspace.krylov import smallest
 from orthomerge.subspace.registry import Solver, get_solver, list_solvers, register
@@ -28,14 +28,16 @@ __all__ = [
     "get_solver",
     "joint",
     "list_solvers",
+    "low_energy_directions",
     "min_eigen",
     "null_space",
     "null_space_lapack",
     "orthonormal_rows",
     "project_rows_out",
-    "quiet_directions",
     "random_orthonormal",
     "register",
     "smallest",
     "solve_jointly",
 ]
+
+quiet_directions = low_energy_directions  # the name of version 0.1, for one release

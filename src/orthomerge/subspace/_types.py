@@ -73,7 +73,7 @@ def describe(
 def contrast(found: Iterable[Subspace]) -> float | None:
     """How much more the rows see of their own task than of the others, as parts of all there is.
 
-    `(Σ tr(A S_own Aᵀ) / Σ tr(S_own)) / (Σ tr(A S_other Aᵀ) / Σ tr(S_other))`: 1 where nothing tells
+    `(Σ tr(A S_own Aᵀ) / Σ tr(S_own)) / (Σ tr(A S_other Aᵀ) / Σ tr(S_other))`: 1 where nothing sets
     the task's features from the others'. None without own statistics, or where the rows see nothing
     of the others.
     """

@@ -1,4 +1,4 @@
-"""`contrastive`: silent on the others, still loud on its own task (beyond the paper)."""
+"""`contrastive`: low energy on the others, high energy on its own task (beyond the paper)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def contrastive(
         )
     if not balance > 0:
         raise SubspaceError(f"balance must be positive, not {balance}: 0.01 is the default.")
-    basis, how = loud_rows(other, own, rank, seed, balance * mean_energy(other))
+    basis, how = contrastive_rows(other, own, rank, seed, balance * mean_energy(other))
     return describe(basis, other, own, other.dim, how)
 
 
@@ -64,7 +64,7 @@ def mean_energy(other: Moment) -> float:
     return other.trace / other.dim or 1.0
 
 
-def loud_rows(
+def contrastive_rows(
     other: Moment, own: Moment, rank: int, seed: int, ridge: float
 ) -> tuple[Float[Tensor, "rank d_in"], str]:
     """Orthonormal rows that span the top of `S_own v = λ (S_other + εI) v`, and how they came.
@@ -82,13 +82,13 @@ def loud_rows(
     reached = reached_of(found.energies, own.trace)
     top = found.rows[:reached] / linalg.vector_norm(found.rows[:reached], dim=1, keepdim=True)
     if reached < rank:
-        quiet = found.silence(gaussian_rows(rank - reached, other.dim, seed, top))
-        top = torch.cat([top, quiet / linalg.vector_norm(quiet, dim=1, keepdim=True)])
+        low = found.silence(gaussian_rows(rank - reached, other.dim, seed, top))
+        top = torch.cat([top, low / linalg.vector_norm(low, dim=1, keepdim=True)])
     return orthonormal_rows(top), found.how
 
 
 class _Found(NamedTuple):
-    """Generalised eigenvectors, loudest first; `energies` are `ε λ`, at most `tr(S_own)`.
+    """Generalised eigenvectors, descending; `energies` are `ε λ`, at most `tr(S_own)`.
 
     `silence` is `ε (S_other + εI)⁻¹` on rows, up to a factor.
     """
@@ -120,14 +120,14 @@ def _of_matrix(other: Moment, own: Moment, rank: int, ridge: float) -> _Found:
     """By the inverse square root of `S_other + εI`: an ordinary eigenproblem remains."""
     values, vectors = other.eigh()
     whiten = vectors / (values.clamp_min(0.0) + ridge).sqrt()
-    loud, directions = linalg.eigh(own.quadratic(whiten.T))
+    values, directions = linalg.eigh(own.quadratic(whiten.T))
 
     def silence(drawn: Tensor) -> Tensor:
         return (drawn @ whiten) @ whiten.T
 
     return _Found(
         (whiten @ directions[:, -rank:].flip(1)).T,
-        loud[-rank:].flip(0) * ridge,
+        values[-rank:].flip(0) * ridge,
         silence,
         "eigh",
     )
@@ -150,8 +150,8 @@ def _of_wide(matrix: Tensor, own: Moment, rank: int, seed: int, ridge: float) ->
         whole = linalg.solve_triangular(factor, own.matrix, upper=False)
         whole = linalg.solve_triangular(factor, whole.T, upper=False)
         values, vectors = linalg.eigh(whole)
-        top, loud, how = vectors[:, -rank:].flip(1), values[-rank:].flip(0), "eigh"
+        top, energies, how = vectors[:, -rank:].flip(1), values[-rank:].flip(0), "eigh"
     else:
-        top, loud, how = found.vectors, found.values, f"cholesky, {found.steps} solves"
+        top, energies, how = found.vectors, found.values, f"cholesky, {found.steps} solves"
     rows = linalg.solve_triangular(factor.T, top, upper=True).T
-    return _Found(rows, loud * ridge, silence, how)
+    return _Found(rows, energies * ridge, silence, how)

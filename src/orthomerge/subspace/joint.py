@@ -13,7 +13,7 @@ from orthomerge import linalg
 from orthomerge.errors import SubspaceError
 from orthomerge.moments import Moment, RowMoment, SecondMoment, leave_one_out
 from orthomerge.subspace._types import Cost, Subspace, check_problem, describe
-from orthomerge.subspace.contrastive import contrastive, loud_rows, mean_energy
+from orthomerge.subspace.contrastive import contrastive, contrastive_rows, mean_energy
 from orthomerge.subspace.registry import register, together
 
 # The part of `overlap` that the first of many sweeps asks for.
@@ -41,8 +41,8 @@ def joint(
 
     `contrastive` on `S_other + overlap · ē · P`, where `P = AᵀA` sums over the rows of the other
     adapters made unit and `ē` is the others' mean energy: a direction another adapter reads counts
-    as loud. The ridge stays that of `S_other`: else a large `overlap` would drown the features it
-    stands beside, and as it is, `overlap` to infinity is `contrastive` outside the taken rows.
+    as dominant. The ridge stays that of `S_other`: else a large `overlap` would drown the features
+    it is added to, and as it is, `overlap` to infinity is `contrastive` outside the taken rows.
     Without `taken` it is `contrastive`. The others stay as they are, so a tenth task is added to
     nine without touching them.
 
@@ -54,7 +54,7 @@ def joint(
     if taken is None or own is None or not balance > 0:  # or let `contrastive` refuse
         return contrastive(other, rank, own=own, seed=seed, balance=balance)
     avoided = avoid_rows(other, taken, overlap)
-    basis, how = loud_rows(avoided, own, rank, seed, balance * mean_energy(other))
+    basis, how = contrastive_rows(avoided, own, rank, seed, balance * mean_energy(other))
     return describe(basis, other, own, other.dim, how)
 
 
@@ -104,17 +104,18 @@ def solve_jointly(
     tasks, each solved against the rows that the others hold at that moment (`joint`), while
     `overlap` rises from a thousandth to what it is. So all give way a little at a time, where at
     full overlap from the start the first would keep what it has and the last get what is left.
-    The order makes a small difference still; callers that must agree sort the tasks alike.
+    The order makes a small difference; callers that must agree sort the tasks in the same way.
     `taken` are rows of adapters outside the set. O(sweeps · T) solutions.
 
     Raises:
-        SubspaceError: what `joint` refuses, or not one rank and one seed a task.
+        SubspaceError: what `joint` refuses, or not one rank and one seed per task.
     """
     others = leave_one_out(moments, weights)
     seeds = list(range(len(moments))) if seeds is None else list(seeds)
     if not len(ranks) == len(seeds) == len(moments):
         raise SubspaceError(
-            f"{len(moments)} tasks have {len(ranks)} ranks and {len(seeds)} seeds: give one a task."
+            f"{len(moments)} tasks have {len(ranks)} ranks and {len(seeds)} seeds: give one "
+            "per task."
         )
     for other, own, rank in zip(others, moments, ranks, strict=True):
         check_problem(other, rank, own)

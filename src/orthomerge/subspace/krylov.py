@@ -16,7 +16,7 @@ from orthomerge.subspace._types import gaussian_rows, orthonormal_rows, solve_ro
 
 Operator = Callable[[Tensor], Tensor]
 
-# Columns beyond the wanted ones: they turn a cluster at the edge into one that lies inside.
+# Columns beyond the wanted ones: they turn a cluster at the edge into one inside.
 _OVERSAMPLE = 8
 _MAX_BLOCKS = 40
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
@@ -48,7 +48,7 @@ def largest(
     `precondition` it is the block Krylov space. An inexact `precondition` costs steps, never
     accuracy: values come from `operator` alone. Settled is a change of every wanted value below
     `tolerance` times itself, or below `floor` or rounding, twice in a row: their sum would hide
-    the small ones. One application of each and O(d_in · block² · steps) a step.
+    the small ones. One application of each and O(d_in · block² · steps) per step.
     """
     block, size = start.shape
     most = min(_MAX_BLOCKS * block, size - size % block)
@@ -148,7 +148,7 @@ def _rough_inverse(matrix: Tensor) -> Callable[[], Operator] | None:
         return None
 
     def solve(rows: Tensor) -> Tensor:
-        # Residuals are tiny by then; float32 has no room for the small ones unless they are scaled.
+        # Residuals are tiny by then; float32 cannot hold the small ones unless they are scaled.
         size = linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-300)
         return solve_rows(factor, (rows / size * scale).float()).double() * scale * size
 

@@ -80,7 +80,7 @@ class Solver:
         `joint` solves for all tasks together; any other solver gives what it gives one by one.
 
         Raises:
-            SubspaceError: what solving one by one raises, or not one rank and one seed a task.
+            SubspaceError: what solving one by one raises, or not one rank and one seed per task.
         """
         options = self.check_options(options)
         shares = [1.0] * len(moments) if weights is None else list(weights)
@@ -88,7 +88,7 @@ class Solver:
         if not len(ranks) == len(draws) == len(shares) == len(moments):
             raise SubspaceError(
                 f"{len(moments)} tasks have {len(ranks)} ranks, {len(draws)} seeds and "
-                f"{len(shares)} weights: give one a task."
+                f"{len(shares)} weights: give one per task."
             )
         function = _TOGETHER.get(self.name)
         if function is not None:

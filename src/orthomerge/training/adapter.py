@@ -31,7 +31,7 @@ from orthomerge.adapters import (
     freeze_B,
     load_trainable,
     penalty_charges,
-    read_kept_out,
+    read_excluded,
     read_penalty,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
@@ -287,7 +287,7 @@ def _held(
     elif constraint == FROZEN_B:
         freeze_B(peft_model)
     elif constraint == "project":
-        return [ProjectionCallback(Projection(peft_model, read_kept_out(start)))]
+        return [ProjectionCallback(Projection(peft_model, read_excluded(start)))]
     elif charges is not None:
         return [PenaltyCallback(Penalty(peft_model, charges))]
     return []

@@ -21,11 +21,11 @@ from orthomerge.adapters import (
     Started,
     Trained,
     constraint_of,
+    excluded_directions,
     freeze_A,
-    kept_out_directions,
     lora_layers,
     penalty_charges,
-    read_kept_out,
+    read_excluded,
     read_penalty,
     settled,
     start_adapter,
@@ -161,7 +161,7 @@ class OsrmCallback(TrainerCallback):
         config = config or settled(None, None, own)
         started = Started(config, {})
         if config.constraint == "project":
-            directions = kept_out_directions(
+            directions = excluded_directions(
                 peft_model, others, own, config, existing=existing, adapter_name=adapter_name
             )
             started = started._replace(directions=directions)
@@ -190,7 +190,7 @@ class OsrmCallback(TrainerCallback):
         held = Started(
             OsrmConfig(),
             {},
-            read_kept_out(start) if constraint == "project" else None,
+            read_excluded(start) if constraint == "project" else None,
             read_penalty(start, strength) if constraint == "penalty" else None,
         )
         self = cls.__new__(cls)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthomerge.adapters import KEPT_OUT, RECORD
+from orthomerge.adapters import EXCLUDED, RECORD
 from orthomerge.io.files import atomic_path
 from orthomerge.records import record_of, seal_again
 from orthomerge.tasks import Prompt, Row
@@ -39,14 +39,14 @@ def recover_adapter(
     """
     converted = Path(converted)
     told = record_of(converted, RECORD) if (converted / RECORD).is_file() else None
-    projected = (converted / KEPT_OUT).is_file()
+    projected = (converted / EXCLUDED).is_file()
     with atomic_path(output) as folder:
         train_adapter(
             model, converted, rows, tokenizer, regression=regression, settings=settings,
             constraint="project" if projected else "freeze", fresh_head=False, seed=seed,
             output=folder, prompt=prompt, record=record, progress=progress,
         )  # fmt: skip
-        for name in ("README.md", KEPT_OUT):
+        for name in ("README.md", EXCLUDED):
             if (converted / name).is_file():
                 shutil.copyfile(converted / name, folder / name)
         if told is not None:

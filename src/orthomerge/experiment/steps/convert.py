@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthomerge.adapters import convert_adapters
+from orthomerge.adapters import OLD_NAMES, convert_adapters
 from orthomerge.experiment.sizes import DECOMPOSITION
 from orthomerge.experiment.steps.start import read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
@@ -61,7 +61,7 @@ class ConvertStep(Artifact[Path]):
             {
                 "piece": ["converted", VERSION],
                 "adapter": exp.key(self._source(exp)),
-                "convert": how.model_dump(exclude={"source", "recover", "learning_rate"}),
+                "convert": _under_old_names(how),
                 "others": list(keys.values()),
                 "own": own,
                 "recover": how.recover
@@ -122,3 +122,11 @@ class ConvertStep(Artifact[Path]):
             record={"arm": self.arm, "task": self.task, "seed": self.seed},
             progress=space.reporter.step,
         )
+
+
+def _under_old_names(how: Conversion) -> dict[str, Any]:
+    """The conversion with the names of version 0.1, so that results made then stay valid."""
+    values = how.model_dump(exclude={"source", "recover", "learning_rate"})
+    old = {new: name for name, new in OLD_NAMES.items()}
+    values["subspace"] = old.get(values["subspace"], values["subspace"])
+    return {old.get(name, name): value for name, value in values.items()}

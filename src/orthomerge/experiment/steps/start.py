@@ -16,7 +16,7 @@ from orthomerge.adapters import (
     orthonormal_B,
     plan_ranks,
     read_adapter,
-    read_kept_out,
+    read_excluded,
     save_start,
     start_adapter,
     unit_rows,
@@ -69,11 +69,11 @@ class StartStep(Artifact[Path]):
             depends["own"] = keys.pop(self.task)
             depends["others"] = list(keys.values())
         if arm.constraint == "project":
-            depends["kept out"] = arm.room if arm.room else arm.share
+            depends["kept out"] = arm.subspace_dim or arm.energy_fraction
         if arm.constraint == FROZEN_B:
             depends["held"] = "B"
-        if arm.quiet:
-            depends["quiet"] = arm.quiet
+        if arm.low_energy:
+            depends["quiet"] = arm.low_energy
         return fingerprint(depends)
 
     def path(self, exp: Experiment) -> Path:
@@ -99,7 +99,7 @@ class StartStep(Artifact[Path]):
 
     def read(self, space: Workspace, path: Path) -> Path:
         """The folder, once all of it can be read."""
-        return read_folder(path, kept_out=self._projects(space.exp))
+        return read_folder(path, excluded=self._projects(space.exp))
 
     def _projects(self, exp: Experiment) -> bool:
         return exp.recipe.arms[self.arm].constraint == "project"
@@ -122,7 +122,7 @@ class StartStep(Artifact[Path]):
             rslora=shape.rslora,
             task_type=exp.task_type,
             seed=draw,
-            ranks=plan_ranks(others, shape.rank, arm.quiet)[0] if arm.quiet else None,
+            ranks=plan_ranks(others, shape.rank, arm.low_energy)[0] if arm.low_energy else None,
             gaussian=arm.start == "gaussian",
         )
         directions, seen = None, {}
@@ -136,7 +136,7 @@ class StartStep(Artifact[Path]):
         files = {task: step.path(exp) for task, step in self._statistics(exp).items()}
         record = start_record(
             config, base=exp.base.name, base_sha256=exp.base.sha256,
-            own=files.pop(self.task, None), others=list(files.values()), quiet_energy=arm.quiet,
+            own=files.pop(self.task, None), others=list(files.values()), low_energy=arm.low_energy,
             captured=seen, beside=self.path(exp).parent, start=arm.start, task=self.task,
             drawn=draw,
         )  # fmt: skip
@@ -154,8 +154,8 @@ class StartStep(Artifact[Path]):
             solver=arm.solver or PEFT_START,
             granularity=arm.granularity,
             constraint=arm.constraint,
-            share=arm.share,
-            room=arm.room,
+            energy_fraction=arm.energy_fraction,
+            subspace_dim=arm.subspace_dim,
             strength=arm.strength,
             penalty_moment=arm.penalty_moment,
             isotropic_share=arm.isotropic_share,
@@ -167,17 +167,17 @@ class StartStep(Artifact[Path]):
         return list(found.values()), own, config
 
 
-def read_folder(folder: Path, *, kept_out: bool = False, losses: bool = False) -> Path:
+def read_folder(folder: Path, *, excluded: bool = False, losses: bool = False) -> Path:
     """Look at all that is read of a start's or an adapter's folder; returns the folder.
 
-    `kept_out` asks for the directions of the constraint "project", `losses` for those of training.
+    `excluded` asks for the directions of the constraint "project", `losses` for those of training.
 
     Raises:
         AdapterError: a part is missing, cut or not what it should be.
     """
     read_adapter(folder)
-    if kept_out:
-        read_kept_out(folder)
+    if excluded:
+        read_excluded(folder)
     if losses:
         read_losses(folder)
     return folder
