@@ -23,7 +23,7 @@ test-all: $(STAMP)        ## the test suite with the slow tests
 	$(BIN)/python -m pytest -m "slow or not slow" $(SPREAD)
 
 notebook: $(STAMP)         ## the notebook under examples/, from the top
-	$(BIN)/python -m pytest -m slow tests/test_notebook.py
+	$(BIN)/python -m pytest -m slow tests/docs/test_notebook.py
 
 axe: node_modules/axe-core/axe.min.js  ## axe-core (MPL-2.0), for the test of the page's accessibility
 

@@ -29,9 +29,9 @@ from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, copy_inside, write_json
 from orthomerge.io.outputs import require_free
 from orthomerge.io.tensors import Held, Planned, Stored, shapes_of, write_tensors
+from orthomerge.io.units import parse_size
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def save_full_model(
@@ -90,7 +90,7 @@ def save_full_model(
     """
     output, base = Path(output), Path(base)
     require_free(output, base=base, overwrite=overwrite)
-    size = None if max_shard_size is None else _bytes(max_shard_size)
+    size = None if max_shard_size is None else parse_size(str(max_shard_size), AdapterError)
     checkpoint = read_checkpoint(base)
     settings = read_config(base)
     refuse_quantized(settings, base)
@@ -243,12 +243,3 @@ def _copy_others(base: Path, folder: Path) -> None:
             (folder / path.name).mkdir()
             for template in sorted(p for p in path.iterdir() if p.is_file()):
                 copy_inside(template, folder / path.name / template.name, base)
-
-
-def _bytes(size: int | str) -> int:
-    """A size in bytes, from a number or a string such as "5GB"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B|)\s*", str(size).upper())
-    value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if value < 1:
-        raise AdapterError(f"'{size}' is no size of a shard: give bytes, or a string as '5GB'.")
-    return value

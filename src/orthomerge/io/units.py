@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orthomerge.errors import RecipeError
+from orthomerge.errors import OrthomergeError, RecipeError
 
 _UNITS = {"": 1, "B": 1} | {
     name: base ** (power + 1)
@@ -13,16 +13,17 @@ _UNITS = {"": 1, "B": 1} | {
 }
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, error: type[OrthomergeError] = RecipeError) -> int:
     """Bytes from a number with a unit, as in `512MiB`; a bare number is bytes.
 
     Raises:
-        RecipeError: something else.
+        error: something else, or less than a byte.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].upper() not in _UNITS:
-        raise RecipeError(f"size '{text}' is not a number with a unit, as in 512MiB or 2GiB.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    size = int(float(found[1]) * _UNITS.get(found[2].upper(), 0)) if found else 0
+    if size < 1:
+        raise error(f"size '{text}' is not a number with a unit, as in 512MiB or 2GiB.")
+    return size
 
 
 def human_size(size: float) -> str:

@@ -2,28 +2,20 @@
 
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.figures import task_figure, weight_figure
-from orthomerge.report.known import KnownTable, known_markdown, known_table, known_text
-from orthomerge.report.methods import MethodTable, method_table
+from orthomerge.report.known import known_markdown, known_table, known_text
+from orthomerge.report.methods import method_table
 from orthomerge.report.methods_written import markdown_methods, methods_json
 from orthomerge.report.page import build_comparison, build_report, render_report
-from orthomerge.report.source import Source, read_source
-from orthomerge.report.summary import Arm, Cell, Column, Score, Selection, Summary
+from orthomerge.report.source import read_source
+from orthomerge.report.summary import Column, Summary
 from orthomerge.report.text import methods_text, summary_table
-from orthomerge.report.written import csv_table, markdown_table
+from orthomerge.report.written import markdown_table
 
 __all__ = [
-    "Arm",
-    "Cell",
     "Column",
-    "KnownTable",
-    "MethodTable",
-    "Score",
-    "Selection",
-    "Source",
     "Summary",
     "build_comparison",
     "build_report",
-    "csv_table",
     "known_markdown",
     "known_table",
     "known_text",

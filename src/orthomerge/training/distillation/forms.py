@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthomerge.errors import AdapterError
+from orthomerge.models.loading import encode
 from orthomerge.training.distillation.backbone import Backbone
+from orthomerge.training.distillation.teachers import Teacher
 from orthomerge.training.distillation.updates import Adder
 
 Example = dict[str, Any]
@@ -50,40 +54,46 @@ class Compared(NamedTuple):
     said: Tensor
 
 
-class Form(Protocol):
-    """One base with all its tasks, frozen, for one kind of task."""
+class Form(ABC):
+    """One base with all its tasks, frozen, for one kind of task: texts in, hidden states out.
+
+    What is not abstract is right for models that read whole texts and write none.
+    """
 
     model: Any
     backbone: Backbone
+    tokenizer: Any
+    max_length: int
 
     def to(self, device: torch.device) -> None:
         """Move the base and the heads."""
-        ...
+        self.model.to(device)
 
+    @abstractmethod
     def identity(self, task: int) -> dict[str, Any]:
         """What a teacher's answers depend on besides the adapter, the base and the texts."""
-        ...
 
     def read(self, task: int, texts: Sequence[tuple[str, str | None]]) -> list[Example]:
         """Texts as token ids."""
-        ...
+        return encode(self.tokenizer, texts, self.max_length)
 
     def written(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with what the model, as it is now, writes after them."""
-        ...
+        return list(examples)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Examples as one batch of model inputs, padded on the right."""
-        ...
+        return dict(self.tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
 
     def counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Which tokens' hidden states count, `[rows, length]`."""
-        ...
+        """Which tokens' hidden states count, `[rows, length]`: those that are no padding."""
+        return inputs["attention_mask"].bool()
 
+    @abstractmethod
     def answers(self, task: int, states: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """What a teacher's head says of every row of a batch, to be kept."""
-        ...
 
+    @abstractmethod
     def compare(
         self,
         task: int,
@@ -94,11 +104,23 @@ class Form(Protocol):
         texts: Sequence[int],
     ) -> Compared:
         """The student's answers against the teacher's: `rows` of the batch are `texts`."""
-        ...
 
+    @abstractmethod
     def agreement(self, task: int, said: Tensor, taught: Taught, texts: Sequence[int]) -> float:
         """How well the answers of all these texts agree: 1 is the same."""
-        ...
+
+
+def refuse_modules(teacher: Teacher) -> None:
+    """Refuse an adapter with modules of its own where the tasks have no heads.
+
+    Raises:
+        AdapterError: it has some.
+    """
+    if teacher.head:
+        raise AdapterError(
+            f"'{teacher.adapter.called}' trained '{next(iter(teacher.head))}' itself "
+            "(modules_to_save), which all tasks share: it cannot be held for each task."
+        )
 
 
 class Installed(NamedTuple):

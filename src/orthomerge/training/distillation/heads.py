@@ -17,19 +17,18 @@ from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.loading import (
     agree_on_padding,
     another_head,
-    encode,
     load_classifier,
     load_tagger,
 )
 from orthomerge.training.distillation.backbone import Backbone, rows_of
-from orthomerge.training.distillation.forms import Compared, Example, Taught
+from orthomerge.training.distillation.forms import Compared, Form, Taught
 from orthomerge.training.distillation.teachers import Teacher
 
 MAX_LENGTH = 48
 _TAGGER = "TOKEN_CLS"
 
 
-class Heads:
+class Heads(Form):
     """One base with the head of every task, all of them frozen.
 
     Raises:
@@ -84,22 +83,6 @@ class Heads:
     def identity(self, task: int) -> dict[str, Any]:
         """What a teacher's answers depend on besides the adapter, the base and the texts."""
         return {"form": "tagger" if self.tagger else "classifier", "max_length": self.max_length}
-
-    def read(self, task: int, texts: Sequence[tuple[str, str | None]]) -> list[Example]:
-        """Texts as token ids."""
-        return encode(self.tokenizer, texts, self.max_length)
-
-    def written(self, examples: Sequence[Example]) -> list[Example]:
-        """Nothing is written after a text."""
-        return list(examples)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Texts as one batch, padded on the right."""
-        return dict(self.tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
-
-    def counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The tokens that are no padding."""
-        return inputs["attention_mask"].bool()
 
     def answers(self, task: int, states: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The outputs of one task's head for every text; for a tagger one for every token."""

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from orthomerge.errors import AdapterError, MergeError, unknown_name
+from orthomerge.errors import MergeError, unknown_name
 from orthomerge.io.documents import Unreadable, read_json
 from orthomerge.models.assets import ResolvedModel
-from orthomerge.models.loading import agree_on_padding, encode, load_backbone
+from orthomerge.models.loading import agree_on_padding, load_backbone
 from orthomerge.training.distillation.backbone import Backbone
-from orthomerge.training.distillation.forms import Compared, Example, Taught
+from orthomerge.training.distillation.forms import Compared, Form, Taught, refuse_modules
 from orthomerge.training.distillation.settings import POOLINGS
 from orthomerge.training.distillation.teachers import Teacher
 
@@ -26,7 +26,7 @@ _KEYS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls",
          "pooling_mode_lasttoken": "last"}  # fmt: skip
 
 
-class Vectors:
+class Vectors(Form):
     """An embedding model: no head, one vector a text.
 
     Raises:
@@ -44,11 +44,7 @@ class Vectors:
         pooling: str | None,
     ) -> None:
         for teacher in teachers:
-            if teacher.head:
-                raise AdapterError(
-                    f"'{teacher.adapter.called}' trained '{next(iter(teacher.head))}' itself "
-                    "(modules_to_save), which all tasks share: it cannot be held for each task."
-                )
+            refuse_modules(teacher)
         self.pooling = pooling or _pooling_of(Path(base.path_or_id))
         if self.pooling not in POOLINGS:
             raise unknown_name("pooling", self.pooling, POOLINGS, error=MergeError)
@@ -57,29 +53,9 @@ class Vectors:
         self.model.requires_grad_(False)
         self.backbone = Backbone(self.model)
 
-    def to(self, device: torch.device) -> None:
-        """Move the base."""
-        self.model.to(device)
-
     def identity(self, task: int) -> dict[str, Any]:
         """What a teacher's answers depend on besides the adapter, the base and the texts."""
         return {"form": "embedding", "max_length": self.max_length, "pooling": self.pooling}
-
-    def read(self, task: int, texts: Sequence[tuple[str, str | None]]) -> list[Example]:
-        """Texts as token ids."""
-        return encode(self.tokenizer, texts, self.max_length)
-
-    def written(self, examples: Sequence[Example]) -> list[Example]:
-        """Nothing is written after a text."""
-        return list(examples)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Texts as one batch, padded on the right."""
-        return dict(self.tokenizer.pad(list(examples), padding_side="right", return_tensors="pt"))
-
-    def counted(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The tokens that are no padding."""
-        return inputs["attention_mask"].bool()
 
     def answers(self, task: int, states: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The vector of every text."""

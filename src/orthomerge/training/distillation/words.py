@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthomerge.errors import AdapterError, MergeError
+from orthomerge.errors import MergeError
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.loading import load_language_model
 from orthomerge.prompting import Wording, generate
@@ -16,7 +16,7 @@ from orthomerge.prompting.batches import padded
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.backbone import Backbone
 from orthomerge.training.distillation.chunks import token_distances
-from orthomerge.training.distillation.forms import Compared, Example, Taught
+from orthomerge.training.distillation.forms import Compared, Example, Form, Taught, refuse_modules
 from orthomerge.training.distillation.teachers import Teacher
 
 MAX_LENGTH = 128
@@ -24,7 +24,7 @@ ANSWER_TOKENS = 32
 _BARE = Prompt((("", "text"),), ())
 
 
-class Words:
+class Words(Form):
     """A decoder or encoder-decoder that answers every task in words.
 
     A task with a prompt is asked as in training, and each teacher writes its own answer: the
@@ -60,10 +60,6 @@ class Words:
         self._writes = answer_tokens
         vocabulary: Any = self.model.get_output_embeddings().weight
         self._vocabulary = len(vocabulary)
-
-    def to(self, device: torch.device) -> None:
-        """Move the base."""
-        self.model.to(device)
 
     def identity(self, task: int) -> dict[str, Any]:
         """What a teacher's answers depend on besides the adapter, the base and the texts."""
@@ -158,11 +154,7 @@ class Words:
 
 
 def _check(teacher: Teacher) -> None:
-    if teacher.head:
-        raise AdapterError(
-            f"'{teacher.adapter.called}' trained '{next(iter(teacher.head))}' itself "
-            "(modules_to_save), which all tasks share: it cannot be held for each task."
-        )
+    refuse_modules(teacher)
     if teacher.prompt is None and any(pair for _, pair in teacher.texts):
         raise MergeError(
             f"the texts of '{teacher.name}' are pairs, and nothing says how a language model reads "

@@ -10,7 +10,7 @@ import pytest
 from orthomerge.io.rows import read_rows
 from orthomerge.report import markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARMS = ("default", "contrastive-project", "osrm-frozen")
 # The table of limits: a row's title, the folder of its run, and what its arms are called there.

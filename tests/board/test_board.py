@@ -14,7 +14,7 @@ from orthomerge.cli import app as cli
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.rows import append_rows
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "report"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "report"))
 from fake_rows import ARMS, TASKS, fake_rows, fake_run
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs the extra 'board'")

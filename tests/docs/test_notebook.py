@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "interference.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "interference.ipynb"
 FIGURE = "application/vnd.plotly.v1+json"
 
 
