@@ -44,7 +44,7 @@ from orthomerge.adapters.files import (
     require_same_base,
 )
 from orthomerge.adapters.full_model import save_full_model
-from orthomerge.adapters.heads import POLICIES
+from orthomerge.adapters.heads import POLICIES, require_runnable
 from orthomerge.adapters.initialise import (
     Chosen,
     Started,
@@ -139,6 +139,7 @@ __all__ = [
     "read_trained",
     "require_finite",
     "require_form",
+    "require_runnable",
     "require_same_base",
     "save_distilled",
     "save_full_model",

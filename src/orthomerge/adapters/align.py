@@ -81,6 +81,7 @@ class _Classes:
         types = list(dict.fromkeys(a.config.get("task_type") for a in adapters))
         self._rest = architectures_of(folder, types)
         self._made: list[Architecture] = []
+        self._kept: dict[str, str] = {}
         self.known = self._next() is not None
         found = [
             (layer, *place)
@@ -136,6 +137,10 @@ class _Classes:
         found = self._look_up(layer)
         if found is not None:
             shape, bare = found
+            if shape.own_key(f"{bare}.weight") is None:
+                # Kept together with others, so that the class has no name: the first adapter's own.
+                own = layer.removeprefix("module.").removeprefix(f"{shape.prefix}.")
+                bare = self._kept.setdefault(bare, own)
             return self._called(shape, f"{bare}.weight").removesuffix(".weight")
         known = [k.removesuffix(".weight") for shape in self._made for k in shape.shapes]
         close = nearest(layer, known)

@@ -333,4 +333,4 @@ def read_head(path: str | Path) -> Mapping[str, Tensor]:
         return read_adapter(path).modules
     if path.suffix != HEAD or not path.is_file():
         raise AdapterError(f"no head at '{path}': name an adapter folder or a {HEAD} file.")
-    return LazyTensors(open_tensors(path))
+    return LazyTensors(open_tensors(path), str(path))

@@ -43,6 +43,25 @@ def is_head(name: str, adapter: Adapter) -> bool:
     )
 
 
+def require_runnable(adapter: Adapter) -> None:
+    """Use before a model runs with an adapter's layers and head: it leaves all else of it out.
+
+    Raises:
+        AdapterError: it has biases, rows for added tokens, or parts of the model trained whole.
+    """
+    beside = [
+        *("biases (lora_bias)" for _ in [*adapter.biases][:1]),
+        *(f"rows of its own for tokens ('{name}')" for name in adapter.copies),
+        *(f"'{name}' trained whole" for name in _shared(adapter)),
+    ]
+    if beside:
+        raise AdapterError(
+            f"'{adapter.called}' has {beside[0]}, and models are run here with an adapter's layers "
+            "and head alone: write it into its base with 'orthomerge merge --save-as full' and "
+            "score that model, or train it without."
+        )
+
+
 def head_of(adapter: Adapter) -> Mapping[str, Tensor]:
     """The head of an adapter's task, which a merge keeps in a file of its own."""
     return _chosen(adapter, head=True)

@@ -10,13 +10,24 @@ from types import TracebackType
 
 from peft import LoraConfig
 from torch import Tensor
+from torch.nn.functional import pad
 
 from orthomerge.adapters.base import dense_factors
 from orthomerge.adapters.keys import PREFIX, Key
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
 from orthomerge.io.names import HEAD, HEADS, WEIGHTS
-from orthomerge.io.tensors import TensorWriter
+from orthomerge.io.tensors import (
+    Held,
+    Planned,
+    Stored,
+    TensorWriter,
+    open_tensors,
+    read_tensor,
+    write_tensors,
+)
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,36 @@ class AdapterWriter:
         with self._file:
             for key, (tensors, name) in self._whole.items():
                 self._file.add(key, tensors[name])
+        self._even_experts()
         lora_config(self.ranks, self._frame).save_pretrained(str(self._folder))
+
+    def _even_experts(self) -> None:
+        """Give the experts of all layers one rank, by rows and columns of zeros.
+
+        Transformers 5 keeps the experts of a layer as one tensor, and PEFT reads adapters of single
+        experts into it only if they all have the configuration's own rank.
+        """
+        experts = [name for name in self.ranks if _EXPERT.search(name)]
+        rank = max((self.ranks[name] for name in experts), default=0)
+        odd = [name for name in experts if self.ranks[name] != rank]
+        if not odd:
+            return
+        file = self._folder / WEIGHTS
+        wider = {key: i for name in odd for i, key in enumerate(_keys(name, self._frame)[:2])}
+        planned = {
+            key: _padded(item, rank, wider[key]) if key in wider else Planned.copy(item)
+            for key, item in open_tensors(file).items()
+        }
+        write_tensors(file.with_suffix(".part"), planned)
+        file.with_suffix(".part").replace(file)
+        self.ranks.update(dict.fromkeys(odd, rank))
+
+
+def _padded(item: Stored, rank: int, dim: int) -> Planned:
+    """A factor with rows (dim 0, of A) or columns (dim 1, of B) of zeros up to a rank."""
+    shape = (rank, item.shape[1]) if dim == 0 else (item.shape[0], rank)
+    room = [0, 0, 0, rank - item.shape[0]] if dim == 0 else [0, rank - item.shape[1]]
+    return Planned.copy(Held(lambda: pad(read_tensor(item), room), item.dtype, shape))
 
 
 def _keys(name: str, frame: Frame) -> tuple[str, str, str]:
@@ -129,7 +169,8 @@ def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tenso
 
 def lora_config(ranks: Mapping[str, int], frame: Frame) -> LoraConfig:
     """PEFT's configuration of an adapter whose layers have these ranks and a scaling of 1."""
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    expert = next((r for name, r in ranks.items() if _EXPERT.search(name)), None)
+    common = expert or max(set(ranks.values()), key=list(ranks.values()).count)
     odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
     return LoraConfig(
         r=common,

@@ -22,7 +22,7 @@ def by_harness(
     quiet: bool,
 ) -> None:
     """Run the harness, print its scores and keep its result where `output` says."""
-    from orthomerge.adapters import base_of, read_adapter
+    from orthomerge.adapters import align_adapters, base_of, read_adapter, require_runnable
     from orthomerge.evaluation.harness import (
         is_result,
         require_harness,
@@ -34,7 +34,8 @@ def by_harness(
     from orthomerge.models.loading import load_language_model, load_tokenizer
 
     require_harness()
-    read = read_adapter(adapter)
+    (read,) = align_adapters([read_adapter(adapter, base=base)], base=base)
+    require_runnable(read)
     if output is not None:
         require_free_file(output, is_result, inputs=[adapter], base=base or read.base_model)
     found = base_of(read, base)

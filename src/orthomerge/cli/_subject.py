@@ -109,11 +109,11 @@ def find_subject(named: str, base: str | None) -> Subject:
     adapter = (place / "adapter_config.json").is_file()
     if not adapter and (is_local(named) or carrying(named)):
         return _model(named, base)
-    from orthomerge.adapters import base_of, read_adapter
+    from orthomerge.adapters import align_adapters, base_of, read_adapter, require_runnable
     from orthomerge.records import learnt_by
 
     try:
-        read = read_adapter(named)
+        (read,) = align_adapters([read_adapter(named, base=base)], base=base)
     except AdapterError:
         if adapter or place.exists():
             raise
@@ -122,6 +122,7 @@ def find_subject(named: str, base: str | None) -> Subject:
         except AssetError:
             pass
         raise
+    require_runnable(read)
     found = base_of(read, base)
     kind = read.config.get("task_type")
     return Subject(named, found, read, read.path, kind, learnt_by(read.path))

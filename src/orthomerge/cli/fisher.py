@@ -54,7 +54,7 @@ def fisher(
 
     require_free_file(output, is_fisher, inputs=[adapter, *file_paths([task])], base=base)
     check_files(task)
-    read, about = read_adapter(adapter), get_task(task)
+    read, about = read_adapter(adapter, base=base), get_task(task)
     kind = form_of(form, read.config.get("task_type"), words=template is not None or chat)
     require_form(read, kind)
     how = asked(

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, base_of, read_adapter, require_form
+from orthomerge.adapters import (
+    Adapter,
+    align_adapters,
+    base_of,
+    read_adapter,
+    require_form,
+    require_runnable,
+)
 from orthomerge.evaluation.classification import applied
 from orthomerge.fisher import FisherMeta, collect_fisher
 from orthomerge.io.files import fingerprint
@@ -53,7 +60,9 @@ def adapter_fisher(
 
     Source: Matena and Raffel 2022, arXiv 2111.09832.
     """
-    read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter, base=base)
+    (read,) = align_adapters([read], base=base)
+    require_runnable(read)
     require_form(read, "classifier" if prompt is None else "text")
     about = get_task(task)
     rows = about.data(train=samples, seed=seed).train

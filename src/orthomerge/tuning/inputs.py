@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, align_adapters, base_of, read_adapter
+from orthomerge.adapters import (
+    Adapter,
+    align_adapters,
+    base_of,
+    read_adapter,
+    require_runnable,
+)
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError
 from orthomerge.evaluation.classification import load_head
@@ -86,7 +92,7 @@ def read_inputs(
     """
     if not adapters:
         raise AdapterError("nothing to merge: name at least one adapter folder.")
-    read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
+    read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
     read = align_adapters(read, base=base)
     if len(tasks) != len(read):
         raise MergeError(
@@ -95,6 +101,7 @@ def read_inputs(
         )
     for adapter in read:
         _require_head(adapter)
+        require_runnable(adapter)
     found = [_tune_task(get_task(name), rows, data_seed) for name in tasks]
     return Inputs(read, distinct_names(read), found, base_of(read[0], base))
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from orthomerge.adapters import Adapter, read_adapter, read_head, require_same_base
+from orthomerge.adapters import (
+    Adapter,
+    align_adapters,
+    read_adapter,
+    read_head,
+    require_runnable,
+    require_same_base,
+)
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError, UnknownNameError, unknown_name
 from orthomerge.io.names import HEADS, MERGE
@@ -95,7 +102,8 @@ def read_teachers(
     parts: list[Adapter] = []
     for place, named in enumerate(adapters):
         read, heads = _opened(named, base)
-        _require_no_biases(read)
+        (read,) = align_adapters([read], base=base)
+        require_runnable(read)
         part = next((i for i, known in enumerate(parts) if _same(known, read)), len(parts))
         parts += [read] if part == len(parts) else []
         drawn = _drawn(texts[place], read.called, source)
@@ -184,14 +192,6 @@ def _kind(adapter: Adapter) -> str | None:
 
 def _same(one: Adapter, other: Adapter) -> bool:
     return one is other or (one.path is not None and one.path == other.path)
-
-
-def _require_no_biases(adapter: Adapter) -> None:
-    if adapter.biases:
-        raise AdapterError(
-            f"'{adapter.called}' trained biases (lora_bias), which a merge sums and does not "
-            "train: distill adapters without them."
-        )
 
 
 def _outputs(head: Mapping[str, Tensor]) -> int:
