@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import call, printed, tiny_bert, write_task
+from huggingface_hub import ModelCard
 from tiny_text import LLAMA_TARGETS, easy_task, save_tiny
 from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -211,6 +212,22 @@ def test_how_an_adapter_is_asked_travels_with_it_and_with_its_merge(writer, tmp_
     assert load_fisher(tmp_path / "f.safetensors").meta.prompt == learnt.prompt.fingerprint
 
 
+def test_a_trained_adapter_has_a_card_of_its_own(writer, classifier):
+    card = ModelCard.load(writer / "mine" / "README.md")
+    for words in (
+        "# LoRA adapter: rows",
+        WORDS,
+        "`no`, `yes`",
+        "40 tokens",
+        "AutoModelForCausalLM",
+    ):
+        assert words in card.text
+    assert card.data.library_name == "peft" and card.data.pipeline_tag == "text-generation"
+    text = (classifier / "whole" / "README.md").read_text()
+    assert "a, b" in text and "num_labels=2" in text and "trained for the task mine" in text
+    call("verify", writer / "mine")
+
+
 def test_a_chat_is_trained_and_scored_as_one(writer, tmp_path):
     rows = writer / "rows.jsonl"
     call("train", writer / "start", "--train-file", rows, "--chat", "--template", WORDS, "--epochs",
@@ -226,3 +243,10 @@ def test_a_chat_is_trained_and_scored_as_one(writer, tmp_path):
     with pytest.raises(RecipeError, match="add --form text"):
         call("train", writer / "start", "--train-file", rows, "--chat", "--form", "classifier",
              "--output", tmp_path / "no")  # fmt: skip
+
+
+def test_a_classifiers_adapter_is_not_merged_with_a_language_models(writer, classifier, tmp_path):
+    with pytest.raises(AdapterError, match="no model is both"):
+        call("merge", classifier / "whole", writer / "mine", "--output", tmp_path / "merged")
+    with pytest.raises(AdapterError, match="no model is both"):
+        call("diagnose", classifier / "whole", writer / "mine")

@@ -147,3 +147,20 @@ def test_the_old_name_says_the_same_and_the_new_one(tmp_path, monkeypatch):
     new = call("run", "plan-8b.yaml", "--dry-run", "--speed", "h100", "--jobs", 8)
     assert new in said
     assert "'orthomerge plan' is now 'orthomerge run RECIPE --dry-run'" in said
+
+
+@pytest.mark.parametrize(
+    "merge", [{"method": "ties"}, {"method": "ties", "rank": 4}, {"method": "emr"}]
+)
+def test_the_disk_of_a_merge_that_is_kept_is_what_it_takes(tmp_path, tiny_base, merge):
+    values = make_recipe(tmp_path / "data", tiny_base) | {
+        "arms": {"default": {"start": "default"}}, "save_merged": True,
+        "merges": [{**merge, "weights": [1.0]}],
+    }  # fmt: skip
+    planned = dry_run(parse_recipe(values), tmp_path / "out", speed=estimated("h100"))
+    execute(values, tmp_path / "out")
+    for kind, place in (("merge", "merged"), ("train", "adapters")):
+        files = (tmp_path / "out" / place).rglob("adapter_model.safetensors")
+        taken = sum(file.stat().st_size for file in files)
+        # Beside the factors there are names and heads, which count on models as small as this one.
+        assert 0 <= taken - planned.kinds[kind].disk < 11_000, kind

@@ -167,6 +167,19 @@ def test_headline_sets_the_best_merge_against_the_default_start():
     ]
 
 
+def test_headline_says_where_a_single_adapter_is_no_better_than_a_constant():
+    rows = [
+        row("a", "default", 0.8, majority=0.5), merged("a", "default", 0.8),
+        row("b", "default", 0.5, majority=0.5), merged("b", "default", 0.5),
+    ]  # fmt: skip
+    said = headline(summarize(rows))
+    assert "keeps 100.0 %" in said[0]
+    assert (
+        "With `default` the single adapter is no better than a constant answer on `b`: it learnt "
+        "nothing that a merge could keep."
+    ) in said
+
+
 def test_headline_says_when_the_default_start_is_best():
     rows = [
         row("a", "default", 0.8), merged("a", "default", 0.6),

@@ -268,12 +268,33 @@ def require_same_shapes(adapters: Sequence[Adapter]) -> None:
                 )
 
 
+def require_one_kind(adapters: Sequence[Adapter]) -> None:
+    """Refuse a classifier's adapter beside a language model's: no model is both.
+
+    Raises:
+        AdapterError: there are both.
+    """
+    classifier, writer = (
+        next((a for a in adapters if a.config.get("task_type") in kinds), None)
+        for kinds in (("SEQ_CLS", "TOKEN_CLS"), ("CAUSAL_LM", "SEQ_2_SEQ_LM"))
+    )
+    if classifier and writer:
+        raise AdapterError(
+            f"'{classifier.called}' is a classifier's adapter ({classifier.config['task_type']}) "
+            f"and '{writer.called}' a language model's ({writer.config['task_type']}): no model is "
+            "both, so use those of one kind together."
+        )
+
+
 def require_one_base(adapters: Sequence[Adapter], *, base: str | None = None) -> None:
     """Refuse two names of the base, and two revisions of one name, unless a `base` is given.
+
+    And a classifier's adapter beside a language model's.
 
     Raises:
         AdapterError: there are two.
     """
+    require_one_kind(adapters)
     if base:
         return
     named = [a for a in adapters if a.base_model]

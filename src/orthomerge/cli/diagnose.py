@@ -133,7 +133,9 @@ def _shifts(found: Diagnosis) -> Table:
         caption="0 is as alone; 1 is all of the own adapter lost",
     )  # fmt: skip
     plain = found.plain
-    merges = [("sum", 1.0, plain.untuned), ("sum", plain.weight, plain.shift)]
+    merges = [("sum", 1.0, plain.untuned)]
+    if round(plain.weight, 2) != 1:
+        merges.append(("sum", plain.weight, plain.shift))
     merges += [(name, best.weight, best.shift) for name, best in found.methods.items()]
     for name, weight, shift in merges:
         values = (f"{v:.2f}" for v in (weight, *shift.total, shift.mean))

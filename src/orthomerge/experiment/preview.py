@@ -158,7 +158,7 @@ class DryRun:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; times in hours, sizes in bytes."""
+        """As plain values; times in seconds and hours, sizes in bytes."""
         total = self.total
         return {
             "base": self.base,
@@ -170,14 +170,16 @@ class DryRun:
             "shapes": self.shapes or self.why,
             "throughput": self.speed and {"source": self.speed.source, "rates": self.speed.rates},
             "kinds": {
-                kind: {"jobs": k.jobs, "hours": k.seconds / 3600, "disk": k.disk,
-                       "memory": k.memory}
+                kind: {"jobs": k.jobs, "seconds": k.seconds, "hours": k.seconds / 3600,
+                       "disk": k.disk, "memory": k.memory}
                 for kind, k in self.kinds.items()
             },
+            "seconds": total.seconds,
             "hours": total.seconds / 3600,
             "disk": total.disk,
             "memory": total.memory,
             "workers": self.workers,
+            "wall_seconds": self.wall_seconds,
             "wall_hours": self.wall_seconds / 3600,
         }  # fmt: skip
 

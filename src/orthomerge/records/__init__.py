@@ -1,6 +1,6 @@
 """What an output says of itself: its record with hashes, `verify`, and the model card."""
 
-from orthomerge.records.card import cards, converted_card
+from orthomerge.records.card import cards, converted_card, trained_card
 from orthomerge.records.contents import (
     about_adapter,
     about_base,
@@ -36,5 +36,6 @@ __all__ = [
     "seal_again",
     "sources_of",
     "start_record",
+    "trained_card",
     "versions",
 ]

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from orthomerge.io.names import CARD, TASKS
 from orthomerge.merging import FULL, SUM
 from orthomerge.records.inputs import entries_of
-from orthomerge.records.licences import Licence, plain
+from orthomerge.records.licences import Licence, licence_of, plain
 from orthomerge.records.loading import AUTO, HUB_ID, base_name, heads, loading, peft_code
 
 
@@ -80,6 +80,46 @@ subspace `{how["subspace"]}` so that it answers other tasks' inputs less:
 
 How it was converted, and what each layer lost, is in `convert.json`."""
     return _card(about, ["lora", "converted", "orthomerge"], text, relation="adapter")
+
+
+def trained_card(record: Mapping[str, Any], base: str | None, task_type: str | None) -> str:
+    """The README of an adapter that was trained, from `training.json`."""
+    task = plain(str(record.get("task") or "one task"))
+    labels: list[str] = record.get("labels") or []
+    losses, constant = [value for _, value in record["losses"]], record["constant_loss"]
+    about = {
+        "base_model": base,
+        "task_type": task_type,
+        "base_licence": licence_of(base)._asdict(),
+        "adapters": [{"name": "the adapter", "sha256": None}],
+    }
+    head = {"labels": len(labels) or 1} if task_type == "SEQ_CLS" and "labels" in record else None
+    rows = f" on {record['rows']} rows" if "rows" in record else ""
+    parts = [
+        f"# LoRA adapter: {task}\n\nFor {_base(about)}, trained for the task {task}{rows}, "
+        f"constraint `{record['constraint']}`. The loss went from {losses[0]:.3f} to "
+        f"{losses[-1]:.3f}; a constant answer has {constant:.3f}.",
+        f"## How it is asked\n\n{_asking(record, labels)}",
+        f"## How to load it\n\n{peft_code(about, head)}",
+        f"## Licences\n\n{_licences(about)}",
+        "All that is known of its training, with hashes of every file, is in `training.json`.",
+    ]
+    return _card(about, ["lora", "orthomerge"], "\n\n".join(parts), relation="adapter")
+
+
+def _asking(record: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """The prompt and its answers, or the labels of a head."""
+    length = f"Texts are cut so that all is no longer than {record['max_length']} tokens."
+    prompt: Mapping[str, Any] | None = record.get("prompt")
+    if not prompt:
+        named = f"Its labels, in the order of the outputs: {plain(', '.join(labels))}. "
+        return (named if labels else "") + length
+    chat = ", as a user's message in the model's chat template" if prompt.get("chat") else ""
+    answers = ", ".join(f"`{plain(answer)}`" for answer in prompt["answers"]) or "a number"
+    return (
+        f"With this prompt{chat}:\n\n````text\n{prompt['prompt']}\n````\n\n"
+        f"It answers {answers}. {length}"
+    )
 
 
 def _card(record: Mapping[str, Any], tags: Sequence[str], text: str, *, relation: str) -> str:

@@ -21,7 +21,7 @@ def headline(summary: Summary, runs: Mapping[str, str] | None = None) -> list[st
         return [f"No arm has been scored on all {len(summary.tasks)} tasks after merging yet."]
     found.sort(key=lambda item: -item[1].mean)
     shown = found[:1] + _other(found, runs or {})
-    sentences = _kept(summary, column, shown)
+    sentences = _kept(summary, column, shown) + _constant(summary, [arm for arm, _ in shown])
     if len(shown) == 2:
         (_, top), (_, other) = shown
         if top.spread is None or other.spread is None:
@@ -56,6 +56,21 @@ def _kept(summary: Summary, column: Column, shown: list[tuple[Arm, Score]]) -> l
         first += f", {kept[1]} with {names[1]}"
         second += f", and {shown[1][1]} against {alone[1]}"
     return [f"{first}.", f"{second}."]
+
+
+def _constant(summary: Summary, arms: list[Arm]) -> list[str]:
+    """A sentence for each arm that has single adapters no better than a constant answer."""
+    found: list[str] = []
+    for arm in arms:
+        scores = {t: summary.per_task.get((arm.name, summary.single, t)) for t in summary.tasks}
+        known = {t: s.mean for t, s in scores.items() if s is not None and t in summary.majority}
+        lost = [t for t, value in known.items() if value <= summary.majority[t]]
+        if lost:
+            found.append(
+                f"With {_quoted(arm.name)} the single adapter is no better than a constant answer "
+                f"on {', '.join(map(_quoted, lost))}: it learnt nothing that a merge could keep."
+            )
+    return found
 
 
 def _merge(column: Column, adapters: int) -> str:

@@ -35,13 +35,13 @@ from orthomerge.adapters import (
     read_penalty,
 )
 from orthomerge.errors import OrthomergeError, unknown_name
-from orthomerge.io.files import atomic_path, file_sha256, fingerprint
-from orthomerge.io.names import TRAINING
+from orthomerge.io.files import atomic_path, file_sha256, fingerprint, write_text
+from orthomerge.io.names import CARD, TRAINING
 from orthomerge.io.outputs import require_free
 from orthomerge.models.loading import agree_on_padding, encode, quiet
 from orthomerge.models.modules import set_dropout
 from orthomerge.prompting import IGNORED, Wording
-from orthomerge.records import seal
+from orthomerge.records import seal, trained_card
 from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
 from orthomerge.training.answers import AnswerTrainer
@@ -189,6 +189,9 @@ def train_adapter(
     if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
             peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
+            config = peft_model.peft_config["default"]
+            card = trained_card(told, config.base_model_name_or_path, config.task_type)
+            write_text(folder / CARD, card)
             seal(folder, TRAINING, told)
         if kept:
             kept.clear()
