@@ -34,7 +34,8 @@ def recipe(tiny_base, tmp_path_factory):
     values = make_recipe(tmp_path_factory.mktemp("tasks"), tiny_base)
     del values["arms"]["osrm"]
     more = {**DISTILL, **FAST, "from": {"method": "fisher"}, "steps": 2, "texts": "others"}
-    return {**values, "merges": [values["merges"][0], {**DISTILL, **FAST}, more]}
+    layers = {**DISTILL, "from": {"method": "regmean", "layer_wise": True}, "steps": 0}
+    return {**values, "merges": [values["merges"][0], {**DISTILL, **FAST}, more, layers]}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,10 @@ def test_a_list_is_a_merge_for_each_and_every_row_says_which(recipe, finished):
     mine = [r for r in rows if r.method == "distill"]
     assert [(r.weight, r.options["from"], r.options["steps"]) for r in mine[::2]] == [
         (0.5, "linear", 4), (0.5, "linear", 6), (None, "fisher", 2),
+        (None, "regmean (layer_wise)", 0),
     ]  # fmt: skip
-    assert {r.options["rank"] for r in mine} == {4} and mine[-1].options["texts"] == "others"
-    assert sorted(folders(output)) == [2, 4, 6]
+    assert {r.options["rank"] for r in mine} == {4} and mine[-3].options["texts"] == "others"
+    assert sorted(folders(output)) == [0, 2, 4, 6]
     assert all(check.good for folder in folders(output).values() for check in verify(folder))
     assert not list(output.rglob("*.work"))
 
@@ -97,7 +99,7 @@ def test_it_is_the_librarys_distillation_of_these_adapters_on_the_training_texts
 def test_the_page_has_its_agreement_and_its_cost(finished):
     output, _ = finished
     found = read_evidence(output).distillations
-    assert [(d.steps, d.texts) for d in found] == [(4, 40), (6, 40), (2, 40)]
+    assert [(d.steps, d.texts) for d in found] == [(4, 40), (6, 40), (2, 40), (0, 40)]
     record = json.loads((folders(output)[6] / "merge.json").read_text())["distilled"]
     assert found[1].seconds == pytest.approx(sum(record["seconds"].values()), rel=1e-3)
     best = next(m for m in record["measured"] if m["step"] == record["best"])
@@ -107,7 +109,7 @@ def test_the_page_has_its_agreement_and_its_cost(finished):
     page = (output / "report.html").read_text(encoding="utf-8")
     table = page[page.index('id="distillation"') :]
     table = table[: table.index("</table>")]
-    assert table.count('<th scope="row"') == 3
+    assert table.count('<th scope="row"') == 4
     assert f"{sum(found[1].after.values()) / 2:.3f}" in table and ">40<" in table
 
 
@@ -180,6 +182,8 @@ def test_a_key_depends_on_all_that_changes_the_result(recipe, tmp_path):
         {"max_length": 8}, {"from": {}}, {"from": {"weight": 0.4}},
         {"from": {"weight": 0.5, "method": "ties", "options": {"density": 0.3}}},
         {"from": {"weight": 0.5, "method": "ties", "options": {"density": 0.2}}},
+        {"from": {"weight": 0.5, "method": "regmean"}}, {"steps": 0},
+        {"from": {"weight": 0.5, "method": "regmean", "layer_wise": True}},
     ]  # fmt: skip
     keys = [key(), *(key(**change) for change in changes)]
     assert len(set(keys)) == len(keys)
@@ -190,7 +194,7 @@ def test_a_key_depends_on_all_that_changes_the_result(recipe, tmp_path):
 
 def test_a_dry_run_counts_it_and_reads_no_label(recipe, tmp_path):
     found = dry_run(parse_recipe(recipe), tmp_path / "none")
-    assert found.jobs["distill"] == 3 and found.jobs["merge"] == 5
+    assert found.jobs["distill"] == 4 and found.jobs["merge"] == 6
     assert found.kinds["distill"].disk > 0 and found.kinds["distill"].seconds > 0
 
 
@@ -199,10 +203,11 @@ def test_a_dry_run_counts_it_and_reads_no_label(recipe, tmp_path):
     [
         ({"stps": 3}, "did you mean 'steps'"),
         ({"from": {"weights": 1}}, "did you mean 'weight'"),
-        ({"steps": 0}, r"'merges.0.steps.0' is 0"),
+        ({"steps": -1}, r"'merges.0.steps.0' is -1"),
         ({"rank": "small"}, "rank 'small'"),
         ({"texts": "nowhere.jsonl"}, "no texts 'nowhere.jsonl'"),
         ({"from": {"method": "emr"}}, "an update per task"),
+        ({"from": {"method": "ties", "layer_wise": True}}, "not merged layer by layer"),
         ({"learning_rate": -1}, "learning rate -1"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions, Overwrite
+from orthomerge.cli._options import Json, MethodOptions, Overwrite
 from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 def distill(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order."),
+        typer.Argument(
+            help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order. A merge's "
+            "folder stands for all tasks whose heads it has, one head's file in it for that task."
+        ),
     ],
     data: Annotated[
         list[str],
@@ -44,6 +47,14 @@ def distill(
         ),
     ] = None,
     option: MethodOptions = None,
+    layer_wise: Annotated[
+        bool,
+        typer.Option(
+            "--layer-wise",
+            help="Merge layer after layer, each on the inputs that the layers merged so far give: "
+            "with --method regmean and --steps 0 that is RegMean++.",
+        ),
+    ] = False,
     rank: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +63,7 @@ def distill(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Texts of each task.")] = 100,
-    steps: Count = 100,
+    steps: Annotated[int, typer.Option(min=0)] = 100,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 1e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts of each task in a step.")] = 8,
     max_length: Annotated[
@@ -122,6 +133,12 @@ def distill(
 
     As small as one of them: [bold]orthomerge distill a/ b/ --data a.jsonl --data b.jsonl --rank 8
     --output merged/[/]
+
+    A further adapter joins: [bold]orthomerge distill merged/heads/a.safetensors
+    merged/heads/b.safetensors c/ --data a.jsonl --data b.jsonl --data c.jsonl --output three/[/]
+
+    Without the texts of a and b: [bold]orthomerge distill merged/ c/ --data c.jsonl --data c.jsonl
+    --output three/[/]
     """
     from orthomerge.cli._processes import several_processes
     from orthomerge.training.distillation import DistillSettings, distill_adapters, form_of_adapters
@@ -139,6 +156,7 @@ def distill(
             adapters,
             [_texts(item, task) for item, task in zip(data, tasks, strict=True)],
             start=start,
+            layer_wise=layer_wise,
             method=method,
             weights=given[0] if given and len(given) == 1 else given,
             rank=_rank(rank),

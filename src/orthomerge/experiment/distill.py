@@ -31,7 +31,6 @@ def _listed(value: Any) -> Any:
 
 Several = Annotated[list[_T], Field(min_length=1), BeforeValidator(_listed)]
 """One value or a list of them; each is a merge of its own."""
-_Count = Annotated[int, Field(gt=0)]
 _VARIED = ("texts", "samples", "rank", "steps", "learning_rate")
 
 
@@ -39,16 +38,29 @@ class Begin(Part):
     """The merge that a distillation begins from, as `merges:` says one.
 
     Without a weight (null in a list) it is the one of a few that comes nearest to the adapters.
+    With `layer_wise` a method that reads moments is done layer after layer, on the inputs that the
+    layers merged so far give; `regmean` is RegMean++ then.
     """
 
     method: str = MergeConfig.method
     weight: Several[float | None] = Field(default_factory=lambda: [None])
     options: dict[str, Any] = Field(default_factory=dict)
+    layer_wise: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Begin:
+        if self.layer_wise and "moments" not in get_method(self.method).needs:
+            raise RecipeError(
+                f"'{self.method}' is not merged layer by layer: name a method that reads moments "
+                "(regmean, osrm_aware), or leave out 'layer_wise'."
+            )
+        return self
 
     @property
     def label(self) -> str:
         """The method with its options."""
-        options = ", ".join(f"{k}={v}" for k, v in sorted(self.options.items()))
+        said = [f"{k}={v}" for k, v in sorted(self.options.items())]
+        options = ", ".join([*said, *(["layer_wise"] if self.layer_wise else [])])
         return f"{self.method} ({options})" if options else self.method
 
 
@@ -68,7 +80,9 @@ class Distill(Part):
     texts: Several[str] = Field(default_factory=lambda: [OWN])
     samples: Several[Annotated[int, Field(gt=1)]] = Field(default_factory=lambda: [100])
     rank: Several[int | str | None] = Field(default_factory=lambda: [None])
-    steps: Several[_Count] = Field(default_factory=lambda: [DistillSettings.steps])
+    steps: Several[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [DistillSettings.steps]
+    )
     learning_rate: Several[float] = Field(default_factory=lambda: [DistillSettings.learning_rate])
     batch_size: int = DistillSettings.batch_size
     hidden: float = DistillSettings.hidden

@@ -63,7 +63,10 @@ class DistillStep(Artifact[Path]):
 
     def _needed(self, exp: Experiment) -> tuple[list[StatisticsStep], list[FisherStep]]:
         """What the method to begin from reads."""
-        method = self.how(exp).source.method
+        source = self.how(exp).source
+        if source.layer_wise:
+            return [], []
+        method = source.method
         return (
             StatisticsStep.for_method(exp, self.arm, method),
             FisherStep.for_method(exp, self.arm, self.seed, self.rate, method),
@@ -79,7 +82,12 @@ class DistillStep(Artifact[Path]):
             {
                 "piece": [DISTILL, VERSION],
                 "adapters": [exp.key(step) for step in self.adapters(exp).values()],
-                "from": [how.source.method, self.weight, how.source.options],
+                "from": [
+                    how.source.method,
+                    self.weight,
+                    how.source.options,
+                    *(["layer_wise"] if how.source.layer_wise else []),
+                ],
                 "statistics": [exp.key(step) for step in statistics],
                 "fisher": [exp.key(step) for step in fisher],
                 "texts": [how.texts_key(), how.samples, texts],
@@ -111,6 +119,8 @@ class DistillStep(Artifact[Path]):
         memory = size.weights + size.activations(passes, length) + size.logits(passes, length)
         measured = settings.held_out * (settings.steps / settings.every)
         rows = tasks * (samples * (1 + measured) + 2 * settings.steps * settings.batch_size)
+        if how.source.layer_wise:  # half a pass, on the mean, for each distinct input
+            rows += tasks * samples * len(size.inputs) / 2
         work = {DISTILL: 2.0 * size.multiplied * length * rows}
         disk = 4 * adapter + (answers if self._is_first(exp) else 0)
         return Cost(work, disk, memory + TRAINING_BYTES * adapter + answers)
@@ -148,6 +158,7 @@ class DistillStep(Artifact[Path]):
             how.draw_from({task: exp.data[task].train for task in exp.tasks_of(self.arm)}),
             how.config(self.weight, self.seed),
             rank=how.rank[0],
+            layer_wise=how.source.layer_wise,
             statistics=[space.get(step) for step in statistics] or None,
             fisher=[space.get(step) for step in self._needed(exp)[1]] or None,
             form="text" if exp.in_words else "classifier",

@@ -26,10 +26,11 @@ from orthomerge.models.loading import load_tokenizer, preferred_device, tokenize
 from orthomerge.statistics import Statistics
 from orthomerge.statistics.distributed import process_rank
 from orthomerge.tasks import Prompt
-from orthomerge.training.distillation.batches import Pass, plan_steps
+from orthomerge.training.distillation.batches import Pass, Place, plan_steps
 from orthomerge.training.distillation.cache import keep, kept_file, read_kept, teach, teacher_key
 from orthomerge.training.distillation.forms import Form, Installed, Taught
 from orthomerge.training.distillation.heads import Heads
+from orthomerge.training.distillation.layerwise import merge_on_texts
 from orthomerge.training.distillation.loop import checkpoint_of, step_of, train_student
 from orthomerge.training.distillation.measure import Measured, Referee
 from orthomerge.training.distillation.settings import DistillSettings
@@ -88,6 +89,7 @@ def distill_adapters(
     config: MergeConfig | None = None,
     *,
     start: str | Path | Adapter | None = None,
+    layer_wise: bool = False,
     method: str | None = None,
     weights: Weights | None = None,
     rank: int | str | None = None,
@@ -131,12 +133,15 @@ def distill_adapters(
             is scaled as comes nearest to the teachers. Adapters that several tasks share count
             once.
         start: a merged adapter to begin from instead.
+        layer_wise: merge layer after layer, each on the inputs that the layers merged so far give;
+            for methods that read moments. With `regmean`, and no steps after it, it is RegMean++.
         method: see `config`.
         weights: see `config`.
         rank: of the result; "auto" is the smallest whose start is about as near as the whole
             merge's. None keeps what the merge has, dense updates cut to the sum of the adapters'
             ranks.
-        statistics: each adapter's, where the method to begin from needs them.
+        statistics: each adapter's, where the method to begin from reads moments; without, they are
+            of the base on the texts.
         fisher: each adapter's Fisher information, where that method needs it.
         base: see `config`; by default the one the adapters name.
         form: "classifier", "text" or "embedding"; by default what the adapters say.
@@ -180,7 +185,9 @@ def distill_adapters(
         adapters, texts, source, base=config.base, problems=problems, prompts=prompts
     )
     kind = form_of(teachers, form)
-    begun = _begin(teachers, start, config, statistics=statistics, fisher=fisher)
+    begun = _begin(
+        teachers, start, config, layer_wise=layer_wise, statistics=statistics, fisher=fisher
+    )
     found = _base_of(teachers, config.base)
     if output is not None:
         require_apart(output, base=found.path_or_id)
@@ -234,28 +241,46 @@ def _form(
 
 @dataclass(frozen=True)
 class _Begun:
-    """The merge to begin from, and what the record says of it."""
+    """The merge to begin from, and what the record says of it.
 
-    layers: Mapping[str, Update]
+    `layers` are None where it takes the running model to find them.
+    """
+
+    layers: Mapping[str, Update] | None
     config: MergeConfig
     record: dict[str, Any]
     scaled: bool
+    layer_wise: bool = False
 
 
 def _begin(
     teachers: Sequence[Teacher],
     start: str | Path | Adapter | None,
     config: MergeConfig,
-    **needed: Any,
+    *,
+    layer_wise: bool,
+    statistics: Any,
+    fisher: Any,
 ) -> _Begun:
     """The merge that was asked for, or that is there already."""
     if start is None:
         scaled = config.weights is None
         if scaled:
             config = replace(config, weights=1.0)
-        merged = merge_adapters(parts_of(teachers), replace(config, rank=SUM), **needed)
-        return _Begun(merged.layers, config, {"merge": config.to_dict()}, scaled)
-    if config != MergeConfig(rank=config.rank, base=config.base):
+        record = {"merge": config.to_dict(), "layer_wise": layer_wise}
+        reads = "moments" in config.needs
+        if layer_wise and (statistics is not None or not reads):
+            raise MergeError(
+                f"'{config.method}' is not merged layer by layer: name a method that reads moments "
+                "(regmean, osrm_aware), and give it no statistics."
+            )
+        if reads and statistics is None:
+            return _Begun(None, config, record, scaled, layer_wise)
+        merged = merge_adapters(
+            parts_of(teachers), replace(config, rank=SUM), statistics=statistics, fisher=fisher
+        )
+        return _Begun(merged.layers, config, record, scaled)
+    if layer_wise or config != MergeConfig(rank=config.rank, base=config.base):
         raise MergeError(
             "a start is a merge already: leave out method, weights and options, or the start."
         )
@@ -297,11 +322,11 @@ class _Run:
         self._clock = monotonic()
         self.identity: dict[str, Any] = {}
         shapes = {n: s for t in teachers for n, s in t.adapter.shapes.items()}
-        layers = layers_of(form.model, shapes)
-        form.backbone.require_inside(layers)
+        self._modules = layers_of(form.model, shapes)
+        form.backbone.require_inside(self._modules)
         device = _device()
         form.to(device)
-        self._where = Installed(form, Adder(layers), device)
+        self._where = Installed(form, Adder(self._modules), device)
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -319,8 +344,9 @@ class _Run:
         room = Classroom(self._where, taught, settings.hidden, 2 * settings.rows_a_pass)
         train, held = self._split()
         self._lap("teachers")
+        merge = self._begun.layers
         begun = begin(
-            room, self._begun.layers, train, rank,
+            room, self._merged(room, train) if merge is None else merge, train, rank,
             dense_rank=sum_of_ranks([p.layers for p in parts_of(self._teachers)]),
             scaled=self._begun.scaled,
         )  # fmt: skip
@@ -336,16 +362,31 @@ class _Run:
         if resumed is None or not referee.go_on_from(step_of(resumed)):
             resumed = None
             referee.measure(0)
-        losses = train_student(
-            student, self._passes(room, train), settings, place, referee,
-            resumed=resumed, keeps=keeps, progress=self._steps(referee),
-        )  # fmt: skip
+        losses: list[tuple[int, float]] = []
+        if settings.steps:
+            losses = train_student(
+                student, self._passes(room, train), settings, place, referee,
+                resumed=resumed, keeps=keeps, progress=self._steps(referee),
+            )  # fmt: skip
         self._lap("training")
         texts = {t.name: len(t.texts) for t in self._teachers}
         merged = MergedUpdate(referee.factors(), "distill")
         return Distilled(
             merged, begun.scale, referee.measured, referee.best, losses, texts, self._seconds, kept
         )
+
+    def _merged(self, room: Classroom, train: Sequence[Sequence[int]]) -> dict[str, Update]:
+        """The merge of the adapters' layers by moments that are read off the running model."""
+        numbers = sorted({t.part for t in self._teachers})
+        texts = [
+            [Place(t, r) for t, who in enumerate(self._teachers) if who.part == n for r in train[t]]
+            for n in numbers
+        ]
+        parts = [part.layers for part in parts_of(self._teachers)]
+        return merge_on_texts(
+            room, self._modules, parts, texts, self._begun.config,
+            layer_wise=self._begun.layer_wise,
+        )  # fmt: skip
 
     def _taught(self, folder: Path | None) -> tuple[list[Taught], list[str], dict[str, Any]]:
         """What the teachers said, each one's key, and how large all of it is."""

@@ -24,7 +24,8 @@ class DistillSettings:
     on the cut. `hidden` weighs the hidden states' error beside the answers'. `held_out` is the
     share of each task's texts that is not trained on but measures the agreement, every
     `evaluate_every` steps; None measures four times in all. With `patience` the training ends
-    after so many measurements without gain. The factors of the best measurement are kept.
+    after so many measurements without gain. The factors of the best measurement are kept; with no
+    steps they are the merge that it begins from.
     `max_length` bounds a text's tokens: 48 with heads and 128 otherwise where it is None.
 
     Raises:
@@ -44,7 +45,9 @@ class DistillSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "rows_a_pass", "max_length", "evaluate_every",
+        if self.steps < 0:
+            raise MergeError(f"steps {self.steps}: it must be at least 0.")
+        for name in ("batch_size", "rows_a_pass", "max_length", "evaluate_every",
                      "patience"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -37,14 +37,23 @@ class Classroom:
         self.lengths = [[t.length(row) for row in range(len(t.counts))] for t in taught]
         self._variance = [_variance(t.hidden) for t in taught]
 
+    def inputs(self, places: Sequence[Place]) -> dict[str, Tensor]:
+        """Texts as one batch of model inputs."""
+        found = self.form.collate([self.taught[t].examples[r] for t, r in places])
+        return {key: value.to(self.device) for key, value in found.items()}
+
+    def states(self, inputs: Mapping[str, Tensor], update: Mapping[str, Added]) -> Any:
+        """The output of the base with an update."""
+        with self._adder.using(update):
+            return self.form.backbone.states(inputs)
+
     def losses(self, found: Distances) -> Float[Tensor, " rows"]:
         """The loss of every text."""
         return found.answers + self._weight * found.hidden
 
     def distances(self, places: Sequence[Place], update: Mapping[str, Added]) -> Distances:
         """How far the base with an update is from the teachers on these texts."""
-        inputs = self.form.collate([self.taught[t].examples[r] for t, r in places])
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        inputs = self.inputs(places)
         with self._adder.using(update):
             states = self.form.backbone.states(inputs)
             hidden = self._hidden(states, inputs, places)
