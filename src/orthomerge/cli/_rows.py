@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from orthomerge.errors import RecipeError, TaskError
+from orthomerge.io.tables import SUFFIXES
 
 if TYPE_CHECKING:
     from orthomerge.records import Learnt
     from orthomerge.tasks import Row, Task
 
-# As in tasks.from_file, which takes a second to import.
-TABLES = (".csv", ".jsonl", ".parquet")
 
 TrainFile = Annotated[
     Path | None,
@@ -55,7 +54,7 @@ def check_files(*named: str | Path | None) -> None:
     for item in named:
         if (
             item is not None
-            and Path(item).suffix in TABLES
+            and Path(item).suffix in SUFFIXES
             and not Path(item).expanduser().exists()
         ):
             raise TaskError(f"there is no file '{item}' to make a task of.")
@@ -142,4 +141,4 @@ def _table_of(task: str | None, file: Path | None) -> Path | None:
     """The table that was named, as a file or as a task."""
     if file is not None:
         return file
-    return Path(task).expanduser() if task and task.endswith(TABLES) else None
+    return Path(task).expanduser() if task and task.endswith(SUFFIXES) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Json, MethodOptions, Overwrite
+from orthomerge.cli._options import Count, CountOrNone, Json, MethodOptions, Output, Overwrite, Rate
 from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
 
@@ -19,105 +19,32 @@ if TYPE_CHECKING:
 
 @app.command()
 def distill(
-    adapters: Annotated[
-        list[str],
-        typer.Argument(
-            help="PEFT adapter folders or hub ids (org/name, org/name@rev), in order. A merge's "
-            "folder stands for all tasks whose heads it has, one head's file in it for that task."
-        ),
-    ],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Unlabelled texts of each adapter's task, in the adapters' order: a JSONL, CSV or "
-            "Parquet file, a hub data set, or a task of 'orthomerge list tasks'; repeat."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    start: Annotated[
-        Path | None,
-        typer.Option("--from", help="A merged adapter to begin from, instead of --method."),
-    ] = None,
-    method: Annotated[str, typer.Option(help="The merging method to begin from.")] = "linear",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the merge to begin from, one per adapter (1,1,0.5) or one for all; "
-            "default what comes nearest to the adapters' answers."
-        ),
-    ] = None,
+    adapters: list[str],
+    data: Annotated[list[str], typer.Option()],
+    output: Output,
+    start: Annotated[Path | None, typer.Option("--from")] = None,
+    method: str = "linear",
+    weights: str | None = None,
     option: MethodOptions = None,
-    layer_wise: Annotated[
-        bool,
-        typer.Option(
-            "--layer-wise",
-            help="Merge layer after layer, each on the inputs that the layers merged so far give: "
-            "with --method regmean and --steps 0 that is RegMean++.",
-        ),
-    ] = False,
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            help="Rank of the result, or 'auto': the smallest that begins about as near as the "
-            "whole merge. Default the merge's own, the sum of the adapters' ranks."
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Texts of each task.")] = 100,
+    layer_wise: Annotated[bool, typer.Option("--layer-wise")] = False,
+    rank: str | None = None,
+    samples: Annotated[int, typer.Option(min=2)] = 100,
     steps: Annotated[int, typer.Option(min=0)] = 100,
-    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts of each task in a step.")] = 8,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of a text; default 48 with heads, otherwise 128."),
-    ] = None,
-    held_out: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the texts that measures the agreement.")
-    ] = 0.1,
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stop after so many measurements without gain; default never."),
-    ] = None,
-    problem: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What each head's outputs are: single_label_classification, "
-            "multi_label_classification or regression; default by their number. Repeat, in order."
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(
-            help="classifier, text (a language model's words) or embedding; default what the "
-            "adapters say."
-        ),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="With tasks in words: an instruction with {text}, or a file of one."),
-    ] = None,
-    answer_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens that each adapter writes after a text that is no task, to be compared; "
-            "default none, the text's own are.",
-        ),
-    ] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="Embedding models: mean, cls or last; default what the base says."),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the adapters' answers for further runs.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Base model; default the one the adapters name.")
-    ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    pair_column: Annotated[
-        str | None, typer.Option(help="Column of a second text; default 'pair' where there is one.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample and of the batches.")] = 0,
+    learning_rate: Rate = 1e-3,
+    batch_size: Count = 8,
+    max_length: Annotated[int | None, typer.Option(min=2)] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=0.9)] = 0.1,
+    patience: CountOrNone = None,
+    problem: list[str] | None = None,
+    form: str | None = None,
+    template: str | None = None,
+    answer_tokens: CountOrNone = None,
+    pooling: str | None = None,
+    cache: Path | None = None,
+    base: str | None = None,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    seed: int = 0,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -139,6 +66,39 @@ def distill(
 
     Without the texts of a and b: [bold]orthomerge distill merged/ c/ --data c.jsonl --data c.jsonl
     --output three/[/]
+
+    Args:
+        adapters: PEFT adapter folders or hub ids (org/name, org/name@rev), in order. A merge's
+            folder stands for all tasks whose heads it has, one head's file in it for that task.
+        data: Unlabelled texts of each adapter's task, in the adapters' order: a JSONL, CSV or
+            Parquet file, a hub data set, or a task of 'orthomerge list tasks'; repeat.
+        output: The folder to write.
+        start: A merged adapter to begin from, instead of --method.
+        method: The merging method to begin from.
+        weights: Weights of the merge to begin from, one per adapter (1,1,0.5) or one for all;
+            default what comes nearest to the adapters' answers.
+        layer_wise: Merge layer after layer, each on the inputs that the layers merged so far give:
+            with --method regmean and --steps 0 that is RegMean++.
+        rank: Rank of the result, or 'auto': the smallest that begins about as near as the whole
+            merge. Default the merge's own, the sum of the adapters' ranks.
+        samples: Texts of each task.
+        batch_size: Texts of each task in a step.
+        max_length: Tokens of a text; default 48 with heads, otherwise 128.
+        held_out: Share of the texts that measures the agreement.
+        patience: Stop after so many measurements without gain; default never.
+        problem: What each head's outputs are: single_label_classification,
+            multi_label_classification or regression; default by their number. Repeat, in order.
+        form: classifier, text (a language model's words) or embedding; default what the adapters
+            say.
+        template: With tasks in words: an instruction with {text}, or a file of one.
+        answer_tokens: Tokens that each adapter writes after a text that is no task, to be compared;
+            default none, the text's own are.
+        pooling: Embedding models: mean, cls or last; default what the base says.
+        cache: Folder that keeps the adapters' answers for further runs.
+        base: Base model; default the one the adapters name.
+        text_column: Column of the text.
+        pair_column: Column of a second text; default 'pair' where there is one.
+        seed: Seed of the sample and of the batches.
     """
     from orthomerge.cli._processes import several_processes
     from orthomerge.training.distillation import DistillSettings, distill_adapters, form_of_adapters

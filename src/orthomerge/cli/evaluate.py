@@ -11,7 +11,7 @@ import typer
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Asked, Chat, Form, TemplateText, asked, form_of
 from orthomerge.cli._harness import by_harness
-from orthomerge.cli._options import Json, MaxLength
+from orthomerge.cli._options import CountOrNone, Json, MaxLength
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._rows import Rows, TestFile, check_files, test_rows
 from orthomerge.cli._subject import Subject, find_subject, learnt_in
@@ -25,59 +25,22 @@ if TYPE_CHECKING:
 
 @app.command(name="eval")
 def evaluate(
-    adapter: Annotated[
-        str,
-        typer.Argument(
-            help="An adapter folder, merged or not; or a model: a merge saved as 'full', a base "
-            "model's folder, packaged id or hub id."
-        ),
-    ],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file: whole, or "
-            "its test split where the adapter was trained on the rest of it."
-        ),
-    ] = None,
+    adapter: str,
+    task: str | None = None,
     test_file: TestFile = None,
-    harness: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --task: tasks of lm-evaluation-harness with commas between them, or "
-            "YAML files and folders of them ('orthomerge list tasks --export-harness')."
-        ),
-    ] = None,
-    head: Annotated[
-        Path | None,
-        typer.Option(help="Adapter folder or file with the task's head; default the adapter's."),
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model; default the adapter's.")] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="At most so many rows; default 300, of --test-file and the harness's tasks all.",
-        ),
-    ] = None,
+    harness: str | None = None,
+    head: Path | None = None,
+    base: str | None = None,
+    rows: CountOrNone = None,
     max_length: MaxLength = None,
     form: Form = None,
     template: TemplateText = None,
     chat: Chat = False,
-    scoring: Annotated[
-        str,
-        typer.Option(help="text: likelihood of the answers, or generation; numbers: generation."),
-    ] = "likelihood",
-    few_shot: Annotated[
-        int | None, typer.Option(min=0, help="With --harness: examples before each question.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="With --harness: a JSON file for the whole result."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 0,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the score into the merge's model card as well.")
-    ] = False,
+    scoring: str = "likelihood",
+    few_shot: Annotated[int | None, typer.Option(min=0)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o")] = None,
+    seed: int = 0,
+    card: Annotated[bool, typer.Option("--card")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,6 +56,22 @@ def evaluate(
     In words: [bold]orthomerge eval merged/ --task sentiment --scoring generation[/]
 
     By the harness: [bold]orthomerge eval merged/ --harness arc_easy --output arc.json[/]
+
+    Args:
+        adapter: An adapter folder, merged or not; or a model: a merge saved as 'full', a base
+            model's folder, packaged id or hub id.
+        task: A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file: whole, or its test
+            split where the adapter was trained on the rest of it.
+        harness: Instead of --task: tasks of lm-evaluation-harness with commas between them, or YAML
+            files and folders of them ('orthomerge list tasks --export-harness').
+        head: Adapter folder or file with the task's head; default the adapter's.
+        base: Base model; default the adapter's.
+        rows: At most so many rows; default 300, of --test-file and the harness's tasks all.
+        scoring: text: likelihood of the answers, or generation; numbers: generation.
+        few_shot: With --harness: examples before each question.
+        output: With --harness: a JSON file for the whole result.
+        seed: Seed of the rows.
+        card: Write the score into the merge's model card as well.
     """
     if harness is not None:
         if task or test_file or head or template or chat or card or form is not None:

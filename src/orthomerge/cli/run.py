@@ -20,50 +20,21 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run; default runs/<name>.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result rows as JSON.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Worker processes at once.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="process: memory for the jobs at work, as 16GB; default what is free."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(help="ray: the cluster, 'auto' on one of its machines; default this machine."),
-]
-Retries = Annotated[
-    int, typer.Option(min=0, help="Times a job is tried again when its worker died.")
-]
-Base = Annotated[
-    str | None, typer.Option(help="Another base model: a folder, or a name as in the recipe.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A key of the recipe and its value, as data.train=100; repeat."),
-]
-Dry = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Say what is left to do and what it takes; write nothing."),
-]
-Speed = Annotated[
-    str | None,
-    typer.Option(
-        help="For --dry-run: h100, a100, l40s, rtx4090, 'measure', or an earlier run's run.json."
-    ),
-]
 
 
 @app.command()
 def run(
     recipe: str,
     output: Output = None,
-    base: Base = None,
-    change: Changes = None,
-    dry_run: Dry = False,
-    speed: Speed = None,
+    base: str | None = None,
+    change: Annotated[list[str] | None, typer.Option("--set")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+    speed: str | None = None,
     executor: str | None = None,
-    jobs: Jobs = 1,
-    memory: Memory = None,
-    address: Address = None,
-    retries: Retries = 2,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1)] = 1,
+    memory: str | None = None,
+    address: str | None = None,
+    retries: Annotated[int, typer.Option(min=0)] = 2,
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -78,7 +49,15 @@ def run(
 
     Args:
         recipe: A recipe file, or one that comes along.
+        base: Another base model: a folder, or a name as in the recipe.
+        change: A key of the recipe and its value, as data.train=100; repeat.
+        dry_run: Say what is left to do and what it takes; write nothing.
+        speed: For --dry-run: h100, a100, l40s, rtx4090, 'measure', or an earlier run's run.json.
         executor: serial, process (with --jobs) or ray (a Ray cluster).
+        jobs: Worker processes at once.
+        memory: process: memory for the jobs at work, as 16GB; default what is free.
+        address: ray: the cluster, 'auto' on one of its machines; default this machine.
+        retries: Times a job is tried again when its worker died.
     """
     from orthomerge.errors import RecipeError
 

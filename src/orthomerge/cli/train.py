@@ -9,7 +9,16 @@ import typer
 
 from orthomerge.cli._app import app, err, out, print_json, stopping_between
 from orthomerge.cli._form import Asked, Chat, Form, TemplateText, asked, form_of
-from orthomerge.cli._options import Count, Json, MaxLength, Overwrite, file_paths
+from orthomerge.cli._options import (
+    Count,
+    CountOrNone,
+    Json,
+    MaxLength,
+    Output,
+    Overwrite,
+    Rate,
+    file_paths,
+)
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._rows import Rows, TrainFile, check_files, training_rows
 from orthomerge.errors import RecipeError
@@ -22,49 +31,23 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    start: Annotated[Path, typer.Argument(help="An adapter folder, as 'orthomerge init' makes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file, 30 % of "
-            "whose rows are kept for 'orthomerge eval --task'."
-        ),
-    ] = None,
+    start: Path,
+    output: Output,
+    task: str | None = None,
     train_file: TrainFile = None,
-    base: Annotated[
-        str | None, typer.Option(help="Base model; default the one the start names.")
-    ] = None,
-    constraint: Annotated[
-        str | None,
-        typer.Option(
-            help="init (train freely), freeze (A is held), project or penalty; default what the "
-            "start was made for."
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(min=0, help="penalty: another weight in the loss than the start carries."),
-    ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most so many; default 400 of a task, all of --train-file."),
-    ] = None,
+    base: str | None = None,
+    constraint: str | None = None,
+    strength: Annotated[float | None, typer.Option(min=0)] = None,
+    rows: CountOrNone = None,
     epochs: Annotated[float, typer.Option(min=0.01)] = 3,
-    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-3,
+    learning_rate: Rate = 2e-3,
     batch_size: Count = 16,
     max_length: MaxLength = None,
     form: Form = None,
     template: TemplateText = None,
     chat: Chat = False,
     seed: Annotated[int, typer.Option()] = 0,
-    report_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Trackers that follow the loss: tensorboard, wandb, mlflow (commas between them); "
-            "their files go to logs/ beside the output."
-        ),
-    ] = None,
+    report_to: str | None = None,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -79,6 +62,19 @@ def train(
     Example: [bold]orthomerge train start/ --train-file mine.jsonl --output mine/[/]
 
     Example: [bold]orthomerge train start/ --task sentiment --output mine/[/]
+
+    Args:
+        start: An adapter folder, as 'orthomerge init' makes.
+        output: The adapter folder to write.
+        task: A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file, 30 % of whose rows
+            are kept for 'orthomerge eval --task'.
+        base: Base model; default the one the start names.
+        constraint: init (train freely), freeze (A is held), project or penalty; default what the
+            start was made for.
+        strength: penalty: another weight in the loss than the start carries.
+        rows: At most so many; default 400 of a task, all of --train-file.
+        report_to: Trackers that follow the loss: tensorboard, wandb, mlflow (commas between them);
+            their files go to logs/ beside the output.
     """
     from orthomerge.io.outputs import require_apart, require_free
 
