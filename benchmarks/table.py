@@ -150,7 +150,7 @@ def _merging(record: dict, whole: dict) -> str:
         "",
         f"Whole adapters of Llama-3-8B shape (32 blocks, all seven linears, {whole['adapters']} "
         f"adapters of rank {whole['rank']} in bfloat16, read and written a layer at a time, "
-        f"{whole['workers']} layers side by side; wanted: under 60 s and 2 GiB):",
+        f"{whole['workers']} layers in parallel; wanted: under 60 s and 2 GiB):",
         "",
         "| method | time | memory beyond the imports |",
         "| --- | ---: | ---: |",

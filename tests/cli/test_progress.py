@@ -100,7 +100,7 @@ def test_a_run_at_a_terminal_shows_the_table_so_far(monkeypatch, clock):
     plain.print(picture)
     text = plain.file.getvalue()
     assert "job 1 of 4" in text and "Mean score" in text and "25.0" in text  # the earlier row
-    assert "0/?" in text  # a new piece does not show the total of the one before
+    assert "0/?" in text  # a new chunk does not show the total of the one before
     assert "osrm" in console.file.getvalue()
 
 

@@ -94,7 +94,7 @@ def test_places_are_parts_of_a_in_the_others_eigenbasis(finished):
         expected = [float(energy[a:b].sum()) for a, b in pairwise(edges)]
         assert len(place.others) == BANDS
         assert sum(place.others) == pytest.approx(1, abs=1e-3)
-        # Directions without energy have no order: only the loud half is told apart.
+        # Directions without energy have no order: only the loud half is distinguished.
         half = BANDS // 2
         assert place.others[:half] == pytest.approx(expected[:half], abs=2e-3)
         seen = float((A @ S @ A.T).trace() * d / (norm * S.trace()))

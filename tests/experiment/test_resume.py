@@ -43,13 +43,13 @@ class Says(Reporter):
 def stands(folder):
     rows = folder / "results.jsonl"
     text = rows.read_text() if rows.exists() else ""
-    pieces = sorted(
+    chunks = sorted(
         [str(p), p.stat().st_ino, p.stat().st_mtime_ns]
         for kind in ("stats", "starts", "adapters", "fisher")
         for p in (folder / kind).rglob("*")
         if p.is_file() and not any(x.startswith(".") for x in p.relative_to(folder).parts)
     )
-    return {"rows": text[: text.rfind("\\n") + 1], "pieces": pieces}
+    return {"rows": text[: text.rfind("\\n") + 1], "pieces": chunks}
 
 runs, killed = [[]], 0
 while True:

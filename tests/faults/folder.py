@@ -18,18 +18,18 @@ class Stands:
     def __init__(self, rows: list[str]) -> None:
         self._right = set(rows)
         self._lines: set[str] = set()
-        self._pieces: dict[str, tuple[int, int]] = {}
+        self._chunks: dict[str, tuple[int, int]] = {}
         self._journal = 0
         self.excused: set[str] = set()
         self._broken: set[str] = set()
 
     def moved(self, folder: Path) -> None:
         """The folder was copied: its files are others, and stand as before."""
-        self._pieces = _pieces(folder)
+        self._chunks = _chunks(folder)
 
     def look(self, folder: Path, *, damaged: bool) -> dict[str, list[str]]:
         """What is wrong after a sitting; a `damaged` folder may have lost what was damaged."""
-        lines, pieces = _lines(folder / ROWS), _pieces(folder)
+        lines, chunks = _lines(folder / ROWS), _chunks(folder)
         found = {"wrong rows": [], "lost rows": [], "lost jobs": [], "jobs done again": []}
         for line in lines:
             if _untimed(line) not in self._right:
@@ -37,14 +37,14 @@ class Stands:
         if not damaged:
             found["lost rows"] = sorted(self._lines - set(lines))
             found["lost jobs"] = [
-                p for p, was in self._pieces.items()
-                if pieces.get(p) != was and not any(p.startswith(b) for b in self._broken)
+                p for p, was in self._chunks.items()
+                if chunks.get(p) != was and not any(p.startswith(b) for b in self._broken)
             ]  # fmt: skip
             found["jobs done again"] = self._again(folder)
-        # A broken piece stays until a whole one is in its place, which is then like the others.
-        made = {p for p, (inode, _) in pieces.items() if self._pieces.get(p, (0, 0))[0] != inode}
+        # A broken chunk stays until a whole one is in its place, which is then like the others.
+        made = {p for p, (inode, _) in chunks.items() if self._chunks.get(p, (0, 0))[0] != inode}
         self._broken = {b for b in self._broken if not any(p.startswith(b) for p in made)}
-        self._lines, self._pieces = set(lines), pieces
+        self._lines, self._chunks = set(lines), chunks
         self._journal = len(_lines(folder / JOURNAL))
         return {what: items for what, items in found.items() if items}
 
@@ -59,7 +59,7 @@ class Stands:
     def excuse(self, folder: Path, file: Path) -> None:
         """What is done so far may have to be done again: a file of the folder is to be damaged."""
         name = file.relative_to(folder)
-        whole = name.parts[0] in ("starts", "adapters")  # pieces of several files
+        whole = name.parts[0] in ("starts", "adapters")  # chunks of several files
         self._broken.add(f"{name.parent.as_posix()}/" if whole else name.as_posix())
         events = [json.loads(line) for line in _lines(folder / JOURNAL)]
         self.excused = {e["job"] for e in events if e["event"] == "done"}
@@ -89,8 +89,8 @@ def _untimed(line: str) -> str:
     return json.dumps({**json.loads(line), "seconds": None}, ensure_ascii=False)
 
 
-def _pieces(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file of a finished piece, by its inode and the time it was written."""
+def _chunks(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file of a finished chunk, by its inode and the time it was written."""
     found = {}
     for kind in PIECES:
         for path in (folder / kind).rglob("*"):

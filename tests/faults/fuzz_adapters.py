@@ -160,7 +160,7 @@ def shards(root: Path) -> Callable[[random.Random], None]:
         text = json.dumps(index).encode() if broken else json_bytes(index, rng)
         (root / INDEX).write_bytes(text)
         for stored in read_checkpoint(root).tensors.values():
-            read = sum(len(piece) for piece in stored.pieces())
+            read = sum(len(chunk) for chunk in stored.chunks())
             assert read == stored.end - stored.begin
 
     return once

@@ -128,7 +128,7 @@ def journal(root: Path) -> Callable[[random.Random], None]:
 
 
 def evidence(root: Path) -> Callable[[random.Random], None]:
-    """What lies beside the rows, and an adapter's losses: read, and now and then the page made."""
+    """The files next to the rows, and an adapter's losses: read, and now and then the page made."""
     run = _run_folder(root)
 
     def once(rng: random.Random) -> None:

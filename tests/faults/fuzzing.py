@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
+    parser.add_argument("--jobs", type=int, default=2, help="processes next to each other")
     parser.add_argument("--only", default="", help="targets by an expression; others stay as told")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, a target")
     asked = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What watches a run's folder sees a piece that is made again, and excuses only a broken one."""
+"""What watches a run's folder sees a chunk that is made again, and excuses only a broken one."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_no_verb_writes_over_into_or_around_what_it_reads(proj, monkeypatch, ver
     monkeypatch.chdir(proj)
     before = listing(proj)
     # A base that only the adapters name is found out later than that it is not ours.
-    words = r"(is|contains|lies in) the |is not empty|no record|no study"
+    words = r"(is|contains|is inside) the |is not empty|no record|no study"
     overwrite = [] if verb == "init" else ["--overwrite"]
     for place in (".", read, "link", f"{read}/inside", "base", "base/inside", "b/../../proj"):
         for more in ([], overwrite):
@@ -192,7 +192,7 @@ def test_a_run_begins_in_a_free_folder_and_goes_on_in_its_own(proj, tmp_path):
     })  # fmt: skip
     before = listing(proj)
     for place in (proj, proj / "base" / "runs", proj / "base"):
-        with pytest.raises(OutputError, match=r"contains the|lies in the|is the"):
+        with pytest.raises(OutputError, match=r"contains the|is inside the|is the"):
             Run(recipe, place).execute()
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -77,15 +77,15 @@ def test_all_that_is_asked_of_a_moment_agrees_with_the_dense_matrix(kind, dtype,
 def test_the_split_of_the_rows_makes_no_difference(kind, cuts, seed):
     h = rows_of(40, seed=seed)
     edges = [0, *sorted(cuts), 40]
-    pieces, total = EXACT[kind](), None
+    chunks, total = EXACT[kind](), None
     for a, b in itertools.pairwise(edges):
-        assert pieces.update(h[a:b]) is pieces
+        assert chunks.update(h[a:b]) is chunks
         if b > a:
             part = EXACT[kind]().update(h[a:b])
             total = part if total is None else total + part
-    close(pieces.matrix, dense(h, kind))
+    close(chunks.matrix, dense(h, kind))
     close(total.matrix, dense(h, kind))
-    assert pieces.count == total.count == (1 if kind == "mean" else 40)
+    assert chunks.count == total.count == (1 if kind == "mean" else 40)
 
 
 @kinds
@@ -174,12 +174,12 @@ def test_a_difference_without_energy_in_a_feature_can_still_be_kept():
     """Rounding leaves a tiny negative diagonal there, which a file must not be refused for."""
     h, k = rows_of(40), rows_of(500, seed=5) * 1e3
     h[:, :6] = 0.0
-    once, pieces = SecondMoment(DIM).update(k), SecondMoment(DIM)
-    for piece in k.split(1):
-        pieces.update(piece)
-    rounding = torch.diagonal(once.matrix - pieces.matrix)[:6]
+    once, chunks = SecondMoment(DIM).update(k), SecondMoment(DIM)
+    for chunk in k.split(1):
+        chunks.update(chunk)
+    rounding = torch.diagonal(once.matrix - chunks.matrix)[:6]
     assert float(rounding.min()) < 0 or float(rounding.max()) > 0
-    for whole, part in ((once, pieces), (pieces, once)):
+    for whole, part in ((once, chunks), (chunks, once)):
         left = (whole + SecondMoment(DIM).update(h)) - part
         assert float(left.matrix[:6, :6].abs().max()) < 1e-6
         close(SecondMoment.restore(*left.state()).matrix, left.matrix)
@@ -371,8 +371,8 @@ def test_a_sample_is_uniform_and_unbiased():
     hits, total = torch.zeros(n), torch.zeros(n, n, dtype=torch.float64)
     for run in range(runs):
         moment = RowMoment(n, limit)
-        for piece, part in enumerate(h.split(7)):
-            moment.update(part, draw=1000 * run + piece)
+        for chunk, part in enumerate(h.split(7)):
+            moment.update(part, draw=1000 * run + chunk)
         hits += kept_rows(moment, n)
         total += moment.matrix
     # Binomial(400, 1/4): mean 100, deviation 8.7; five deviations for forty rows.
@@ -389,8 +389,8 @@ def test_without_a_draw_the_pieces_are_sampled_uniformly_as_well():
     n, limit = 4000, 1000
     place = torch.arange(n, dtype=torch.float64)[:, None] + 1
     moment = RowMoment(1, limit)
-    for piece in place.split(10):
-        moment.update(piece)
+    for chunk in place.split(10):
+        moment.update(chunk)
     kept = moment.factor[:, 0] * math.sqrt(limit)  # the scale n / limit and the count n undone
     quarters = torch.histc(kept, 4, 0, n)
     # Hypergeometric: 250 of each quarter expected, deviation 11.9.
@@ -399,12 +399,12 @@ def test_without_a_draw_the_pieces_are_sampled_uniformly_as_well():
 
 
 def test_a_sample_depends_on_the_draws_and_not_on_the_order_of_the_pieces():
-    pieces = [rows_of(9, seed=s) for s in range(5)]
+    chunks = [rows_of(9, seed=s) for s in range(5)]
     found = []
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
         moment = RowMoment(DIM, 8)
         for i in order:
-            moment.update(pieces[i], draw=i)
+            moment.update(chunks[i], draw=i)
         found.append(moment.matrix)
     close(found[0], found[1])
 
@@ -480,16 +480,16 @@ def test_a_sketch_keeps_its_bound(h, size, cuts):
 @settings(deadline=None, max_examples=40)
 @given(parts=st.lists(st.integers(1, 25), min_size=2, max_size=9), seed=st.integers(0, 999))
 def test_merged_sketches_keep_the_bound(parts, seed):
-    size, pieces = 4, [rows_of(n, seed=seed + i, rank=9) for i, n in enumerate(parts)]
+    size, chunks = 4, [rows_of(n, seed=seed + i, rank=9) for i, n in enumerate(parts)]
     total = SketchMoment(DIM, size)
-    for piece in pieces:
-        total = total + SketchMoment(DIM, size).update(piece)
-    h = torch.cat(pieces)
+    for chunk in chunks:
+        total = total + SketchMoment(DIM, size).update(chunk)
+    h = torch.cat(chunks)
     assert total.count == len(h)
     assert_bound(dense(h), total, size)
     halves = [
         sum((SketchMoment(DIM, size).update(p) for p in half), SketchMoment(DIM, size))
-        for half in (pieces[::2], pieces[1::2])
+        for half in (chunks[::2], chunks[1::2])
     ]
     assert_bound(dense(h), halves[0] + halves[1], size)
 

@@ -143,7 +143,7 @@ def test_a_hundred_tasks_of_one_sample_each(name, form):
 @pytest.mark.parametrize("form", ["rows", "full"])
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_that_are_alike_have_nothing_of_their_own(name, form, n):
-    """The others' features are the own ones: no subspace tells them apart, and contrast says so."""
+    """The others' features are the own ones: no subspace separates them, and contrast says so."""
     d, rank = 40, 4
     h = gaussian(n, d, seed=3) * 0.9 ** torch.arange(d)
     form_of = RowMoment.from_rows if form == "rows" else lambda x: SecondMoment(d).update(x)

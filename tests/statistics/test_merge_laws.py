@@ -55,27 +55,27 @@ def parts(draw, least=2):
 
 @pytest.mark.parametrize("kind", EXACT)
 @settings(deadline=None, max_examples=40)
-@given(pieces=parts())
-def test_merging_is_one_pass_over_everything(kind, pieces):
-    assert_equal(merge_statistics([over(p, kind) for p in pieces]), over(torch.cat(pieces), kind))
+@given(chunks=parts())
+def test_merging_is_one_pass_over_everything(kind, chunks):
+    assert_equal(merge_statistics([over(p, kind) for p in chunks]), over(torch.cat(chunks), kind))
 
 
 @pytest.mark.parametrize("kind", EXACT)
 @settings(deadline=None, max_examples=40)
-@given(pieces=parts(least=3))
-def test_merging_is_associative_and_commutative(kind, pieces):
-    a, b, *rest = [over(p, kind) for p in pieces]
+@given(chunks=parts(least=3))
+def test_merging_is_associative_and_commutative(kind, chunks):
+    a, b, *rest = [over(p, kind) for p in chunks]
     c = merge_statistics(rest)
     assert_equal((a + b) + c, a + (b + c))
     assert_equal(a + b, b + a)
 
 
 @settings(deadline=None, max_examples=40)
-@given(pieces=parts(), turn=st.booleans())
-def test_merged_sketches_keep_their_bound_in_any_order(pieces, turn):
-    ordered = pieces[::-1] if turn else pieces
+@given(chunks=parts(), turn=st.booleans())
+def test_merged_sketches_keep_their_bound_in_any_order(chunks, turn):
+    ordered = chunks[::-1] if turn else chunks
     merged = reduce(lambda a, b: a + b, [over(p, "sketch") for p in ordered])
-    whole = over(torch.cat(pieces), "full")
+    whole = over(torch.cat(chunks), "full")
     for layer in ("a", "b"):
         exact, sketch = matrix(whole, layer), merged.moment(layer)
         left = torch.linalg.eigvalsh(exact - sketch.matrix)
@@ -89,11 +89,11 @@ def test_merged_sketches_keep_their_bound_in_any_order(pieces, turn):
 
 @pytest.mark.parametrize("kind", ["full", "mean"])
 @settings(deadline=None, max_examples=40)
-@given(pieces=parts())
-def test_a_part_comes_out_again_as_it_went_in(kind, pieces):
-    whole = merge_statistics([over(p, kind) for p in pieces])
-    rest = merge_statistics([over(p, kind) for p in pieces[1:]])
-    assert_equal(whole - over(pieces[0], kind), rest)
+@given(chunks=parts())
+def test_a_part_comes_out_again_as_it_went_in(kind, chunks):
+    whole = merge_statistics([over(p, kind) for p in chunks])
+    rest = merge_statistics([over(p, kind) for p in chunks[1:]])
+    assert_equal(whole - over(chunks[0], kind), rest)
 
 
 @pytest.mark.parametrize("kind", ["rows", "sketch"])

@@ -156,11 +156,11 @@ def test_neither_order_nor_batches_of_the_others_matter(name, form):
     for order in itertools.permutations(range(3)):
         spans.append(span(solve(name, combine([FORMS[form](parts[i]) for i in order]), own)))
     whole = FORMS[form](torch.cat(parts))
-    pieces = FORMS[form](torch.cat(parts)[:1])
+    chunks = FORMS[form](torch.cat(parts)[:1])
     for row in torch.cat(parts)[1:].split(3):
-        pieces.update(row) if form == "full" else None
-        pieces = pieces if form == "full" else pieces + FORMS[form](row)
-    spans += [span(solve(name, whole, own)), span(solve(name, pieces, own))]
+        chunks.update(row) if form == "full" else None
+        chunks = chunks if form == "full" else chunks + FORMS[form](row)
+    spans += [span(solve(name, whole, own)), span(solve(name, chunks, own))]
     for other in spans[1:]:
         torch.testing.assert_close(other, spans[0], atol=1e-6, rtol=0)
 

@@ -1,7 +1,7 @@
 """Adapters of one base model under one name per layer, whatever class each was trained on.
 
 `layers.0...` of `AutoModel` and `model.layers.0...` of `AutoModelForCausalLM` are one weight, and
-so are the names of Transformers 4 and 5. The base's own classes tell, where its configuration lies
+so are the names of Transformers 4 and 5. The base's own classes tell, where its configuration is
 on this machine.
 """
 

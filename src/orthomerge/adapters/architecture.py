@@ -53,7 +53,7 @@ class Architecture:
     inner: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     ties: tuple[tuple[str, str], ...] = ()
-    turned: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
     renamings: tuple[Any, ...] = ()
     converters: tuple[Any, ...] = ()
     called: str = ""
@@ -85,7 +85,7 @@ class Architecture:
     def transposes(self, layer: str) -> bool:
         """Whether the class keeps a layer's weight as `[d_in, d_out]`: Conv1D and embeddings do."""
         own = self.own_key(f"{layer}.weight")
-        return own is not None and own.removesuffix(".weight") in self.turned
+        return own is not None and own.removesuffix(".weight") in self.transposed
 
     def renamed(self, key: str) -> str:
         """The key after Transformers' renamings of older checkpoints."""

@@ -82,7 +82,7 @@ def convert_adapters(
 
     Raises:
         AdapterError: no adapters, ones that are not in a folder, DoRA or adapted embeddings.
-        OutputError: an output that is not free, or that an input or the base lies in or around.
+        OutputError: an output that is not free, or that overlaps with an input or the base.
         StatisticsError: not one own an adapter, no others, statistics of another model, or a layer
             without any.
         SubspaceError: what the solver refuses.
@@ -211,7 +211,7 @@ class _Conversion:
                         file.add(meaning.plain, require_finite(whole, f"'{key}'", adapter.called))
                     continue
                 layer, side = meaning.name, meaning.part
-                if layer in ready:  # both halves of a layer lie side by side in what PEFT writes
+                if layer in ready:  # PEFT writes both halves of a layer in sequence
                     factors = ready.pop(layer)
                 else:
                     factors = ready[layer] = self._convert(layer)

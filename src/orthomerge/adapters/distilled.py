@@ -34,7 +34,7 @@ def save_distilled(
     the training: what it began from, settings, texts, agreement.
 
     Raises:
-        OutputError: an output that is not free, or that an adapter lies in or around.
+        OutputError: an output that is not free, or that contains an adapter or is inside one.
     """
     require_free(output, inputs=adapters, overwrite=overwrite)
     with atomic_path(output) as folder:

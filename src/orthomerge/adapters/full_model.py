@@ -60,7 +60,7 @@ def save_full_model(
     layer's update and a block of its weight, whatever the model's size.
 
     An update is `[d_out, d_in]` of the map the layer does; where weights are stored transposed
-    (Conv1D, embeddings) it is turned. Names are found in the checkpoint as Transformers does it,
+    (Conv1D, embeddings) it is transposed. Names are found in the checkpoint as Transformers does,
     with or without the model's `base_model_prefix`. Where a changed weight is tied to another, both
     are written and the tie is undone in the configuration: a change belongs to one of them. Where
     tokens were added, the configuration's `vocab_size` follows.
@@ -86,7 +86,7 @@ def save_full_model(
             another shape or not as floats; weights tied in a way that cannot be undone; tokens
             added to one of the two embeddings; or a disk that is too small. Nothing is written
             then.
-        OutputError: an output that is not free, or that the base lies in or around.
+        OutputError: an output that is not free, or that contains the base or is inside it.
     """
     output, base = Path(output), Path(base)
     require_free(output, base=base, overwrite=overwrite)

@@ -208,7 +208,7 @@ class _Joined(Mapping[str, Tensor]):
 
 
 def label_count(shapes: Mapping[str, tuple[int, ...]], task_type: str | None) -> int | None:
-    """How many labels a classifier's head tells apart: its narrowest layer is the last."""
+    """How many labels a classifier's head distinguishes: its narrowest layer is the last."""
     if task_type not in ("SEQ_CLS", "TOKEN_CLS"):
         return None
     rows = [s[0] for name, s in shapes.items() if name.endswith(".weight") and len(s) == 2]
@@ -224,7 +224,7 @@ def saved_modules(adapters: Sequence[Adapter], modules: Mapping[str, Tensor]) ->
 
 
 def described_head(name: str, adapter: Adapter) -> dict[str, Any] | None:
-    """The name of a head's file and how many labels it tells apart, None where there is none."""
+    """The name of a head's file and how many labels it distinguishes, None where there is none."""
     shapes = shapes_of(head_of(adapter))
     if not shapes:
         return None

@@ -1,4 +1,4 @@
-"""Where an adapter lies: a folder, or a repository of the hub, of which no pickles are got."""
+"""Where an adapter is: a folder, or a repository of the hub, of which no pickles are got."""
 
 from __future__ import annotations
 

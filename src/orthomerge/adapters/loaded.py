@@ -144,9 +144,9 @@ def _factors(module: Any, adapter: str, layer: str, A: Tensor, B: Tensor) -> Lor
             f"layer '{layer}' of the adapter '{adapter}' is DoRA on a weight that is quantized or "
             "has adapters merged into it: load the base in 16 or 32 bits, and unmerge it."
         )
-    turned = isinstance(base, nn.Embedding) or is_transposed(base)
+    transposed = isinstance(base, nn.Embedding) or is_transposed(base)
     magnitude = module.lora_magnitude_vector[adapter].weight.detach()
-    return dora_update(factors, magnitude, weight.detach().T if turned else weight.detach())
+    return dora_update(factors, magnitude, weight.detach().T if transposed else weight.detach())
 
 
 def _require_one_head(frame: Frame, read: Sequence[Adapter]) -> None:

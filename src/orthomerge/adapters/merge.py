@@ -90,7 +90,7 @@ def merge_adapters(
     Raises:
         AdapterError: fewer than one adapter, different base models or shapes, unreadable folders,
             or heads that cannot be treated so.
-        OutputError: an output that is not free, or that an input or the base lies in or around.
+        OutputError: an output that is not free, or that overlaps with an input or the base.
         MergeError: weights, shapes, options or statistics that do not fit.
         UnknownNameError: no such method.
     """
@@ -238,7 +238,7 @@ def save_merged(
 
     Raises:
         AdapterError: heads that cannot be treated so.
-        OutputError: an output that is not free, or that an adapter lies in or around.
+        OutputError: an output that is not free, or that contains an adapter or is inside one.
     """
     require_free(output, inputs=adapters, overwrite=overwrite)
     check_heads(adapters, config.heads)

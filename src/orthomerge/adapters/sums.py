@@ -36,24 +36,28 @@ class Count:
 
 
 def summed(
-    stored: Stored | Held, layer: str, update_of: UpdateOf, turned: bool, count: Count
+    stored: Stored | Held, layer: str, update_of: UpdateOf, transposed: bool, count: Count
 ) -> Planned:
     """`W + ΔW` of one layer, of the stored shape and dtype, worked out when it is written."""
 
-    def pieces() -> Iterator[Any]:
+    def chunks() -> Iterator[Any]:
         update = update_of(layer)
-        yield from stored.pieces() if update is None else _sum_blocks(stored, layer, update, turned)
+        yield from (
+            stored.chunks() if update is None else _sum_blocks(stored, layer, update, transposed)
+        )
         count.one_more()
 
-    return Planned(stored.dtype, stored.shape, stored.size, pieces)
+    return Planned(stored.dtype, stored.shape, stored.size, chunks)
 
 
-def _sum_blocks(stored: Stored | Held, layer: str, update: Update, turned: bool) -> Iterator[Any]:
+def _sum_blocks(
+    stored: Stored | Held, layer: str, update: Update, transposed: bool
+) -> Iterator[Any]:
     """Blocks of rows of `W + ΔW`, as bytes. O(rows · rank · columns) for factors."""
     dtype = DTYPES[stored.dtype]
     own = update.A.dtype if isinstance(update, LoraFactors) else update.dtype
     working = torch.promote_types(torch.promote_types(own, dtype), torch.float32)
-    add = _adding(_as_stored(update, stored.shape, layer, turned), working)
+    add = _adding(_as_stored(update, stored.shape, layer, transposed), working)
     most = torch.finfo(dtype).max
     for rows, block in stored.row_blocks():
         result = add(block.to(working), rows)
@@ -94,10 +98,10 @@ def add_biases(
         planned[key] = Planned.tensor(summed, stored[key].dtype)
 
 
-def _as_stored(update: Update, shape: tuple[int, ...], layer: str, turned: bool) -> Update:
-    """The update in the orientation of the stored weight; only a square one needs `turned`."""
+def _as_stored(update: Update, shape: tuple[int, ...], layer: str, transposed: bool) -> Update:
+    """The update in the orientation of the stored weight; only a square one needs `transposed`."""
     found = tuple(update.shape)
-    if found == shape and not (turned and found[0] == found[1]):
+    if found == shape and not (transposed and found[0] == found[1]):
         return update
     if found == shape[::-1]:
         if isinstance(update, LoraFactors):

@@ -1,4 +1,4 @@
-"""The tokenizer that lies beside adapters: tokens that were added in training are in it alone."""
+"""The tokenizer next to adapters: tokens that were added in training are in it alone."""
 
 from __future__ import annotations
 

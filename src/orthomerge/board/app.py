@@ -32,7 +32,7 @@ def make_app(folder: str | Path) -> Any:
     """The Starlette application over the runs below `folder`.
 
     `/` lists them, `/runs.json` the same for a page that follows, `/report?run=a` a run's page made
-    from its rows as they are now, `/report?run=a&run=b` several side by side. Every route answers
+    from its rows as they are now, `/report?run=a&run=b` several on one page. Every route answers
     to GET alone; another Host than this machine's is refused, so that no page from elsewhere reads
     along (DNS rebinding).
 

@@ -1,4 +1,4 @@
-"""Progress of one piece of work: a bar at a terminal, now and then a plain line elsewhere."""
+"""Progress of one unit of work: a bar at a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 

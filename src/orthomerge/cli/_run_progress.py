@@ -23,7 +23,7 @@ _EVERY = 2.0
 
 
 class RunProgress(Reporter):
-    """The run's bar, one for the piece each worker is at, and the results as they come.
+    """The run's bar, one for the step of each worker, and the results as they come.
 
     `arm_tasks` says which arms have tasks of their own.
     """
@@ -45,7 +45,7 @@ class RunProgress(Reporter):
             console=bars,
         )
         self._run = self._progress.add_task("[bold]whole run", total=None)
-        self._pieces = {0: self._progress.add_task("starting", total=None)}
+        self._steps = {0: self._progress.add_task("starting", total=None)}
         self._live = Live(
             get_renderable=self._picture, console=bars, transient=True, auto_refresh=True
         )
@@ -79,11 +79,11 @@ class RunProgress(Reporter):
         self._progress.update(self._run, description=f"[bold]whole run[/], job {done} of {of}")
 
     def stage(self, description: str, worker: int = 0) -> None:
-        """A piece of work begins."""
+        """A unit of work begins."""
         if worker < _BARS:
-            if worker not in self._pieces:
-                self._pieces[worker] = self._progress.add_task("", total=None)
-            number = self._pieces[worker]
+            if worker not in self._steps:
+                self._steps[worker] = self._progress.add_task("", total=None)
+            number = self._steps[worker]
             self._progress.reset(number, description=description, visible=True)
             # Neither reset nor update takes a total back once it is set.
             next(t for t in self._progress.tasks if t.id == number).total = None
@@ -92,14 +92,14 @@ class RunProgress(Reporter):
             self._last_line = description
 
     def step(self, done: int, of: int, worker: int = 0) -> None:
-        """Where the piece stands."""
-        if worker in self._pieces:
-            self._progress.update(self._pieces[worker], completed=done, total=of)
+        """How far the step is."""
+        if worker in self._steps:
+            self._progress.update(self._steps[worker], completed=done, total=of)
 
     def idle(self, worker: int) -> None:
-        """Nothing to do for now: the worker's bar goes until it has a piece again."""
-        if worker in self._pieces:
-            self._progress.update(self._pieces[worker], visible=False)
+        """Nothing to do for now: the worker's bar goes until it has a step again."""
+        if worker in self._steps:
+            self._progress.update(self._steps[worker], visible=False)
 
     def known(self, rows: Iterable[ResultRow]) -> None:
         """Results of earlier sittings."""

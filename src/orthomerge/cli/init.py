@@ -194,7 +194,7 @@ def _make(
 
 
 def _said(made: _Made, rank: int, output: Path) -> Iterator[str]:
-    """What a person is told of a start."""
+    """What is printed about a start."""
     from orthomerge.subspace import contrast
 
     config = made.config

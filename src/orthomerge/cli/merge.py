@@ -77,7 +77,7 @@ def merge(
         trials: With --tune: trials in all.
         rows: With --tune: selection rows a task.
         seed: For methods that draw.
-        workers: Layers merged side by side.
+        workers: Number of layers merged in parallel.
         device: Device that takes layers, as cuda:0; repeat.
     """
     from orthomerge.merging import MergeConfig

@@ -32,7 +32,7 @@ def report(
     [bold]orthomerge report runs/ --serve[/]
 
     Args:
-        folders: Folder of a run, with its results.jsonl; several are set side by side.
+        folders: Folder of a run, with its results.jsonl; several are compared on one page.
         markdown: Print the table as Markdown.
         by_method: Print merging methods against arms, untuned and at the best weight; no page.
         output: The page of a comparison; default compare-A-B.html beside the first folder.

@@ -135,15 +135,15 @@ class Evaluator:
             self._held.append(rows)  # an id is only a name while its object lives
             encoded = encode(self._tokenizer, [(r.text, r.pair) for r in rows], self._max_length)
             order = sorted(range(len(rows)), key=lambda i: len(encoded[i]["input_ids"]))
-            pieces = [
+            chunks = [
                 order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)
             ]
             self._batches[key] = [
                 (
-                    piece,
-                    dict(self._tokenizer.pad([encoded[i] for i in piece], return_tensors="pt")),
+                    chunk,
+                    dict(self._tokenizer.pad([encoded[i] for i in chunk], return_tensors="pt")),
                 )
-                for piece in pieces
+                for chunk in chunks
             ]
         return self._batches[key]
 
@@ -160,7 +160,7 @@ class Evaluator:
         """Predicted class indices, or values for a regression, in the order of `rows`.
 
         `head` may be None where the base is a classifier that brings its own.
-        `progress` is told the rows done, and of how many.
+        `progress` is given the rows done, and of how many.
 
         Raises:
             AdapterError: the update or the head does not fit the model.

@@ -63,10 +63,10 @@ class TextEvaluator:
         asked = wording.encode_all(texts, [prompt.answers] * len(rows))
         sums, lengths = np.zeros(shape), np.zeros(shape, dtype=int)
         with applied(self._model, update or {}), torch.inference_mode():
-            for piece in self._pieces([len(item.prompt) for item in asked], progress):
-                batch = wording.likelihood_batch([asked[i] for i in piece])
-                sums[piece] = log_likelihoods(self._model, batch).cpu().double().numpy()
-                lengths[piece] = batch.lengths.numpy()
+            for chunk in self._chunks([len(item.prompt) for item in asked], progress):
+                batch = wording.likelihood_batch([asked[i] for i in chunk])
+                sums[chunk] = log_likelihoods(self._model, batch).cpu().double().numpy()
+                lengths[chunk] = batch.lengths.numpy()
         return Likelihoods(sums, lengths)
 
     def answers(
@@ -87,21 +87,21 @@ class TextEvaluator:
         asked = [item.prompt for item in wording.encode_all(texts, [()] * len(rows))]
         found = [""] * len(rows)
         with applied(self._model, update or {}):
-            for piece in self._pieces([len(item) for item in asked], progress):
-                tokens = generate(self._model, wording, [asked[i] for i in piece])
+            for chunk in self._chunks([len(item) for item in asked], progress):
+                tokens = generate(self._model, wording, [asked[i] for i in chunk])
                 said = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                for i, answer in zip(piece, said, strict=True):
+                for i, answer in zip(chunk, said, strict=True):
                     found[i] = answer
         return found
 
-    def _pieces(self, lengths: Sequence[int], progress: Progress | None) -> Iterator[list[int]]:
+    def _chunks(self, lengths: Sequence[int], progress: Progress | None) -> Iterator[list[int]]:
         """Places of rows that run together, those of like length; the asker is done with each."""
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         for at in range(0, len(order), self._batch_size):
-            piece = order[at : at + self._batch_size]
-            yield piece
+            chunk = order[at : at + self._batch_size]
+            yield chunk
             if progress is not None:
-                progress(at + len(piece), len(order))
+                progress(at + len(chunk), len(order))
 
     def predict(
         self,
@@ -116,7 +116,7 @@ class TextEvaluator:
 
         `scoring` "likelihood" takes the answer with the highest log-probability, summed over its
         tokens, "generation" what the model writes; a number is always written, since there is no
-        list of numbers to choose from. `progress` is told the rows done, and of how many.
+        list of numbers to choose from. `progress` is given the rows done, and of how many.
 
         Raises:
             UnknownNameError: no such scoring.

@@ -116,7 +116,7 @@ def _weight(
 ) -> float | None:
     """The weight of `choose_from` and `weights` with the best mean score on selection rows.
 
-    Of weights that score alike the one closest to 1. None where there is no choice or it is open.
+    Of weights with equal scores, the one closest to 1. None where there is no choice yet.
     """
     scores = {weight: _mean(exp, [step], rows) for weight, step in trials.items()}
     known = {weight: score for weight, score in scores.items() if score is not None}

@@ -27,7 +27,7 @@ class Costs:
     gpu_memory: dict[str, int] = field(default_factory=dict[str, int])
 
     def add(self, other: Costs) -> None:
-        """Count the stages of another piece of work too."""
+        """Count the stages of another unit of work too."""
         for stage, value in other.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + value
         for mine, theirs in (
@@ -47,10 +47,10 @@ class Costs:
         try:
             yield
         finally:
-            piece = Costs({name: time.perf_counter() - began}, {name: watch.peak()})
+            found = Costs({name: time.perf_counter() - began}, {name: watch.peak()})
             if on_gpu:
-                piece.gpu_memory[name] = torch.cuda.max_memory_allocated()
-            self.add(piece)
+                found.gpu_memory[name] = torch.cuda.max_memory_allocated()
+            self.add(found)
 
 
 class _Watch:

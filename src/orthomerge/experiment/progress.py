@@ -20,10 +20,10 @@ class Reporter:
         """The jobs done in this sitting, of how many."""
 
     def stage(self, description: str, worker: int = 0) -> None:
-        """A piece of work begins; workers that are at work at once have numbers."""
+        """A unit of work begins; workers that are at work at once have numbers."""
 
     def step(self, done: int, of: int, worker: int = 0) -> None:
-        """Where the piece stands."""
+        """How far the step is."""
 
     def idle(self, worker: int) -> None:
         """A worker has nothing to do for now."""

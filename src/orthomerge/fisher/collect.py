@@ -179,14 +179,14 @@ def _add_squares(
         sums[name] = torch.zeros(d_out, d_in, dtype=wide, device=shares.device)
     step = max(1, _AT_ONCE // (d_in * d_out))
     for start in range(0, size, step):
-        piece = slice(start, start + step)
+        chunk = slice(start, start + step)
         gradient = sum(
             torch.einsum(
                 "bto,bti->boi",
-                g[piece].reshape(len(g[piece]), -1, d_out).to(shares.dtype),
-                h[piece].reshape(len(h[piece]), -1, d_in).to(shares.dtype),
+                g[chunk].reshape(len(g[chunk]), -1, d_out).to(shares.dtype),
+                h[chunk].reshape(len(h[chunk]), -1, d_in).to(shares.dtype),
             )
             for h, g in pairs
         )
         assert isinstance(gradient, Tensor)
-        sums[name] += torch.einsum("b,boi->oi", shares[piece], gradient.square())
+        sums[name] += torch.einsum("b,boi->oi", shares[chunk], gradient.square())

@@ -42,7 +42,7 @@ def require_free(
         kind: the record of folders that are replaced without `overwrite`, as a start by a start.
 
     Raises:
-        OutputError: it contains an input or lies in one, is a file, is not empty though nothing
+        OutputError: it contains an input or is inside one, is a file, is not empty though nothing
             may be replaced, or holds a file that orthomerge did not write.
     """
     output = Path(output)
@@ -71,7 +71,7 @@ def require_free_file(
     `ours` tells whether a file is of that kind; the others are as in `require_free`.
 
     Raises:
-        OutputError: it is an input or lies in one, is a folder, or is a file of another kind.
+        OutputError: it is an input or is inside one, is a folder, or is a file of another kind.
     """
     output = Path(output)
     require_apart(output, inputs, base)
@@ -99,7 +99,7 @@ def require_resumable(
     them, and `what` is its name in errors.
 
     Raises:
-        OutputError: it contains an input or lies in one, is a file, or holds something else.
+        OutputError: it contains an input or is inside one, is a file, or holds something else.
     """
     output = Path(output)
     require_apart(output, inputs, base)
@@ -116,7 +116,7 @@ def require_resumable(
 
 
 def require_apart(output: str | Path, inputs: Iterable[Any] = (), base: Any = None) -> None:
-    """Refuse an output that is an input or the base model, contains one, or lies in one.
+    """Refuse an output that is an input or the base model, contains one, or is inside one.
 
     Links and `..` are followed.
 
@@ -137,7 +137,7 @@ def require_apart(output: str | Path, inputs: Iterable[Any] = (), base: Any = No
             )
         if _lies_in(output.resolve(), path):
             raise OutputError(
-                f"the output '{output}' lies in the {what} '{path}': choose a place outside it."
+                f"the output '{output}' is inside the {what} '{path}': choose a place outside it."
             )
 
 
@@ -190,7 +190,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _lies_in(inner: Path, outer: Path) -> bool:
-    """Whether a path is another or lies below it, by whatever names."""
+    """Whether a path is another or is below it, by whatever names."""
     return any(_same(place, outer) for place in (inner, *inner.parents))
 
 

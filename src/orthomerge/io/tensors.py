@@ -61,15 +61,15 @@ class Stored:
         """Its bytes."""
         return self.end - self.begin
 
-    def pieces(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
         """Its bytes as they are, a block at a time."""
         with self.path.open("rb") as stream:
             stream.seek(self.begin)
             left = self.end - self.begin
             while left:
-                piece = _exactly(stream, min(left, BLOCK), self.path)
-                left -= len(piece)
-                yield piece
+                chunk = _exactly(stream, min(left, BLOCK), self.path)
+                left -= len(chunk)
+                yield chunk
 
     def row_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows of a matrix, `[rows, columns]`, in the stored dtype."""
@@ -81,12 +81,12 @@ class Stored:
             stream.seek(self.begin)
             for first in range(0, rows, step):
                 count = min(step, rows - first)
-                piece = bytearray(
+                chunk = bytearray(
                     _exactly(stream, count * row_bytes, self.path)
                 )  # writable, as torch asks
                 yield (
                     slice(first, first + count),
-                    torch.frombuffer(piece, dtype=dtype).view(count, columns),
+                    torch.frombuffer(chunk, dtype=dtype).view(count, columns),
                 )
 
 
@@ -103,7 +103,7 @@ class Held:
         """Its bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
-    def pieces(self) -> Iterator[Any]:
+    def chunks(self) -> Iterator[Any]:
         """Its bytes in the stored dtype."""
         yield as_bytes(self.make().to(DTYPES[self.dtype]))
 
@@ -119,12 +119,12 @@ class Planned:
     dtype: str
     shape: tuple[int, ...]
     size: int
-    pieces: Callable[[], Iterable[Any]]
+    chunks: Callable[[], Iterable[Any]]
 
     @classmethod
     def copy(cls, stored: Stored | Held) -> Planned:
         """The stored tensor as it is."""
-        return cls(stored.dtype, stored.shape, stored.size, stored.pieces)
+        return cls(stored.dtype, stored.shape, stored.size, stored.chunks)
 
     @classmethod
     def tensor(cls, tensor: Tensor, dtype: str | None = None) -> Planned:
@@ -315,7 +315,7 @@ def write_tensors(
 
         put(struct.pack("<Q", len(text)) + text)
         for name, item in ordered:
-            written = sum(put(piece) for piece in item.pieces())
+            written = sum(put(chunk) for chunk in item.chunks())
             if written != item.size:
                 raise AdapterError(f"'{name}' came as {written} bytes, not {item.size}.")
     remember_sha256(path, found.hexdigest())
@@ -345,8 +345,8 @@ class TensorWriter:
         item = Planned.tensor(tensor)
         start, self._end = self._end, self._end + item.size
         self._header[name] = _entry(item.dtype, item.shape, start, self._end)
-        for piece in item.pieces():
-            self._stream.write(piece)
+        for chunk in item.chunks():
+            self._stream.write(chunk)
 
     def __exit__(
         self,
@@ -372,7 +372,7 @@ def _compact(header: Mapping[str, Any]) -> bytes:
 
 
 def _exactly(stream: BinaryIO, count: int, path: Path) -> bytes:
-    piece = stream.read(count)
-    if len(piece) != count:
+    chunk = stream.read(count)
+    if len(chunk) != count:
         raise AdapterError(f"'{path}' ends too early: it changed while it was read.")
-    return piece
+    return chunk

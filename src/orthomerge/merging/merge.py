@@ -127,7 +127,7 @@ def _side_by_side(plan: MergePlan, workers: int, devices: list[str]) -> Iterator
 
 @contextmanager
 def _single_threaded() -> Generator[None, None, None]:
-    """One thread an operation while several layers are merged side by side."""
+    """One thread per operation while several layers are merged in parallel."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

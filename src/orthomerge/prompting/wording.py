@@ -167,14 +167,14 @@ class Wording:
         given = [[words[turn % len(words)]] if words else [] for turn in range(len(order))]
         found = self.encode_all([texts[row] for row in order], given)
         for at in range(0, len(found), batch_size):
-            piece = found[at : at + batch_size]
-            tails = [asked.answers[0] if words else [] for asked in piece]
+            chunk = found[at : at + batch_size]
+            tails = [asked.answers[0] if words else [] for asked in chunk]
             if self.start is None:
-                yield self._inputs([a.prompt + t for a, t in zip(piece, tails, strict=True)])
+                yield self._inputs([a.prompt + t for a, t in zip(chunk, tails, strict=True)])
                 continue
             decoder = self._inputs([[self.start, *tail] for tail in tails])
             yield {
-                **self._inputs([asked.prompt for asked in piece]),
+                **self._inputs([asked.prompt for asked in chunk]),
                 **{f"decoder_{name}": value for name, value in decoder.items()},
             }
 

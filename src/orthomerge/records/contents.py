@@ -57,7 +57,7 @@ def merge_record(
 ) -> dict[str, Any]:
     """What went into a merge, as `merge.json` holds it; errors and hashes come later.
 
-    `heads` has the name of each head's file and how many labels it tells apart; `base_sha256` is
+    `heads` has the name of each head's file and how many labels it distinguishes; `base_sha256` is
     the base's hash where it was read or statistics of it were.
     """
     asked = config.to_dict()

@@ -18,7 +18,7 @@ def entries_of(record: Mapping[str, Any]) -> Any:
 
 
 def place_of(named: Any, output: Path) -> Path | None:
-    """Where an input lies: as a record calls it, from here or from beside the output."""
+    """Where an input is: as a record calls it, from here or from beside the output."""
     if not isinstance(named, str) or not named or "\0" in named:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Figures and tables of what lies beside a run's rows: interference, spectra, training losses."""
+"""Figures and tables of the files next to a run's rows: interference, spectra, training losses."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Result rows to a table of merging methods: as published, and at the weight chosen for them.
 
 "As published" is a merge with the method's options at weight 1. "Best weight" is, for each arm and
-seed, the weight whose mean over the tasks is highest on selection rows (of weights that score alike
-the one closest to 1), and what is shown are its test rows. A seed counts once every task is scored.
+seed, the weight whose mean over the tasks is highest on selection rows (of weights with
+equal scores the one closest to 1), and what is shown are its test rows. A seed counts once every
+task is scored.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _STAGES = {
 
 
 def build_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run's folder from its `results.jsonl` and what lies beside it.
+    """Write `report.html` into a run's folder from its `results.jsonl` and the files next to it.
 
     Raises:
         OutputError: there is another page of that name.
@@ -55,7 +55,7 @@ def build_report(run_dir: str | Path) -> Path:
 
 
 def build_comparison(run_dirs: Sequence[str | Path], target: str | Path | None = None) -> Path:
-    """Write one page that sets several runs side by side; by default beside the first one's folder.
+    """Write one page that compares several runs; by default next to the first one's folder.
 
     Arms carry the name of their run; two runs have a table of differences too.
 
@@ -74,7 +74,7 @@ def build_comparison(run_dirs: Sequence[str | Path], target: str | Path | None =
 
 
 def render_report(run_dirs: Sequence[str | Path]) -> str:
-    """The page of one run, or of several side by side, as text; nothing is written.
+    """The page of one run, or of several next to each other, as text; nothing is written.
 
     Raises:
         OrthomergeError: a run without rows, or runs that share no task.
@@ -122,13 +122,13 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
 
 
 def _evidence(sources: Sequence[Source]) -> Evidence:
-    """What lies beside the rows of all runs."""
+    """The files next to the rows of all runs."""
     parts = ("disturbances", "spectra", "places", "curves", "distillations")
     return Evidence(*([i for s in sources for i in getattr(s.evidence, part)] for part in parts))
 
 
 def _about_scores(summary: Summary) -> dict[str, Any]:
-    """What the template is told of the scores and of the tables that show them."""
+    """What the template shows about the scores and of the tables that show them."""
     shares = [c.retained for c in summary.cells.values() if c.retained is not None]
     plain, single = summary.plain, summary.single
     return {
@@ -150,7 +150,7 @@ def _about_scores(summary: Summary) -> dict[str, Any]:
 
 
 def _about_runs(sources: Sequence[Source], summary: Summary) -> dict[str, Any]:
-    """What the template is told of the runs: where rows come from, and what is to be said."""
+    """What the template shows about the runs: where rows come from, and what is to be said."""
     runs = {r.arm: s.name for s in sources for r in s.rows} if len(sources) > 1 else None
     return {
         "sources": sources,

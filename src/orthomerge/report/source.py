@@ -1,4 +1,4 @@
-"""What a page is made of: the rows of one run or several, and what lies beside them."""
+"""What a page is made of: the rows of one run or several, and the files next to them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _record(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def labelled(sources: Sequence[Source]) -> list[Source]:
-    """Several runs set side by side: names told apart, arms prefixed, the tasks all of them have.
+    """Several runs for one page: names made distinct, arms prefixed, only the common tasks.
 
     Raises:
         OrthomergeError: the runs share no task.

@@ -124,7 +124,7 @@ def slider(figure: go.Figure, what: str, steps: dict[str, dict[str, Any]]) -> No
 
 @dataclass(frozen=True)
 class Group:
-    """Figures in one place of the page, shown one at a time; `choice` tells them apart."""
+    """Figures in one place of the page, shown one at a time; `choice` distinguishes them."""
 
     choice: str
     figures: list[tuple[str, go.Figure]]

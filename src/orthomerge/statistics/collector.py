@@ -204,8 +204,8 @@ class FeatureCollector:
             return None
         raise StatisticsError(
             f"layer '{item.lead}' reads {list(features.shape)}, which no attention mask fits "
-            f"({[list(m.shape) for m in self._masks]}): padding could not be told apart; leave it "
-            "out of the targets."
+            f"({[list(m.shape) for m in self._masks]}): padding cannot be found; leave it out of "
+            "the targets."
         )
 
     def _take(self, item: _Input, features: Float[Tensor, "batch *length d_in"]) -> None:

@@ -160,7 +160,7 @@ class Statistics:
         statistics give equal bytes: all metadata is one entry, since safetensors has no order
         among several. A file of statistics is replaced, any other only with `replace`. Of a full
         moment the upper triangle is written, in float64: its smallest eigenvalues, from which
-        starts are made, lie below what float32 tells apart.
+        starts are made, lie below what float32 distinguishes.
 
         Raises:
             StatisticsError: an input of which no row was seen.

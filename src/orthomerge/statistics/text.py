@@ -84,5 +84,5 @@ def batches(
     encoded = encode(tokenizer, texts, max_length)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
     for start in range(0, len(order), batch_size):
-        piece = [encoded[i] for i in order[start : start + batch_size]]
-        yield dict(tokenizer.pad(piece, padding_side="right", return_tensors="pt"))
+        chunk = [encoded[i] for i in order[start : start + batch_size]]
+        yield dict(tokenizer.pad(chunk, padding_side="right", return_tensors="pt"))

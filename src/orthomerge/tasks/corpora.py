@@ -120,8 +120,8 @@ def clean(text: str) -> str:
 
 def sentences(text: str, shortest: int = 4, longest: int = 40) -> list[str]:
     """The sentences of a text, those of fewer than `shortest` or over `longest` words left out."""
-    pieces = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[A-Z0-9])", clean(text))
-    return [p for p in pieces if shortest <= len(p.split()) <= longest]
+    sentences = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[A-Z0-9])", clean(text))
+    return [p for p in sentences if shortest <= len(p.split()) <= longest]
 
 
 def draw(*names: str) -> random.Random:

@@ -28,14 +28,14 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 class Prompt:
     """How a task is asked, and answered, in words.
 
-    `pieces` is the instruction, cut at its placeholders: a literal, then the name of what follows
+    `segments` is the instruction, cut at its placeholders: a literal, then the name of what follows
     it (None at the end). `answers` are the words for each class, none for a regression, whose
     answer is a number with one decimal, as T5 answers STS-B (Raffel et al. 2020, appendix D). With
     `chat` the instruction is a user's message in the chat template of the model's tokenizer, and
     the answer is the assistant's.
     """
 
-    pieces: tuple[tuple[str, str | None], ...]
+    segments: tuple[tuple[str, str | None], ...]
     answers: tuple[str, ...]
     chat: bool = False
 
@@ -47,14 +47,14 @@ class Prompt:
     @property
     def fingerprint(self) -> str:
         """The hash of all that it says."""
-        said: list[Any] = [list(map(list, self.pieces)), list(self.answers)]
+        said: list[Any] = [list(map(list, self.segments)), list(self.answers)]
         return fingerprint([*said, "chat"] if self.chat else said)
 
     def record(self) -> dict[str, Any]:
         """It as JSON, for `Prompt.of`; also what a template file holds."""
         template = "".join(
             literal.replace("{", "{{").replace("}", "}}") + (f"{{{name}}}" if name else "")
-            for literal, name in self.pieces
+            for literal, name in self.segments
         )
         chat = {"chat": True} if self.chat else {}
         return {"prompt": template, "answers": list(self.answers), **chat}
@@ -69,14 +69,14 @@ class Prompt:
         template, answers = record.get("prompt"), record.get("answers")
         if not isinstance(template, str) or not isinstance(answers, list):
             raise TaskError("the record of a prompt holds no 'prompt' or no 'answers'.")
-        pieces = tuple((literal, name) for literal, name, _, _ in Formatter().parse(template))
+        segments = tuple((literal, name) for literal, name, _, _ in Formatter().parse(template))
         words = tuple(str(answer) for answer in cast(list[Any], answers))
-        return cls(pieces, words, bool(record.get("chat", False)))
+        return cls(segments, words, bool(record.get("chat", False)))
 
     def ask(self, text: str, pair: str | None = None) -> str:
         """The instruction with the texts in it; braces in a text are a text's."""
         said = {"text": text, "pair": pair or "", "answers": listed(self.answers)}
-        return "".join(literal + (said[name] if name else "") for literal, name in self.pieces)
+        return "".join(literal + (said[name] if name else "") for literal, name in self.segments)
 
     def fitted(
         self, text: str, pair: str | None, fits: Callable[[str], bool], room: str = "the model"
@@ -147,7 +147,7 @@ def prompt_of(
     Raises:
         UnknownNameError: a placeholder, key or label that does not exist.
         TaskError: a template without its texts, an unreadable file, or answers that are not one
-            for each label or that cannot be told apart.
+            for each label or that cannot be distinguished.
     """
     if template is None:
         whole = split_name(task.name)
@@ -156,7 +156,7 @@ def prompt_of(
     else:
         found, where = _read(template)
     return Prompt(
-        _pieces(found.prompt, task, where),
+        _segments(found.prompt, task, where),
         _answers(found.answers, task, where),
         chat or found.chat,
     )
@@ -194,13 +194,13 @@ def _read(template: str | Mapping[str, Any] | Template) -> tuple[Template, str]:
     return Template(values["prompt"], values.get("answers"), chat), where
 
 
-def _pieces(template: str, task: Task, where: str) -> tuple[tuple[str, str | None], ...]:
+def _segments(template: str, task: Task, where: str) -> tuple[tuple[str, str | None], ...]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as problem:
         raise TaskError(f"{where}: {problem}; write {{{{ and }}}} for plain braces.") from problem
-    pieces = tuple((literal, name) for literal, name, _, _ in parsed)
-    named = [name for _, name in pieces if name is not None]
+    segments = tuple((literal, name) for literal, name, _, _ in parsed)
+    named = [name for _, name in segments if name is not None]
     for name in named:
         if name not in PLACEHOLDERS:
             raise unknown_name("placeholder", name, PLACEHOLDERS, where=where)
@@ -209,7 +209,7 @@ def _pieces(template: str, task: Task, where: str) -> tuple[tuple[str, str | Non
             raise TaskError(f"{where} has no {{{name}}}, which the task '{task.name}' needs.")
     if "pair" in named and not task.pair:
         raise TaskError(f"{where} names {{pair}}, but the task '{task.name}' has one text a row.")
-    return pieces
+    return segments
 
 
 def _answers(
@@ -234,7 +234,7 @@ def _answers(
             )
     found = [said.strip() for said in found]
     if len(set(map(_plain, found))) < len(found) or not all(map(_plain, found)):
-        raise TaskError(f"{where}: the answers {listed(found)} cannot be told apart: reword them.")
+        raise TaskError(f"{where}: the answers {listed(found)} are too alike: reword them.")
     return tuple(_ended(found))
 
 

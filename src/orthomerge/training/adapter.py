@@ -118,8 +118,8 @@ def train_adapter(
             be shared among the processes.
         AdapterError: the constraint "project" and a start that carries no directions, "penalty"
             and one that carries no statistics, or "freeze_B" and one whose B is zero.
-        OutputError: an output that the start lies in or around, or that holds what orthomerge did
-            not write.
+        OutputError: an output that overlaps with the start, or that holds what orthomerge did not
+            write.
     """
     if constraint not in (*CONSTRAINTS, FROZEN_B):
         raise unknown_name("constraint", constraint, [*CONSTRAINTS, FROZEN_B])
@@ -317,19 +317,19 @@ def _examples(
 def _run(
     trainer: Trainer, start: str | Path, constraint: str, checkpoint: str | None
 ) -> dict[str, Tensor] | None:
-    """Train; the whole weights where each process holds but a piece of them, else None.
+    """Train; the whole weights where each process holds only a part of them, else None.
 
     Raises:
-        OrthomergeError: pieces under a constraint that looks at A and B, or a loss that is not
+        OrthomergeError: cut weights under a constraint that looks at A and B, or a loss that is not
             finite.
     """
     trainer.remove_callback(PrinterCallback)
     if constraint in ("project", "penalty") and _cuts(trainer):
         require_whole(constraint)
     mean_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
-    # Where weights are cut, all processes have to give their pieces before one can write.
-    pieces: Any = trainer.accelerator
-    whole = pieces.get_state_dict(trainer.model) if _cuts(trainer) else None
+    # Where weights are cut, all processes have to give their parts before one can write.
+    accelerator: Any = trainer.accelerator
+    whole = accelerator.get_state_dict(trainer.model) if _cuts(trainer) else None
     if not math.isfinite(mean_loss):
         raise OrthomergeError(
             f"training from '{start}' gave a loss that is not finite: lower the learning rate "
@@ -339,7 +339,7 @@ def _run(
 
 
 def _cuts(trainer: Trainer) -> bool:
-    """Whether each process holds but a piece of the weights."""
+    """Whether each process holds only a part of the weights."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 

@@ -197,16 +197,16 @@ class Entropies:
         for index, task in enumerate(self._inputs.tasks):
             total = 0.0
             for start in range(0, len(task.rows), self._batch_size):
-                piece = task.rows[start : start + self._batch_size]
+                chunk = task.rows[start : start + self._batch_size]
                 with torch.no_grad():
-                    total += len(piece) * float(self.of(index, coefficients, piece))
+                    total += len(chunk) * float(self.of(index, coefficients, chunk))
             values.append(total / len(task.rows))
         return values
 
 
 @dataclass(frozen=True)
 class _RankOnes:
-    """A layer's updates of all adapters side by side: `A [R, d_in]`, `B [d_out, R]`, scaled.
+    """A layer's updates of all adapters next to each other: `A [R, d_in]`, `B [d_out, R]`, scaled.
 
     `owner [R]` is the number of the adapter that each rank is of.
     """

@@ -150,12 +150,12 @@ def text_fisher(
     """
     answers = wording.prompt.answers
     asked = sorted((wording.encode(t, answers) for t in texts), key=lambda item: len(item.prompt))
-    pieces = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
+    chunks = [asked[at : at + batch_size] for at in range(0, len(asked), batch_size)]
     if not answers:
-        pieces = [_drawn(model, wording, piece, seed + at) for at, piece in enumerate(pieces)]
+        chunks = [_drawn(model, wording, chunk, seed + at) for at, chunk in enumerate(chunks)]
     return collect_fisher(
         model,
-        (wording.likelihood_batch(piece, share=False) for piece in pieces),
+        (wording.likelihood_batch(chunk, share=False) for chunk in chunks),
         layers,
         regression=not answers,
         outputs=log_likelihoods,
@@ -163,8 +163,8 @@ def text_fisher(
     )
 
 
-def _drawn(model: Any, wording: Wording, piece: Sequence[Asked], seed: int) -> list[Asked]:
+def _drawn(model: Any, wording: Wording, chunk: Sequence[Asked], seed: int) -> list[Asked]:
     """The prompts with an answer of the model's own each; an empty answer is the end alone."""
-    found = generate(model, wording, [item.prompt for item in piece], seed=seed)
+    found = generate(model, wording, [item.prompt for item in chunk], seed=seed)
     end = [wording.tokenizer.eos_token_id]
-    return [Asked(item.prompt, [said or end]) for item, said in zip(piece, found, strict=True)]
+    return [Asked(item.prompt, [said or end]) for item, said in zip(chunk, found, strict=True)]

@@ -224,11 +224,11 @@ class _Sent(Reporter):
         self.line = line
 
     def stage(self, description: str, worker: int = 0) -> None:
-        """A piece of work begins."""
+        """A unit of work begins."""
         self.line.send(("stage", description))
 
     def step(self, done: int, of: int, worker: int = 0) -> None:
-        """Where the piece stands."""
+        """How far the step is."""
         self.line.send(("step", (done, of)))
 
 

@@ -189,7 +189,7 @@ class DistilledStep(MergeStep):
         return [*self.adapters(exp).values(), self._made()]
 
     def folder(self, exp: Experiment) -> Path:
-        """Where the distilled adapter lies."""
+        """Where the distilled adapter is."""
         return self._made().path(exp)
 
     def cost(self, exp: Experiment) -> Cost:

@@ -84,7 +84,7 @@ class MergeStep(Scoring):
         return [*self.adapters(exp).values(), *self._statistics(exp), *self._fisher(exp)]
 
     def folder(self, exp: Experiment) -> Path:
-        """Where the merged adapter lies, where it is kept."""
+        """Where the merged adapter is, where it is kept."""
         merge = self._how(exp)
         adapters = [exp.key(step) for step in self.adapters(exp).values()]
         later = {"seed"} if merge.seed is None else set[str]()

@@ -86,7 +86,7 @@ class Scoring(Step):
     def score_work(self, exp: Experiment) -> float:
         """Operations of scoring all tasks: a pass for each row, or for each answer of a decoder.
 
-        A decoder whose answers are weighed reads each of them by itself. Answers that begin with
+        A decoder whose answers are weighed reads each of them separately. Answers that begin with
         the same tokens share a pass; how many do depends on the tokenizer, so all are counted.
         """
         data, size = exp.recipe.data, exp.size(exp.recipe.adapter_of(self.arm).targets)

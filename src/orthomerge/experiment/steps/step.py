@@ -42,7 +42,7 @@ class Cost(NamedTuple):
 
 
 class Step(ABC):
-    """One piece of work that a process does by itself, from files to a file or to rows.
+    """One unit of work that a process does, from files to a file or to rows.
 
     A step is a frozen dataclass of plain values, so it can be sent to another process. Everything
     else it asks of the `Experiment`. Dependencies stand once, in `needs`: the plan, the schedule
@@ -91,11 +91,11 @@ class Artifact(Step, Generic[T]):
 
     @abstractmethod
     def path(self, exp: Experiment) -> Path:
-        """Where the artifact lies."""
+        """Where the artifact is."""
 
     @abstractmethod
     def read(self, space: Workspace, path: Path) -> T:
-        """The artifact as it lies there.
+        """The artifact as it is there.
 
         Raises:
             OrthomergeError: it is damaged.

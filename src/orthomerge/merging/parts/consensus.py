@@ -61,9 +61,9 @@ def elect_and_mean(
         result = torch.empty_like(updates[0])
         rows = max(_IN_CACHE // max(updates[:, :1].numel(), 1), 1)
         for start in range(0, updates.shape[1], rows):
-            piece = updates[:, start : start + rows]
+            chunk = updates[:, start : start + rows]
             result[start : start + rows] = disjoint_mean(
-                piece, weights, majority_sign(piece, method)
+                chunk, weights, majority_sign(chunk, method)
             )
         return result
 

@@ -52,9 +52,9 @@ def plan_steps(
         cuts = [round(i * len(chosen) / parts) for i in range(parts + 1)]
         mine: list[Pass] = []
         for part in range(rank, parts, world):
-            piece = chosen[cuts[part] : cuts[part + 1]]
-            weights = [parts / (len(rows) * size) for _, size in piece]
-            mine.append(Pass([place for place, _ in piece], weights))
+            chunk = chosen[cuts[part] : cuts[part + 1]]
+            weights = [parts / (len(rows) * size) for _, size in chunk]
+            mine.append(Pass([place for place, _ in chunk], weights))
         yield mine
 
 

@@ -79,17 +79,17 @@ def teach(
     answers: dict[int, Tensor] = {}
     with torch.no_grad(), adder.using(added(teacher.adapter.layers, device)):
         for at in range(0, len(order), _ROWS):
-            piece = order[at : at + _ROWS]
-            written = form.written([read[i] for i in piece])
+            chunk = order[at : at + _ROWS]
+            written = form.written([read[i] for i in chunk])
             inputs = {k: v.to(device) for k, v in form.collate(written).items()}
             states = form.backbone.states(inputs)
             said, mask = form.answers(task, states, inputs), form.counted(inputs)
-            for i, row in enumerate(piece):
+            for i, row in enumerate(chunk):
                 examples[row] = _plain(written[i])
                 hidden[row] = states.last_hidden_state[i][mask[i]].cpu()
                 answers[row] = said[i].cpu()
             if progress is not None:
-                progress(len(piece))
+                progress(len(chunk))
     rows: Sequence[int] = range(len(read))
     return Taught(
         [examples[r] for r in rows],

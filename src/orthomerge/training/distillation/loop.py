@@ -49,7 +49,7 @@ def _first(items: list[Any]) -> Any:
 
 
 class _Watch(TrainerCallback):
-    """Tells the progress and measures now and then; ends a training that gains no more."""
+    """Reports the progress and measures now and then; ends a training that gains no more."""
 
     def __init__(
         self, referee: Referee, every: int, report: Callable[[int, int], None] | None

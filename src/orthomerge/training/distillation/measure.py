@@ -126,10 +126,10 @@ class Referee:
         said: list[list[Tensor]] = [[] for _ in tasks]
         rows: list[list[int]] = [[] for _ in tasks]
         places = [Place(t, r) for t, held in enumerate(self._held) for r in held]
-        for piece in self._room.pieces(places):
+        for chunk in self._room.chunks(places):
             with torch.no_grad():
-                found = self._room.distances(piece, update)
-            for place, loss in zip(piece, self._room.losses(found), strict=True):
+                found = self._room.distances(chunk, update)
+            for place, loss in zip(chunk, self._room.losses(found), strict=True):
                 sums[place.task] += float(loss)
                 rows[place.task].append(place.row)
             for task, answers in found.said.items():

@@ -83,7 +83,7 @@ class Classroom:
         scale = torch.tensor([self._variance[t] for t, _ in places], device=device)
         return sums / (counts * scale)
 
-    def pieces(self, places: Sequence[Place]) -> list[list[Place]]:
+    def chunks(self, places: Sequence[Place]) -> list[list[Place]]:
         """Texts of like length that are measured together."""
         order = sorted(places, key=lambda p: self.lengths[p.task][p.row])
         return [order[at : at + self._rows] for at in range(0, len(order), self._rows)]
@@ -91,9 +91,9 @@ class Classroom:
     def mean_loss(self, places: Sequence[Place], update: Mapping[str, Added]) -> float:
         """The mean loss over texts, each with the same weight."""
         total = 0.0
-        for piece in self.pieces(places):
+        for chunk in self.chunks(places):
             with torch.no_grad():
-                total += float(self.losses(self.distances(piece, update)).sum())
+                total += float(self.losses(self.distances(chunk, update)).sum())
         return total / len(places)
 
 

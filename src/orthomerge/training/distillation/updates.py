@@ -98,8 +98,8 @@ def _checked(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Module:
             f"layer '{name}' is a {type(layer).__name__}: only adapters of linear and embedding "
             "layers can be distilled."
         )
-    turned = is_transposed(layer) or isinstance(layer, nn.Embedding)
-    there = tuple(weight.T.shape if turned else weight.shape)
+    transposed = is_transposed(layer) or isinstance(layer, nn.Embedding)
+    there = tuple(weight.T.shape if transposed else weight.shape)
     if there != shape:
         raise AdapterError(
             f"layer '{name}' is {list(there)}, the update {list(shape)}: the adapter was made for "
