@@ -49,7 +49,7 @@ def stands(folder):
         for p in (folder / kind).rglob("*")
         if p.is_file() and not any(x.startswith(".") for x in p.relative_to(folder).parts)
     )
-    return {"rows": text[: text.rfind("\\n") + 1], "pieces": chunks}
+    return {"rows": text[: text.rfind("\\n") + 1], "chunks": chunks}
 
 runs, killed = [[]], 0
 while True:
@@ -101,10 +101,10 @@ def test_twenty_kills_at_random_moments_change_no_row_and_repeat_no_finished_job
         # What stood after a kill is there to the byte at the end, times of rows included: it was
         # not made again.
         last = moments[-1]
-        at_end = {path: (inode, modified) for path, inode, modified in last["pieces"]}
+        at_end = {path: (inode, modified) for path, inode, modified in last["chunks"]}
         for moment in moments[:-1]:
             assert set(moment["rows"].splitlines()) <= set(last["rows"].splitlines())
-            for path, inode, modified in moment["pieces"]:
+            for path, inode, modified in moment["chunks"]:
                 assert at_end[path] == (inode, modified), path
         assert not [p for p in output.rglob(".*") if ".part-" in p.name]
 

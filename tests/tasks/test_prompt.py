@@ -79,7 +79,7 @@ def test_a_template_can_come_from_a_file_of_text_or_yaml(tmp_path):
         ("sentiment", {"prompt": "{text}", "answer": []}, "did you mean 'answers'"),
         ("sentiment", {"answers": []}, "has no 'prompt'"),
         ("sentiment", {"prompt": "{text}", "answers": ["a"]}, "1 answers.*2 labels"),
-        ("sentiment", {"prompt": "{text}", "answers": ["a", "A "]}, "cannot be distinguished"),
+        ("sentiment", {"prompt": "{text}", "answers": ["a", "A "]}, "too alike"),
         ("sentiment", {"prompt": "{text}", "answers": {"frsh": "a"}}, "did you mean 'fresh'"),
         ("pleasantness", {"prompt": "{text}", "answers": ["a"]}, "answered by a number"),
         ("sentiment", "nowhere.txt", "'nowhere.txt' cannot be read"),
