@@ -15,9 +15,9 @@ PICTURE = Path(__file__).with_suffix(".svg")
 ARMS = {
     "default": ("default (PEFT's start)", "#1a5fb4", "o"),
     "osrm": ("osrm (the paper's start)", "#c05621", "s"),
-    "osrm-frozen": ("osrm-frozen (A held there)", "#00796b", "D"),
-    "osrm-project": ("osrm-project (A kept out of the others)", "#9b4f96", "^"),
-    "contrastive-project": ("contrastive-project (ours, kept out too)", "#7a5c00", "v"),
+    "osrm-frozen": ("osrm-frozen (A held)", "#00796b", "D"),
+    "osrm-project": ("osrm-project (A projected)", "#9b4f96", "^"),
+    "contrastive-project": ("contrastive-project (ours, projected too)", "#7a5c00", "v"),
 }
 
 

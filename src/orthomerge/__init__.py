@@ -45,7 +45,7 @@ _HOMES = {
 
 PACKAGES = {
     "adapters": (
-        "Adapter", "ConvertConfig", "Projection", "freeze_A", "read_adapter", "read_kept_out",
+        "Adapter", "ConvertConfig", "Projection", "freeze_A", "read_adapter", "read_excluded",
     ),
     "diagnostics": ("Diagnosis", "Interference", "predict_shift"),
     "experiment": ("Recipe", "Run", "load_recipe"),
@@ -61,6 +61,7 @@ PACKAGES = {
 
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _OLD_HOME = {name: home for home, names in PACKAGES.items() for name in names}
+_OLD_HOME["read_kept_out"] = "adapters"
 _PACKAGES = {home.split(".")[0] for home in (*_HOMES, *PACKAGES, "report")}
 
 __all__ = [
