@@ -32,7 +32,7 @@ def test_three_lines_in_a_peft_script_start_and_hold_an_adapter(tmp_path, monkey
     model, tokenizer = load_language_model(str(base)), load_tokenizer(str(base))
     texts = make_texts(12)
     own = orthomerge.collect_statistics(
-        model, batches([(t, None) for t in texts], tokenizer), TARGETS
+        model, batches([(t, None) for t in texts], tokenizer), TARGETS, form="text"
     )
     own.save("mine.stats.safetensors")
     shutil.copy(others[0], "b.stats.safetensors")
