@@ -12,6 +12,7 @@ from orthomerge.errors import RecipeError
 from orthomerge.models.assets import ResolvedModel, resolve_model
 from orthomerge.models.loading import (
     exact_device,
+    in_precision,
     language_task_type,
     load_backbone,
     load_tokenizer,
@@ -50,7 +51,9 @@ class Base(NamedTuple):
     targets: list[str]
 
 
-def load_base(model: str, how: Reading, process: Process, device_map: str | None) -> Base:
+def load_base(
+    model: str, how: Reading, process: Process, device_map: str | None, precision: str = "float32"
+) -> Base:
     """The base on this process's device, or spread as `device_map` says.
 
     Raises:
@@ -64,6 +67,7 @@ def load_base(model: str, how: Reading, process: Process, device_map: str | None
     backbone = load_backbone(found.path_or_id, device_map=_device_map(device_map))
     if device_map is None:
         backbone = backbone.to(process.device or exact_device())
+    backbone = in_precision(backbone, precision)
     targets = how.targets or default_targets(backbone)
     target_layers(backbone, targets)
     return Base(found, backbone, load_tokenizer(found.path_or_id), targets)

@@ -29,6 +29,13 @@ MaxLength = Annotated[
         help="Tokens of a text or a prompt; default what the adapter was trained with, or 128.",
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="bf16 holds the frozen base in bfloat16, faster on processors made for it; adapters, "
+        "heads and sums stay in float32 and float64. float32 leaves it as it is."
+    ),
+]
 MethodOptions = Annotated[
     list[str] | None, typer.Option(help="Option of the method, key=value; repeat.")
 ]

@@ -11,7 +11,7 @@ import typer
 from orthomerge.cli._app import app, out, print_json
 from orthomerge.cli._form import Asked, Chat, Form, TemplateText, asked, form_of
 from orthomerge.cli._harness import by_harness
-from orthomerge.cli._options import CountOrNone, Json, MaxLength
+from orthomerge.cli._options import CountOrNone, Json, MaxLength, Precision
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._rows import Rows, TestFile, check_files, test_rows
 from orthomerge.cli._subject import Subject, find_subject, learnt_in
@@ -33,6 +33,7 @@ def evaluate(
     base: str | None = None,
     rows: CountOrNone = None,
     max_length: MaxLength = None,
+    precision: Precision = "float32",
     form: Form = None,
     template: TemplateText = None,
     chat: Chat = False,
@@ -94,7 +95,7 @@ def evaluate(
     found = test_rows(task, test_file, rows, seed, subject.learnt)
     learnt = learnt_in(subject, found)
     how = asked(found.task, kind, template, chat=chat, max_length=max_length, learnt=learnt)
-    said = _scored(subject, found, how, scoring, head)
+    said = _scored(subject, found, how, scoring, head, precision)
     if card:
         from orthomerge.records import add_scores, score_of
 
@@ -109,7 +110,12 @@ def evaluate(
 
 
 def _scored(
-    subject: Subject, found: Rows, how: Asked, scoring: str, head: Path | None
+    subject: Subject,
+    found: Rows,
+    how: Asked,
+    scoring: str,
+    head: Path | None,
+    precision: str,
 ) -> dict[str, Any]:
     """Every metric on the rows, beside what a constant answer scores."""
     import numpy as np
@@ -120,30 +126,38 @@ def _scored(
     about, test = found.task, found.rows
     truth = [row.label for row in test]
     if how.prompt:
-        scores = _by_words(subject, about, how, scoring, test)
+        scores = _by_words(subject, about, how, scoring, test, precision)
     else:
-        predictions = _predictions(subject, about, how, subject.head(head, about), test)
+        predictions = _predictions(subject, about, how, subject.head(head, about), test, precision)
         scores = score(about.kind, predictions, truth, about.outputs)
     constant = np.full(len(test), majority(test, about.kind))
     return {
         "task": about.name, "n": len(test), "of": found.of, "rows": found.what,
         "labels": list(about.labels), "form": "text" if how.prompt else "classifier",
-        "max_length": how.max_length, "metric": about.metric, "metrics": scores,
+        "max_length": how.max_length, "precision": precision, "metric": about.metric,
+        "metrics": scores,
         "majority": score(about.kind, constant, truth, about.outputs),
     }  # fmt: skip
 
 
 def _by_words(
-    subject: Subject, about: Task, how: Asked, scoring: str, test: Sequence[Row]
+    subject: Subject,
+    about: Task,
+    how: Asked,
+    scoring: str,
+    test: Sequence[Row],
+    precision: str,
 ) -> dict[str, float]:
     """The metrics of a language model's answers."""
     from orthomerge.evaluation.text import TextEvaluator
-    from orthomerge.models.loading import load_language_model, load_tokenizer
+    from orthomerge.models.loading import in_precision, load_language_model, load_tokenizer
 
     assert how.prompt is not None
     path = subject.found.path_or_id
     judge = TextEvaluator(
-        load_language_model(path), load_tokenizer(path), max_length=how.max_length
+        in_precision(load_language_model(path), precision),
+        load_tokenizer(path),
+        max_length=how.max_length,
     )
     with work_bar(f"evaluating {about.name}") as progress:
         answers = judge.predict(
@@ -158,13 +172,16 @@ def _predictions(
     how: Asked,
     weights: Mapping[str, Tensor] | None,
     test: Sequence[Row],
+    precision: str,
 ) -> Any:
     """What the base with the adapter and a head predicts."""
     from orthomerge.evaluation.classification import Evaluator
     from orthomerge.models.loading import load_tokenizer
 
     path = subject.found.path_or_id
-    evaluator = Evaluator(path, load_tokenizer(path), max_length=how.max_length)
+    evaluator = Evaluator(
+        path, load_tokenizer(path), max_length=how.max_length, precision=precision
+    )
     with work_bar(f"evaluating {about.name}") as progress:
         return evaluator.predict(
             test, subject.layers, weights, num_labels=about.outputs,

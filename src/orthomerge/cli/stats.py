@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import LENGTH, Chat, Form, TemplateText, form_of
-from orthomerge.cli._options import Count, Json, Output, file_paths
+from orthomerge.cli._options import Count, Json, Output, Precision, file_paths
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
@@ -88,6 +88,7 @@ def collect(
     noise: float | None = None,
     noise_seed: int | None = None,
     device_map: str | None = None,
+    precision: Precision = "float32",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -149,7 +150,7 @@ def collect(
             split_names(targets) if targets else None, granularity, held, prompt, max_length,
             batch_size, data, about.name if about else Path(data).stem,
         )  # fmt: skip
-        base = load_base(model, how, process, device_map)
+        base = load_base(model, how, process, device_map, precision)
         statistics = measured(base, sample_texts(texts, samples, seed), how, process)
         if process.rank > 0:
             return

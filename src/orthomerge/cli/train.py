@@ -16,6 +16,7 @@ from orthomerge.cli._options import (
     MaxLength,
     Output,
     Overwrite,
+    Precision,
     Rate,
     file_paths,
 )
@@ -43,6 +44,7 @@ def train(
     learning_rate: Rate = 2e-3,
     batch_size: Count = 16,
     max_length: MaxLength = None,
+    precision: Precision = "float32",
     form: Form = None,
     template: TemplateText = None,
     chat: Chat = False,
@@ -85,7 +87,7 @@ def train(
     from orthomerge.adapters import base_of, read_adapter, require_form
     from orthomerge.cli._app import split_names
     from orthomerge.cli._processes import several_processes
-    from orthomerge.models.loading import load_tokenizer
+    from orthomerge.models.loading import check_precision, load_tokenizer
     from orthomerge.training import TrainingSettings, train_adapter
     from orthomerge.training.tracking import check_trackers
 
@@ -103,7 +105,7 @@ def train(
     _check_head(start, adapter, about)
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        max_length=how.max_length,
+        max_length=how.max_length, precision=check_precision(precision),
     )  # fmt: skip
     with (
         several_processes() as process,

@@ -15,6 +15,7 @@ from sklearn.metrics import (
     matthews_corrcoef,  # pyright: ignore[reportUnknownVariableType]
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
@@ -22,6 +23,7 @@ from orthomerge.models.loading import (
     agree_on_padding,
     another_head,
     encode,
+    in_precision,
     load_classifier,
     preferred_device,
 )
@@ -35,10 +37,13 @@ Update = Mapping[str, LoraFactors | Tensor]
 def applied(model: nn.Module, update: Update) -> Generator[None, None, None]:
     """The model with `W + ΔW` in its layers for the length of a block, then exactly as before.
 
+    To a layer in 16 bits, which would round small updates away, the update's product is added.
+
     Raises:
         AdapterError: a layer the model does not have, or a shape that does not fit it.
     """
     saved: list[tuple[Tensor, Tensor]] = []
+    hooks: list[Any] = []
     try:
         for name, item in update.items():
             layer = layer_of(model, name)
@@ -51,14 +56,28 @@ def applied(model: nn.Module, update: Update) -> Generator[None, None, None]:
                     f"layer '{name}' is {list(weight.shape)}, the update {list(delta.shape)}: "
                     "the adapter was made for another model."
                 )
+            if weight.dtype.itemsize < 4 and not isinstance(layer, nn.Embedding):
+                hooks.append(layer.register_forward_hook(_beside(item, weight)))
+                continue
             saved.append((weight, weight.detach().clone()))
             with torch.no_grad():
                 weight += delta.to(weight)
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         with torch.no_grad():
             for weight, original in saved:
                 weight.copy_(original)
+
+
+def _beside(item: LoraFactors | Tensor, weight: Tensor) -> Callable[..., Tensor]:
+    """A hook that adds an update's product to a layer's, so that 16 bits do not round it away."""
+    if isinstance(item, LoraFactors):
+        A, B = item.A.to(weight), (item.B * item.scaling).to(weight)
+        return lambda _, inputs, out: out + F.linear(F.linear(inputs[0], A), B)
+    dense = item.to(weight)
+    return lambda _, inputs, out: out + F.linear(inputs[0], dense)
 
 
 def score(
@@ -97,7 +116,8 @@ def score(
 class Evaluator:
     """Scores any update with any head on one base model, which is loaded once for all of them.
 
-    It runs on `device`, by default on the accelerator that PyTorch sees.
+    It runs on `device`, by default on the accelerator that PyTorch sees. With `precision` "bf16"
+    the base is held in bfloat16 (`in_precision`).
     """
 
     def __init__(
@@ -108,8 +128,9 @@ class Evaluator:
         max_length: int = 48,
         batch_size: int = 64,
         device: torch.device | None = None,
+        precision: str = "float32",
     ) -> None:
-        self._base = base
+        self._base, self._precision = base, precision
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._batch_size = batch_size
@@ -123,10 +144,11 @@ class Evaluator:
         if not self._models:
             model = load_classifier(self._base, num_labels=num_labels, regression=regression)
             model = agree_on_padding(model, self._tokenizer)
-            self._models[key] = model.eval().to(self._device)
+            self._models[key] = in_precision(model.eval().to(self._device), self._precision)
         if key not in self._models:
             first = next(iter(self._models.values()))
-            self._models[key] = another_head(first, num_labels=num_labels, regression=regression)
+            other = another_head(first, num_labels=num_labels, regression=regression)
+            self._models[key] = in_precision(other, self._precision)
         return self._models[key]
 
     def _batched(self, rows: Sequence[Row]) -> list[tuple[list[int], dict[str, Tensor]]]:

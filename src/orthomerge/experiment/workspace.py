@@ -17,6 +17,7 @@ from orthomerge.io.files import atomic_path, derive_seed
 from orthomerge.io.rows import ResultRow
 from orthomerge.models.loading import (
     exact_device,
+    in_precision,
     load_backbone,
     load_classifier,
     load_language_model,
@@ -93,13 +94,16 @@ class Workspace:
             self.exp.base.path_or_id,
             self.exp.tokenizer,
             max_length=self.exp.recipe.data.max_length,
+            precision=self.exp.recipe.training.precision,
         )
 
     @cached_property
     def text_evaluator(self) -> TextEvaluator:
         """Scores updates on the base as a language model."""
         return TextEvaluator(
-            load_language_model(self.exp.base.path_or_id),
+            in_precision(
+                load_language_model(self.exp.base.path_or_id), self.exp.recipe.training.precision
+            ),
             self.exp.tokenizer,
             max_length=self.exp.recipe.data.max_length,
         )

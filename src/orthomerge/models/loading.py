@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import (
@@ -66,6 +66,53 @@ def load_backbone(path: str, *, device_map: str | dict[str, Any] | None = None) 
     with _said_plainly(path):
         return cast(Any, AutoModel).from_pretrained(
             path, use_safetensors=True, device_map=device_map, **_NO_CODE
+        )
+
+
+Precision = Literal["float32", "bf16"]
+"""What a frozen base is held in: the type that it was loaded in, or bfloat16."""
+PRECISIONS = get_args(Precision)
+
+
+def check_precision(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    return cast(Precision, name)
+
+
+def in_precision(model: Any, precision: str) -> Any:
+    """The model with its backbone in bfloat16 where `precision` is "bf16"; its head in float32.
+
+    For a base that is frozen, where the processor multiplies bfloat16 faster. Buffers stay as they
+    are, as the frequencies of rotary positions.
+
+    Raises:
+        UnknownNameError: no such precision.
+    """
+    if check_precision(precision) == "float32":
+        return model
+    prefix = model.base_model_prefix
+    for parameter in getattr(model, prefix, model).parameters():
+        parameter.data = parameter.data.bfloat16()
+    if hasattr(model, prefix):
+        for name, head in model.named_children():
+            if name != prefix and any(True for _ in head.parameters()):
+                _take_any_type(head)
+    return model
+
+
+def _take_any_type(head: Any) -> None:
+    """Let a head in float32 take what a backbone in bfloat16 gives."""
+    tied = next(head.parameters()).dtype == torch.bfloat16  # with the embeddings, as most decoders
+    if not tied:
+        head.float()
+        head.register_forward_pre_hook(
+            lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs)
         )
 
 

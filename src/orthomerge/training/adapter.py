@@ -139,9 +139,10 @@ def train_adapter(
     priced = next((c for c in callbacks if isinstance(c, PenaltyCallback)), None)
     callbacks += [_Progress(progress)] if progress else []
     if settings.precision == "bf16":
-        for parameter in peft_model.parameters():
-            if parameter.requires_grad:  # a head in the base's bfloat16 would not feel small steps
-                parameter.data = parameter.data.float()
+        for name, parameter in peft_model.named_parameters():
+            # What is or was trained would not feel small steps in bfloat16; the base feels none.
+            own = parameter.requires_grad or ".lora_" in name or ".modules_to_save." in name
+            parameter.data = parameter.data.float() if own else parameter.data.bfloat16()
     if regression and fresh_head and prompt is None:
         _start_at_the_mean(peft_model, [float(r.label) for r in rows])
     encoded, collate = _examples(rows, tokenizer, model.config, settings, prompt, regression)

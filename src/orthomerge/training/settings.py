@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import TrainingArguments
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.models.loading import preferred_device
-
-Precision = Literal["float32", "bf16"]
+from orthomerge.models.loading import Precision, preferred_device
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """The paper's defaults, sized for a small encoder (AdamW, linear schedule, 6 % warm-up).
 
-    `precision` "bf16" computes under autocast and keeps what is trained in float32; "float32" adds
-    nothing to the type the base was loaded in. `accumulate` cuts a batch into so many passes.
+    `precision` "bf16" holds the frozen base in bfloat16, computes under autocast and keeps what is
+    trained in float32; "float32" adds nothing to the type the base was loaded in. `accumulate` cuts
+    a batch into so many passes.
     `max_steps` ends a training early or late, whatever the epochs say. `base_dropout` is that of
     the base's own layers; None keeps what its configuration says. Use 0 with the constraint
     "penalty": the noise of dropout drowns the penalty's gradient in AdamW's scaling.
