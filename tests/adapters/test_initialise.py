@@ -13,7 +13,6 @@ from peft import PeftModel
 
 from orthomerge import linalg
 from orthomerge.adapters import (
-    RECOMMENDED,
     Adapter,
     OsrmConfig,
     excluded_directions,
@@ -370,25 +369,22 @@ def test_each_input_is_decomposed_once_for_start_and_constraint(collected, monke
         assert torch.equal(started.directions.rows[name], directions.rows[name])
 
 
-def test_what_was_chosen_without_a_config_is_said(collected, caplog):
+def test_without_a_config_the_start_is_the_papers_and_prepare_takes_the_recommended(collected):
     statistics = [dataclasses.replace(s, meta=dataclasses.replace(s.meta, granularity="token"))
                   for s in collected["rows"]]  # fmt: skip
     chosen = initialize_osrm_weights(lora(), statistics[1:], statistics[0])
-    assert chosen.config == OsrmConfig.recommended()
-    assert "orthomerge.prepare" in caplog.text
-    assert chosen.config.solver in caplog.text
-    assert chosen.config.constraint in caplog.text
-    caplog.clear()
-    chosen = initialize_osrm_weights(lora(), statistics[1:], statistics[0], OsrmConfig())
     assert chosen.config == OsrmConfig()
-    assert not caplog.text
+    started = start_adapter(lora(), statistics[1:], statistics[0])
+    assert started.config == OsrmConfig.recommended()
+    assert started.charges is not None
 
 
 @pytest.mark.parametrize(
     ("solver", "constraint", "own", "wanted"),
     [
-        (None, None, None, ("min_eigen", "init")),
-        (None, None, 1, (RECOMMENDED["solver"], RECOMMENDED["constraint"])),
+        (None, None, None, ("default", "penalty")),
+        (None, None, 1, ("default", "penalty")),
+        (None, "project", 1, ("contrastive", "project")),
         (None, "penalty", None, ("default", "penalty")),
         (None, "penalty", 1, ("default", "penalty")),
         (None, "freeze", None, ("min_eigen", "freeze")),

@@ -108,7 +108,7 @@ def test_methods_and_tasks_say_where_they_come_from():
             ["'txt'", "did you mean 'text'"],
         ),
         (
-            ["init", "{m}", "--others", "{f}/b.stats.safetensors", "--rank", "33",
+            ["init", "{m}", "--others", "{f}/b.stats.safetensors", "--rank", "33", "--paper",
              "--output", "{f}/x"],
             ["rank 33", "32 inputs"],
         ),
@@ -166,10 +166,13 @@ def test_every_public_name_exists():
         orthomerge.nothing  # noqa: B018
 
 
-def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to(files, tmp_path):
+def test_a_projected_start_is_kept_to_and_the_usual_one_has_a_penalty(files, tmp_path):
     named = ["--others", files / "b.stats.safetensors", "--others", files / "c.stats.safetensors"]
     mine = ["--own", files / "a.stats.safetensors", "--rank", 4]
-    said = call("init", _base(files), *named, *mine, "--output", tmp_path / "s")
+    said = call("init", _base(files), *named, *mine, "--output", tmp_path / "usual")
+    assert "constraint 'penalty'" in said
+    said = call("init", _base(files), *named, *mine, "--constraint", "project",
+                "--output", tmp_path / "s")  # fmt: skip
     assert "start 'contrastive'" in said
     assert "OsrmCallback.from_start" in said
     out = call("train", tmp_path / "s", "--task", files / "task-a.csv.jsonl", "--rows", 24,
@@ -179,10 +182,9 @@ def test_a_start_beside_its_own_statistics_is_the_recommended_one_and_is_kept_to
     for layer, factors in trained.layers.items():
         rows = next(r for n, r in directions.rows.items() if layer.endswith(n))
         assert float((factors.A.double() @ rows.T).norm()) <= 1e-6
-    for arguments, start in (([*mine, "--paper"], "min_eigen"), (["--rank", 4], "min_eigen")):
-        said = call("init", _base(files), *named, *arguments, "--output", tmp_path / "paper")
-        assert f"start '{start}'" in said
-        assert not (tmp_path / "paper" / "kept_out.safetensors").exists()
+    said = call("init", _base(files), *named, *mine, "--paper", "--output", tmp_path / "paper")
+    assert "start 'min_eigen'" in said
+    assert not (tmp_path / "paper" / "kept_out.safetensors").exists()
 
 
 def test_the_penalty_goes_from_a_start_to_a_training_and_is_said_beside_the_adapter(

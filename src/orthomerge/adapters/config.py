@@ -25,8 +25,8 @@ PENALTY_MOMENTS = ("others", "isotropic", "pooled", "random")
 """What the penalty charges along: the others' inputs, or a control of the same trace."""
 PEFT_START = "default"
 """In the place of a solver: `A` stays where PEFT's own start drew it."""
-RECOMMENDED: Mapping[str, Any] = {"solver": "contrastive", "constraint": "project"}
-"""What kept most of a merge in our comparison (README): `OsrmConfig.recommended`."""
+RECOMMENDED: Mapping[str, Any] = {"solver": PEFT_START, "constraint": "penalty"}
+"""What kept single scores and most of a merge in our comparison (README)."""
 SUBSPACES = ("low_energy", "project", "start")
 REFITS = ("outputs", "weights")
 CONVERT_ENERGY_FRACTION = 0.7
@@ -138,25 +138,24 @@ def settled(
 ) -> OsrmConfig:
     """The configuration where a solver or a constraint may be left open; `own` statistics or None.
 
-    Both open: the recommended one, or the paper's where that needs own statistics and there are
-    none. A solver alone goes with the recommended constraint if it is the recommended solver, else
-    with "project" if it looks at own statistics (their directions get lost in a free training),
-    else with "init". The constraint "penalty" alone goes with PEFT's own start, any other with the
-    solver that both open would give.
+    Both open: the recommended one. The constraint "penalty" alone goes with PEFT's own start, any
+    other with the solver "contrastive", or with the paper's where there are no own statistics. A
+    solver alone goes with "project" if it looks at own statistics (their directions get lost in a
+    free training), else with "init".
 
     Raises:
         UnknownNameError: no such solver.
         RecipeError: no such constraint.
     """
-    usual = OsrmConfig.recommended()
-    if usual.needs_own and own is None:
-        usual = OsrmConfig()
+    if solver is None and constraint is None:
+        return OsrmConfig.recommended(**changes)
     if solver is None:
-        solver = PEFT_START if constraint == "penalty" else usual.solver
-    if constraint is None and solver != usual.solver:
+        usual = OsrmConfig.solver if own is None else "contrastive"
+        solver = PEFT_START if constraint == "penalty" else usual
+    if constraint is None:
         free = solver == PEFT_START or not get_solver(solver).needs_own
         constraint = "init" if free else "project"
-    return OsrmConfig(solver=solver, constraint=constraint or usual.constraint, **changes)
+    return OsrmConfig(solver=solver, constraint=constraint, **changes)
 
 
 def check_penalty(

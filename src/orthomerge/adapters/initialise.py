@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +37,6 @@ from orthomerge.statistics import (
     target_names,
 )
 from orthomerge.subspace import Subspace, get_solver
-
-_log = logging.getLogger("orthomerge")
 
 # What PEFT trains and saves as the head of a sequence classifier.
 _PEFT_HEADS = ("classifier", "score")
@@ -173,9 +170,7 @@ def initialize_osrm_weights(
     Sets every `A` into the subspace where the other tasks' inputs have least energy, `B` to 0.
     OSRM (arXiv 2505.22934, equation 4): `min ‖A H_otherᵀ‖²_F  s.t. A Aᵀ = I`. Nothing else of the
     model changes. Statistics are given as such or as files of them. Returns what was chosen, by
-    layer, and as its `config` the solver and the constraint: without a `config` the recommended
-    ones, or the paper's where those need `own` statistics and there are none. A constraint that
-    training has to obey is said in a warning of the logger "orthomerge" where it was not asked for.
+    layer, and as its `config` the solver and the constraint: without a `config` the paper's.
 
     `existing` are adapters of other tasks, trained already: a joint solver keeps away from the rows
     of their `A` and leaves them as they are. Without them it chooses for all tasks at once, in an
@@ -190,13 +185,7 @@ def initialize_osrm_weights(
             look at other adapters was given some.
         AdapterError: adapters that exist, but not at any of these layers.
     """
-    found = config or settled(None, None, own)
-    if config is None and found.constraint != "init":
-        _log.warning(
-            "initialize_osrm_weights chose the solver '%s' and the constraint '%s', which training "
-            "has to obey: use orthomerge.prepare, which gives its callback, or pass a config.",
-            found.solver, found.constraint,
-        )  # fmt: skip
+    found = config or OsrmConfig()
     kept = replace(found, constraint="init") if found.constraint == "penalty" else found
     started = start_adapter(
         peft_model, others, own, kept, existing=existing, adapter_name=adapter_name

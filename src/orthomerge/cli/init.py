@@ -41,7 +41,11 @@ def init(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Start an adapter where the other tasks' layer inputs have least energy.
+    """Start an adapter that does not disturb other tasks, from their statistics.
+
+    By default A starts as PEFT draws it, and training is charged for what the update does to the
+    other tasks' outputs (the constraint penalty). '--paper' starts A where the others' layer inputs
+    have least energy.
 
     The folder is an ordinary PEFT adapter: load it with
     PeftModel.from_pretrained(model, folder, is_trainable=True) in any PEFT trainer. The constraint
@@ -58,9 +62,10 @@ def init(
         output: The adapter folder to write.
         own: Statistics of the own task.
         solver: How A is chosen: a name of 'orthomerge list solvers', or default for PEFT's own
-            start; if left out, contrastive with --own, min_eigen without.
-        constraint: What training obeys: init (nothing), freeze, project or penalty; default project
-            for contrastive and joint, init for the others.
+            start, which goes with penalty; for project and freeze contrastive with --own, else
+            min_eigen.
+        constraint: What training obeys: init (nothing), freeze, project or penalty; default penalty
+            without a solver, project for contrastive and joint, init for the others.
         strength: penalty: the weight in the loss of what the others would get.
         paper: The paper's start: min_eigen, and A trains freely.
         energy_fraction: project: exclude the directions that hold this part of the others' energy.

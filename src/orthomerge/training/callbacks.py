@@ -284,7 +284,7 @@ def prepare(
     Transformers callbacks. `initialize_osrm_weights` says what is set; each layer input is solved
     once for the start and the constraint. Which solver and constraint that were is in
     `.started.config`, and in a message of the logger "orthomerge". Without a `config` they are the
-    recommended ones, or the paper's where those need `own` statistics and there are none.
+    recommended ones: PEFT's own start and the penalty.
 
     Raises:
         StatisticsError, SubspaceError, AdapterError: as `initialize_osrm_weights` and
