@@ -260,5 +260,5 @@ def test_a_start_says_when_nothing_tells_the_tasks_apart(files, tmp_path):
     own = files / "a.stats.safetensors"
     for others, alike in ((own, True), (files / "b.stats.safetensors", False)):
         said = call("init", _base(files), "--others", others, "--own", own, "--rank", 4,
-                    "--output", tmp_path / "s")  # fmt: skip
+                    "--solver", "contrastive", "--output", tmp_path / "s")  # fmt: skip
         assert ("no directions tell these tasks apart" in said) == alike
