@@ -243,7 +243,7 @@ def test_a_tenth_task_keeps_clear_of_adapters_that_exist(files, tmp_path):
 def test_ranks_follow_the_room_and_the_command_says_so(files, tmp_path):
     out = call("init", _base(files), "--others", files / "b.stats.safetensors", "--rank", 30,
                "--quiet-energy", 0.001, "--output", tmp_path / "r")  # fmt: skip
-    assert "have fewer than 30 quiet directions" in out
+    assert "have fewer than 30 low-energy directions" in out
     config = json.loads((tmp_path / "r" / "adapter_config.json").read_text())
     assert config["rank_pattern"]
     assert {s["name"] for s in json.loads(call("list", "solvers", "--json"))} >= {
