@@ -35,9 +35,10 @@ How to merge is in [merging.md](merging.md); `orthomerge list methods` prints th
 """
 _STUDY = """The study is the recipe `which-method`: the eight offline tasks on MiniLM, adapters of
 rank 8 on query and value. Arms: `default` is PEFT's own start, `osrm` the paper's start with A
-trained, `osrm-frozen` the same with A held, `contrastive-project` our default (A kept out of the
-others' loud directions), which ran on a GPU (see LOG.md), the others on a CPU. Three weights were
-tried for every method: 1 and two of the recipe's. Where the chosen weight is an end of these
+trained, `osrm-frozen` the same with A held, `contrastive-project` our default (A projected out
+of the others' dominant directions), which ran on a GPU (see LOG.md), the others on a CPU. Three
+weights were tried for every method: 1 and two of the recipe's. Where the chosen weight is an end
+of these
 three, a better one may lie beyond it. Some defaults have changed since; the rows are of the old
 ones: `emr` with `rescale=layer`, `wudi` with `ridge=0.01`, `regmean` with `ridge=1e-6`, and
 `robust_merge` with `lambda=1.4142` and `att_ratio=1`."""
@@ -164,7 +165,7 @@ def _verdict(table: MethodTable, line: MethodLine, arm: str) -> str:
 
 
 def _groups(table: MethodTable, arm: str) -> str:
-    """Who is clearly above the plain sum, who clearly below, and who is not told from it."""
+    """Who is clearly above the plain sum, who clearly below, and who is close to it."""
     whole = _whole(table, arm)
     if table.plain not in whole or len(table.singles[arm].scores) < 2:
         return ""
@@ -178,7 +179,7 @@ def _groups(table: MethodTable, arm: str) -> str:
     return (
         "At the best weight, in every seed and by more than the plain sum's spread, "
         f"{_listed(above)} {_are(above)} above it and {_listed(below)} {_are(below)} below it; "
-        f"{_listed(within)} {_are(within)} not told from it."
+        f"{_listed(within)} {_are(within)} not distinguishable from it."
     )
 
 
@@ -209,7 +210,7 @@ def _masks(table: MethodTable, arm: str) -> str:
         return ""
     said = [f"`{line.label}` scores {_said(line.cell(arm).published)}" for line in whole]
     return (
-        f"Where the task is known when the model runs, {_listed(said)}: an update a task, with "
+        f"Where the task is known when the model runs, {_listed(said)}: one update per task, with "
         "nothing tuned. That is another service than one model for all, and not compared with it."
     )
 
@@ -256,7 +257,7 @@ def _tables(table: MethodTable, measured: Mapping[str, Mapping[str, float]]) -> 
                 method = methods.get(line[0])
                 line += _cost_cells(measured.get(_own_name(method)) if method else None)
         if per_task:
-            parts.append("An update a task: the task must be known when the model runs.\n")
+            parts.append("One update per task: the task must be known when the model runs.\n")
         parts.append(markdown_grid(cells) + "\n")
     return parts
 
@@ -302,7 +303,7 @@ def _measured_note(path: Path) -> str:
     where = f"; {record['machine']}" if record.get("machine") else ""
     what = f" ({', '.join(about)}{where})" if about or where else ""
     return (
-        f"Seconds and MiB are of merging one layer{what}; MiB is what is held beside the inputs.\n"
+        f"Seconds and MiB are of merging one layer{what}; MiB are held in addition to the inputs.\n"
     )
 
 
@@ -353,7 +354,7 @@ def _weight(method: MergeMethod) -> str:
 
 def _gives(method: MergeMethod) -> str:
     if method.per_task:
-        return "an update a task, and one they share; dense"
+        return "one update per task, and a shared one; dense"
     if method.low_rank:
         return "factors"
     return "a dense update, which an adapter holds cut to rank R, or to that of `--rank`"

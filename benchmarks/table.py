@@ -56,13 +56,13 @@ def _subspace(record: dict) -> str:
         "",
         "The last column is the arithmetic a start cannot do without "
         f"({exact['gflop']:g} GFLOP for `min_eigen`: one Cholesky factorisation and "
-        f"{exact['solves']} solves a task) over what a large float64 product reaches here, "
+        f"{exact['solves']} solves per task) over what a large float64 product reaches here, "
         f"{record['roof_gflops']:g} GFLOP/s. The factor is "
         "float32, so part of it runs above that roof; the solves and the products with S are bound "
         f"by memory ({record['bandwidth_gb_s']:g} GB/s in a matrix-vector product). `min_eigen` "
         f"captured {exact['excess_captured']:.1e} more than the exact smallest eigenvalues of a "
         f"matrix of condition {exact['condition']:.1e}, relative to their sum. A spectrum without "
-        "any gap at its quiet end needs more solves, at worst a full decomposition.",
+        "any gap at its low-energy end needs more solves, at worst a full decomposition.",
         "",
     ]
     return "\n".join(lines)
@@ -115,8 +115,8 @@ def _starts(record: dict) -> str:
         )
     lines += [
         "",
-        f"Projecting all twelve `A` after a step takes {1e3 * held['projection_s']:.1f} ms beside "
-        f"{1e3 * held['step_s']:.0f} ms for the step (16 texts of 48 tokens): **{share:.1%}** "
+        f"Projecting all twelve `A` after a step takes {1e3 * held['projection_s']:.1f} ms, where "
+        f"the step takes {1e3 * held['step_s']:.0f} ms (16 texts of 48 tokens): **{share:.1%}** "
         f"(wanted: below 3 %). It leaves ‖A P‖ at {held['violation']:.0e}.",
         "",
     ]

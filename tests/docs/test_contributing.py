@@ -71,7 +71,7 @@ def copy(tmp_path) -> Path:
     "word, suite, least",
     [
         ("middle", "tests/conformance/test_methods.py", 10),
-        ("loudest", "tests/subspace/test_conformance.py", 10),
+        ("strongest", "tests/subspace/test_conformance.py", 10),
         ("party", "tests/tasks/test_offline.py", 3),
     ],
 )
@@ -81,7 +81,7 @@ def test_the_page_followed_gives_what_the_suite_takes(word, suite, least, copy):
         apply(block, copy)
     said = run(copy, "pytest", suite, "-k", word, "-p", "no:cacheprovider")
     assert int(said.rpartition(" passed")[0].split()[-1]) >= least, said
-    listed = {"middle": "methods", "loudest": "solvers", "party": "tasks"}[word]
+    listed = {"middle": "methods", "strongest": "solvers", "party": "tasks"}[word]
     assert word in run(copy, "orthomerge", listed, "--json")
     for command in ("ruff check", "ruff format --check"):
         made = blocks_about(word)[0].text.splitlines()[0].removeprefix("# ")
