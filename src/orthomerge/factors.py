@@ -103,9 +103,7 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
 def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
     """`truncate`, and the share of the Frobenius norm that it lost, `‖ΔW - ΔW_k‖ / ‖ΔW‖`."""
     dtype = factors.A.dtype
-    split = _by_qr if dtype == torch.float64 else _by_gram
-    left, Rb = split(factors.B)
-    right, Ra = split(factors.A.T)
+    (left, Rb), (right, Ra) = (thin_qr(m, weak=False) for m in (factors.B, factors.A.T))
     U, s, Vh = linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
     root = s[:rank].sqrt()
     B = left(U[:, :rank] * root)
@@ -115,26 +113,80 @@ def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, flo
     return LoraFactors(A.to(dtype), B.to(dtype), 1.0), error
 
 
-_Lift = Callable[[Tensor], Tensor]
+Lift = Callable[[Tensor], Tensor]
+"""Applies the Q of `X = Q R` to columns."""
+
+# The condition number of columns of length 1 up to which a Gram matrix is taken, and the least
+# length beside the largest: what it costs, 1e-16 of the square of the one and of one over the
+# other, is then less than the rounding of float32.
+_FAR_FROM_DEPENDENT = 1e4
+_SHORT = 1e-7
 
 
-def _by_qr(matrix: Float[Tensor, "d r"]) -> tuple[_Lift, Float[Tensor, "r r"]]:
-    """`X = Q R`: how to apply Q, and R."""
-    Q, R = linalg.qr(matrix)
+def thin_qr(
+    matrix: Float[Tensor, "d r"], dtype: torch.dtype | None = None, *, weak: bool = True
+) -> tuple[Lift, Float[Tensor, "k r"]]:
+    """`X = Q R` in float64: how to apply Q, which is not formed where it need not be, and R.
+
+    From the Gram matrix of the columns, made of length 1, where they are far from dependent and
+    `dtype`, the data's own, is not float64: several times faster than Householder's QR, which does
+    the rest. Without `weak`, what lies below 1e-8 of the largest may be lost, and only float64
+    takes a QR. O(d r²).
+    """
+    return _by_gram(matrix, dtype or matrix.dtype, weak) or _by_householder(matrix)
+
+
+def thin_qrs(factors: LoraFactors) -> tuple[tuple[Lift, Tensor], tuple[Lift, Tensor]]:
+    """`thin_qr` of B and of `Aᵀ`, both by QR where one has to be: the product is as exact as both."""
+    B, A = (_by_gram(m, m.dtype, True) for m in (factors.B, factors.A.T))
+    if B is None or A is None:
+        return _by_householder(factors.B), _by_householder(factors.A.T)
+    return B, A
+
+
+def _by_householder(matrix: Float[Tensor, "d r"]) -> tuple[Lift, Float[Tensor, "k r"]]:
+    Q, R = linalg.qr(matrix.double())
     return lambda small: Q @ small, R
 
 
-def _by_gram(matrix: Float[Tensor, "d r"]) -> tuple[_Lift, Float[Tensor, "r r"]]:
-    """`X = Q R` with `R = Λ^½ Vᵀ` of `XᵀX = V Λ Vᵀ`; `Q = X V Λ^-½` is never formed.
-
-    Several times faster than a QR of a tall matrix; what lies below 1e-8 of it is lost.
-    """
+def _by_gram(
+    matrix: Float[Tensor, "d r"], dtype: torch.dtype, weak: bool
+) -> tuple[Lift, Float[Tensor, "r r"]] | None:
+    """None where a Gram matrix would cost what the data hold."""
+    if dtype == torch.float64 or not 0 < matrix.shape[1] <= matrix.shape[0]:
+        return None
     wide = matrix.double()
-    values, V = linalg.eigh(wide.T @ wide)
-    least = values[-1:] * len(values) * torch.finfo(torch.float64).eps if len(values) else values
+    gram = wide.T @ wide
+    found = _cholesky(gram) or (None if weak else _eigen(gram))
+    if found is None:
+        return None
+    R, inverse = found
+    return lambda small: wide @ (inverse @ small), R
+
+
+def _cholesky(
+    gram: Float[Tensor, "r r"],
+) -> tuple[Float[Tensor, "r r"], Float[Tensor, "r r"]] | None:
+    """R and its inverse with `RᵀR` the Gram matrix; None where columns are near to dependent."""
+    lengths = gram.diagonal().sqrt()
+    if not bool(lengths.min() > _SHORT * lengths.max()):
+        return None
+    L, info = linalg.cholesky_ex(gram / lengths / lengths[:, None])
+    if int(info):
+        return None
+    inverse = linalg.solve_triangular(L, torch.eye(len(L)).to(L), upper=False)
+    if not float(linalg.vector_norm(L) * linalg.vector_norm(inverse)) < _FAR_FROM_DEPENDENT:
+        return None
+    return L.T * lengths, inverse.T / lengths[:, None]
+
+
+def _eigen(gram: Float[Tensor, "r r"]) -> tuple[Float[Tensor, "r r"], Float[Tensor, "r r"]]:
+    """`R = Λ^½ Vᵀ` of the Gram matrix `V Λ Vᵀ`, and its pseudoinverse."""
+    values, V = linalg.eigh(gram)
+    least = values[-1:] * len(values) * torch.finfo(torch.float64).eps
     root = torch.where(values > least, values, 0.0).clamp(min=0).sqrt()
     inverse = torch.where(root > 0, 1 / torch.where(root > 0, root, 1.0), 0.0)
-    return lambda small: wide @ (V @ (inverse[:, None] * small)), root[:, None] * V.T
+    return root[:, None] * V.T, V * inverse
 
 
 def from_dense(delta: Float[Tensor, "d_out d_in"], rank: int | None = None) -> LoraFactors:

@@ -236,3 +236,24 @@ def test_regmean_of_few_rows_is_no_longer_than_the_updates_together(apart, falli
     assert length() < 2
     if falling == 3:
         assert length(ridge=1e-6) > 5  # without a ridge to speak of, as in the paper
+
+
+IN_THE_SPAN = ["svd", "tsv_m", "iso_c", "iso_cts", "knots_ties", "core_space", "pico", "wudi"]
+
+
+@pytest.mark.parametrize("name", IN_THE_SPAN)
+@pytest.mark.parametrize("shape", [(150, 96), (96, 150)], ids=str)
+@pytest.mark.parametrize("apart", [0.01, 1.0], ids=lambda a: f"A apart by {a}")
+def test_float32_takes_gram_matrices_and_gives_what_float64_gives_by_qr(name, shape, apart):
+    """Also where adapters share an initialization of A: their rows are nearly dependent."""
+    wide = of_one_start(apart, count=4, size=shape[1])
+    g = torch.Generator().manual_seed(3)
+    for adapter_ in wide:
+        f = adapter_["q"]
+        grow = torch.randn(shape[0], shape[1], generator=g, dtype=torch.float64) / shape[1] ** 0.5
+        narrow = LoraFactors(f.A, grow @ f.B).to(torch.float32)
+        adapter_["q"] = narrow.to(torch.float64)
+    narrow = [{"q": a["q"].to(torch.float32)} for a in wide]
+    options = {"density": 1.0} if name in ("knots_ties", "core_space") else {}
+    exact, ours = (merge_layers(a, method=name, **options).dense("q") for a in (wide, narrow))
+    assert float((ours.double() - exact).norm() / exact.norm()) < 1e-6

@@ -10,7 +10,7 @@ import torch
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.inner import inner_method, inner_rule
 from orthomerge.merging.parts.lowrank import nonzero, zero_like
-from orthomerge.merging.parts.space import core_bases, core_factors, lift
+from orthomerge.merging.parts.space import core_coordinates
 from orthomerge.merging.registry import register
 
 
@@ -52,5 +52,5 @@ def core_space(
     present, kept = nonzero(factors, weights)
     if not present:
         return zero_like(factors[0])
-    U, V = core_bases(present)
-    return lift(merge(core_factors(present, U, V), kept), U, V, factors[0])
+    core, lift = core_coordinates(present)
+    return lift(merge(core, kept))

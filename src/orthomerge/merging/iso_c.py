@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orthomerge.factors import LoraFactors, weighted_sum
-from orthomerge.merging.parts.lowrank import thin_svd, zero_like
+from orthomerge.merging.parts.lowrank import span_of, thin_svd, zero_like
 from orthomerge.merging.parts.options import check_number
 from orthomerge.merging.registry import register
 
@@ -33,9 +33,8 @@ def iso_c(
     Source: Marczak et al. 2025, arXiv 2502.04959.
     """
     check_number("lambda_", lambda_)
-    total = weighted_sum(factors, weights)
-    U, s, Vh = thin_svd(total)
+    span = span_of(factors)
+    U, s, Vh = thin_svd(weighted_sum(span.factors, weights), span.like)
     if not len(s):
-        return zero_like(total)
-    mean = float(s.mean())
-    return LoraFactors(Vh.to(total.A), (U * mean).to(total.B), lambda_)
+        return zero_like(span.like)
+    return span.lift(LoraFactors(Vh, U * s.mean(), lambda_))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from orthomerge.factors import LoraFactors, weighted_sum
-from orthomerge.merging.parts.lowrank import nonzero, polar, thin_svd, zero_like
+from orthomerge.merging.parts.lowrank import nonzero, polar, span_of, thin_svd, zero_like
 from orthomerge.merging.parts.options import check_fraction, check_number
 from orthomerge.merging.registry import register
 
@@ -45,21 +45,20 @@ def iso_cts(
     present, kept = nonzero(factors, weights)
     if not present:
         return zero_like(factors[0])
-    total = weighted_sum(present, kept)
-    U, s, Vh = thin_svd(total)
+    span = span_of(present)
+    small, like = span.factors, span.like
+    U, s, Vh = thin_svd(weighted_sum(small, kept), like)
     if not len(s):
-        return zero_like(factors[0])
+        return zero_like(like)
     each = round((len(s) - int(len(s) * common_space_fraction)) / len(present))
     common = len(s) - each * len(present)
     us, ss, vs = [U[:, :common]], [s[:common]], [Vh[:common]]
-    for f, w in zip(present, kept, strict=True):
-        B = (w * f.scaling) * f.B.double()
-        rest = LoraFactors(f.A.double(), B - us[0] @ (us[0].T @ B), 1.0)
+    for f, w in zip(small, kept, strict=True):
+        B = (w * f.scaling) * f.B
+        rest = LoraFactors(f.A, B - us[0] @ (us[0].T @ B), 1.0)
         u, values, vh = thin_svd(rest)
         us.append(u[:, :each])
         ss.append(values[:each])
         vs.append(vh[:each])
-    left = polar(torch.cat(us, dim=1), total.A.dtype)
-    right = polar(torch.cat(vs).T, total.A.dtype)
-    mean = float(torch.cat(ss).mean())
-    return LoraFactors(right.T.to(total.A), (left * mean).to(total.B), lambda_)
+    left, right = (polar(x, like.A.dtype) for x in (torch.cat(us, dim=1), torch.cat(vs).T))
+    return span.lift(LoraFactors(right.T, left * torch.cat(ss).mean(), lambda_))

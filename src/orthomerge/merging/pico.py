@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from orthomerge import linalg
 from orthomerge.factors import LoraFactors
@@ -53,14 +54,16 @@ def pico(
     present, kept = nonzero(factors, weights)
     if not present:
         return zero_like(factors[0])
-    stacked = torch.cat([f.scaling * f.B.double() for f in present], dim=1)
-    U, s, _ = linalg.svd(stacked, full_matrices=False)
-    share = s.square() / s.square().sum()
+    stacked = torch.cat([f.B for f in present], dim=1).double()
+    scalings = stacked.new_tensor([f.scaling for f in present for _ in range(f.rank)])
+    values, V = linalg.eigh((stacked.T @ stacked) * scalings * scalings[:, None])
+    share = values.clamp(min=0) / values.clamp(min=0).sum()
     drop = 1 - 1 / (1 + (len(present) - 1) * share)
-    calibrated: list[LoraFactors] = []
-    for f in present:
-        B = f.B.double()
-        calibrated.append(LoraFactors(f.A, (B - (U * drop) @ (U.T @ B)).to(f.B), f.scaling))
+    # U diag(drop) Uᵀ X = X V diag(drop) Vᵀ for X = U diag(σ) Vᵀ: U is not needed.
+    weaker = (scalings[:, None] * V * drop) @ (V.T * torch.where(scalings != 0, 1 / scalings, 0.0))
+    whole = (stacked - stacked @ weaker).to(present[0].B)
+    columns = cast(Sequence[Tensor], whole.split([f.rank for f in present], dim=1))
+    calibrated = [LoraFactors(f.A, B, f.scaling) for f, B in zip(present, columns, strict=True)]
     merged = merge(calibrated, kept)
     wanted = sum(abs(w) * _norm(f) for f, w in zip(present, kept, strict=True))
     size = _norm(merged)

@@ -36,13 +36,13 @@ def tsv_m(
     Source: Gargiulo et al. 2025, arXiv 2412.00081, algorithm 1.
     """
     check_number("lambda_", lambda_)
-    first = factors[0]
-    present, kept_weights = nonzero(factors, weights)
+    present, kept = nonzero(factors, weights)
+    if not present:
+        return zero_like(factors[0])
+    like = factors[0]
+    share = max(min(like.shape) // len(present), 1)
     parts = [thin_svd(f) for f in present]
-    if not parts:
-        return zero_like(first)
-    share = max(min(first.shape) // len(parts), 1)
-    U = polar(torch.cat([u[:, :share] for u, _, _ in parts], dim=1), first.A.dtype)
-    V = polar(torch.cat([vh[:share].T for _, _, vh in parts], dim=1), first.A.dtype)
-    s = torch.cat([w * s[:share] for (_, s, _), w in zip(parts, kept_weights, strict=True)])
-    return LoraFactors(V.T.to(first.A), (U * s).to(first.B), lambda_)
+    U = polar(torch.cat([u[:, :share] for u, _, _ in parts], dim=1), like.A.dtype)
+    V = polar(torch.cat([vh[:share].T for _, _, vh in parts], dim=1), like.A.dtype)
+    s = torch.cat([w * s[:share] for (_, s, _), w in zip(parts, kept, strict=True)])
+    return LoraFactors(V.T.to(like.A), (U * s).to(like.B), lambda_)

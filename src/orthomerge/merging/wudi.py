@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.factors import LoraFactors, inner, weighted_sum
-from orthomerge.merging.parts.lowrank import column_basis, nonzero, zero_like
+from orthomerge.factors import LoraFactors, weighted_sum
+from orthomerge.merging.parts.lowrank import column_basis, nonzero, span_of, zero_like
 from orthomerge.merging.parts.options import check_number, check_positive, check_rank
 from orthomerge.merging.registry import Update, register
 
@@ -60,20 +60,22 @@ def wudi(
     pairs = [(f, w) for f, w in zip(present, kept, strict=True) if w != 0]
     if not pairs:
         return zero_like(factors[0])
-    V = column_basis(torch.cat([f.A for f, _ in pairs]).T)
-    rows = [(w * f.scaling) * f.B.double() @ (f.A.double() @ V) for f, w in pairs]
-    norms = [w * w * inner(f, f) for f, w in pairs]
-    grams = [row.T @ row / norm for row, norm in zip(rows, norms, strict=True)]
+    span = span_of([f for f, _ in pairs])
+    small = list(zip(span.factors, (w for _, w in pairs), strict=True))
+    V = column_basis(torch.cat([f.A for f, _ in small]).T, span.like.A.dtype)
+    rows = [(w * f.scaling) * f.B @ (f.A @ V) for f, w in small]
+    grams = [row.T @ row / row.square().sum() for row in rows]
     gram = torch.stack(grams).sum(dim=0)
     target = torch.stack([row @ g for row, g in zip(rows, grams, strict=True)]).sum(dim=0)
     if steps is not None:
         start = weighted_sum(*zip(*pairs, strict=True)).delta()
-        return lambda_ * _descended(start, V, gram, target, steps, learning_rate)
+        far = span.right(V), gram, span.left(target)
+        return lambda_ * _descended(start, *far, steps, learning_rate)
     rho = ridge * float(gram.diagonal().mean())
     eye = torch.eye(len(gram)).to(gram)
     target = target + rho * torch.stack(rows).sum(dim=0)
     solved = linalg.solve(gram + rho * eye, target, left=False)
-    return LoraFactors(V.T.to(factors[0].A), solved.to(factors[0].B), lambda_)
+    return span.lift(LoraFactors(V.T, solved, lambda_))
 
 
 def _descended(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.factors import LoraFactors, from_dense
+from orthomerge.factors import Lift, LoraFactors, from_dense, thin_qr, thin_qrs
 from orthomerge.subspace.krylov import largest
 
 # Columns beyond the wanted ones, and how many times the whole they must fit into a side for a
@@ -67,18 +69,60 @@ def _dependence(matrix: Float[Tensor, "rows columns"]) -> float:
     return float(values[0] / values[-1]) if len(values) else 1.0
 
 
+@dataclass(frozen=True)
+class Span:
+    """Updates in orthonormal bases of all that they write and read: `ΔW_i = Q_B ΔW'_i Q_Aᵀ`.
+
+    `factors` are those of the `ΔW'_i`, float64, no side longer than R = Σ r_i. What turns with its
+    bases, as singular vectors do, is found there and lifted once. `like` is one of the updates, in
+    whose dtype the result is.
+    """
+
+    factors: list[LoraFactors]
+    left: Lift
+    right: Lift
+    like: LoraFactors
+
+    def lift(self, update: LoraFactors) -> LoraFactors:
+        """`Q_B ΔW' Q_Aᵀ`, as factors. O((d_in + d_out) R k) for rank k."""
+        return LoraFactors(
+            self.right(update.A.T).T.to(self.like.A),
+            self.left(update.B).to(self.like.B),
+            update.scaling,
+        )
+
+
+def span_of(factors: Sequence[LoraFactors]) -> Span:
+    """The updates in their own span, by a thin QR of the stacked B and one of the stacked A.
+
+    O((d_in + d_out) R²), R = Σ r_i.
+    """
+    stacked = torch.cat([f.A for f in factors]), torch.cat([f.B for f in factors], dim=1)
+    (left, Rb), (right, Ra) = thin_qrs(LoraFactors(*stacked))
+    ranks = [f.rank for f in factors]
+    sides = zip(_columns(Ra, ranks), _columns(Rb, ranks), factors, strict=True)
+    small = [LoraFactors(a.T, b, f.scaling) for a, b, f in sides]
+    return Span(small, left, right, factors[0])
+
+
+def _columns(matrix: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    return cast(Sequence[Tensor], matrix.split(list(counts), dim=1))
+
+
 def thin_svd(
-    factors: LoraFactors,
+    factors: LoraFactors, like: LoraFactors | None = None
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, " k"], Float[Tensor, "k d_in"]]:
     """`ΔW = U diag(s) Vh` with the null directions left out, in float64.
 
-    Thin QR of both factors, then an SVD of their rank: O((d_in + d_out) r² + r³).
+    `like` has the dtype and the shape that the update comes from, by which a direction is null:
+    those of `factors` by default. Thin QR of both factors, then an SVD of their rank:
+    O((d_in + d_out) r² + r³).
     """
-    Qb, Rb = linalg.qr(factors.B.double())
-    Qa, Ra = linalg.qr(factors.A.double().T)
+    like = like or factors
+    (left, Rb), (right, Ra) = thin_qrs(factors)
     U, s, Vh = linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
-    k = numerical_rank(s, max(factors.shape), factors.A.dtype, lambda: (Rb, Ra))
-    return Qb @ U[:, :k], s[:k], Vh[:k] @ Qa.T
+    k = numerical_rank(s, max(like.shape), like.A.dtype, lambda: (Rb, Ra))
+    return left(U[:, :k]), s[:k], right(Vh[:k].T).T
 
 
 def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[LoraFactors, float]:
@@ -173,10 +217,10 @@ def _truncate_whole(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lor
     return part, (lost / norm if norm else 0.0)
 
 
-def column_basis(matrix: Float[Tensor, "d r"]) -> Float[Tensor, "d k"]:
-    """The left singular vectors of the non-zero singular values, in float64. O(d r²)."""
-    U, s, _ = linalg.svd(matrix.double(), full_matrices=False)
-    return U[:, : numerical_rank(s, max(matrix.shape), matrix.dtype, lambda: (matrix,))]
+def column_basis(matrix: Float[Tensor, "d r"], dtype: torch.dtype) -> Float[Tensor, "d k"]:
+    """The left singular vectors of the non-zero singular values of float64; dtype is the data's."""
+    U, s, _ = linalg.svd(matrix, full_matrices=False)
+    return U[:, : numerical_rank(s, max(matrix.shape), dtype, lambda: (matrix,))]
 
 
 def polar(matrix: Float[Tensor, "d k"], dtype: torch.dtype) -> Float[Tensor, "d k"]:
@@ -185,9 +229,10 @@ def polar(matrix: Float[Tensor, "d k"], dtype: torch.dtype) -> Float[Tensor, "d 
     Directions with no singular value (columns given twice) are left out, not completed at random.
     O(d k²).
     """
-    P, s, Qh = linalg.svd(matrix, full_matrices=False)
+    left, R = thin_qr(matrix, dtype)
+    P, s, Qh = linalg.svd(R, full_matrices=False)
     k = numerical_rank(s, max(matrix.shape), dtype)
-    return P[:, :k] @ Qh[:k]
+    return left(P[:, :k] @ Qh[:k])
 
 
 def nonzero(

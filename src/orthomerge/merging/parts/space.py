@@ -10,8 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.factors import LoraFactors, require_memory
-from orthomerge.merging.parts.lowrank import column_basis, nonzero, numerical_rank, zero_like
+from orthomerge.factors import LoraFactors, require_memory, thin_qr
+from orthomerge.merging.parts.lowrank import (
+    column_basis,
+    nonzero,
+    numerical_rank,
+    span_of,
+    zero_like,
+)
 from orthomerge.merging.parts.options import LayerProblem
 from orthomerge.merging.registry import Update
 
@@ -52,9 +58,9 @@ def combine_in(
         U, rows = knots_coordinates(present)
         merged = combine(rows, rows.new_tensor(kept))
         return LoraFactors(merged.to(factors[0].A), U.to(factors[0].B), 1.0)
-    U, V = core_bases(present)
-    core = torch.stack([f.delta() for f in core_factors(present, U, V)])
-    return lift(combine(core, core.new_tensor(kept)), U, V, factors[0])
+    cores, lift = core_coordinates(present)
+    core = torch.stack([f.delta() for f in cores])
+    return lift(combine(core, core.new_tensor(kept)))
 
 
 def dense_updates(factors: Sequence[LoraFactors]) -> Float[Tensor, "n d_out d_in"]:
@@ -103,51 +109,48 @@ def stacked_factors(
 def knots_coordinates(
     factors: Sequence[LoraFactors],
 ) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "n k d_in"]]:
-    """U and the `Σ V_iᵀ` of the joint SVD `[ΔW_1 ... ΔW_N] = U Σ [V_1ᵀ ... V_Nᵀ]`, in float64.
+    """U and the `Σ V_iᵀ` of the joint SVD `[ΔW_1 ... ΔW_N] = U Σ [V_1ᵀ ... V_Nᵀ]`.
 
     With thin QRs `[s_1 B_1 ...] = Q [R_1 ...]` and `A_iᵀ = Q_i L_i` the concatenation is
-    `Q [R_1 L_1ᵀ ... R_N L_Nᵀ] blockdiag(Q_iᵀ)`, so its SVD is that of one matrix of size R: neither
-    the dense updates nor their concatenation is formed. O(d_out R² + N d_in r R + R³).
+    `Q [R_1 L_1ᵀ ... R_N L_Nᵀ] blockdiag(Q_iᵀ)`, so its SVD is that of one matrix of size R, in
+    float64: neither the dense updates nor their concatenation is formed.
+    O(d_out R² + N d_in r R + R³).
     """
-    Q, R = linalg.qr(torch.cat([f.scaling * f.B.double() for f in factors], dim=1))
+    left, R = thin_qr(torch.cat([f.scaling * f.B for f in factors], dim=1))
     parts = cast(Sequence[Tensor], R.split([f.rank for f in factors], dim=1))
-    A = [f.A.double() for f in factors]
-    L = [linalg.qr(a.T, mode="r").R for a in A]
+    L = [thin_qr(f.A.T)[1] for f in factors]
     small = torch.cat([r @ one.T for r, one in zip(parts, L, strict=True)], dim=1)
     P, s, _ = linalg.svd(small, full_matrices=False)
-    size, dtype = max(factors[0].shape), factors[0].A.dtype
+    like = factors[0]
+    size, dtype = max(like.shape), like.A.dtype
     P = P[:, : numerical_rank(s, size, dtype, lambda: (R, cast(Tensor, torch.block_diag(*L))))]
-    rows = torch.stack([(P.T @ r) @ a for r, a in zip(parts, A, strict=True)])
-    return Q @ P, rows
+    rows = like.A.new_empty(len(factors), P.shape[1], like.shape[1])
+    for row, r, f in zip(rows, parts, factors, strict=True):
+        torch.mm((P.T @ r).to(f.A), f.A, out=row)
+    return left(P), rows
 
 
-def core_bases(
+def core_coordinates(
     factors: Sequence[LoraFactors],
-) -> tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in l"]]:
-    """U and V: the singular vectors of the stacked `s_i B_i` and of the stacked A_i, in float64.
+) -> tuple[list[LoraFactors], Callable[[Update], LoraFactors]]:
+    """Every update as `M_i = Uᵀ ΔW_i V`, in float64 factors, and what makes factors of `U M Vᵀ`.
 
-    They depend on how an update is split between A and B, but not on where its scaling stands: as
-    in the authors' code it is a part of B.
+    U and V are the singular vectors of the stacked `s_i B_i` and of the stacked A_i. They depend on
+    how an update is split between A and B, but not on where its scaling stands: as in the authors'
+    code it is a part of B. O((d_in + d_out) R² + R³), R = Σ r_i.
     """
-    U = column_basis(torch.cat([f.scaling * f.B for f in factors], dim=1))
-    V = column_basis(torch.cat([f.A for f in factors], dim=0).T)
-    return U, V
+    span = span_of(factors)
+    dtype = span.like.A.dtype
+    U = column_basis(torch.cat([f.scaling * f.B for f in span.factors], dim=1), dtype)
+    V = column_basis(torch.cat([f.A for f in span.factors]).T, dtype)
+    core = [LoraFactors(f.A @ V, U.T @ f.B, f.scaling) for f in span.factors]
 
+    def lift(merged: Update) -> LoraFactors:
+        if isinstance(merged, LoraFactors):
+            return span.lift(LoraFactors(merged.A @ V.T, U @ merged.B, merged.scaling))
+        return span.lift(LoraFactors(V.T, U @ merged))
 
-def core_factors(
-    factors: Sequence[LoraFactors], U: Float[Tensor, "d_out k"], V: Float[Tensor, "d_in l"]
-) -> list[LoraFactors]:
-    """Every update in the two bases, `Uᵀ ΔW_i V = s_i (Uᵀ B_i) (A_i V)`, as factors."""
-    return [LoraFactors(f.A.double() @ V, U.T @ f.B.double(), f.scaling) for f in factors]
-
-
-def lift(
-    core: Update, U: Float[Tensor, "d_out k"], V: Float[Tensor, "d_in l"], like: LoraFactors
-) -> LoraFactors:
-    """`U M Vᵀ` as factors in the dtype of `like`."""
-    if isinstance(core, LoraFactors):
-        return LoraFactors((core.A @ V.T).to(like.A), (U @ core.B).to(like.B), core.scaling)
-    return LoraFactors(V.T.to(like.A), (U @ core).to(like.B), 1.0)
+    return core, lift
 
 
 def scale(update: Update, by: float) -> Update:
