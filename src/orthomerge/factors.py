@@ -137,7 +137,7 @@ def thin_qr(
 
 
 def thin_qrs(factors: LoraFactors) -> tuple[tuple[Lift, Tensor], tuple[Lift, Tensor]]:
-    """`thin_qr` of B and of `Aᵀ`, both by QR where one has to be: the product is as exact as both."""
+    """`thin_qr` of B and of `Aᵀ`, both by QR where one has to be: their product is as exact."""
     B, A = (_by_gram(m, m.dtype, True) for m in (factors.B, factors.A.T))
     if B is None or A is None:
         return _by_householder(factors.B), _by_householder(factors.A.T)

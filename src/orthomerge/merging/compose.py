@@ -93,10 +93,13 @@ def _sparsify(
     def trimmed(update: Tensor) -> Tensor:
         return trim(update, density, out=update)
 
+    def dropped(update: Tensor) -> Tensor:
+        return random_drop(update, density, generator, out=update)
+
     if name == "trim":
         return trimmed
     if name == "random_drop":
-        return partial(random_drop, density=density, generator=generator)
+        return dropped
     if name == "magprune":
         check_epsilon(density, epsilon)
         return partial(magprune, density=density, epsilon=epsilon, generator=generator)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from orthomerge import linalg
-from orthomerge.factors import LoraFactors
+from orthomerge.factors import LoraFactors, thin_qr
 from orthomerge.merging.parts.lowrank import nonzero, zero_like
 from orthomerge.merging.parts.options import check_bool, check_rank
 from orthomerge.merging.registry import register
@@ -38,7 +38,8 @@ def lora_lego(
     equal norm, which leaves `b_j a_jᵀ` alone); k-means groups them and each centroid is a unit of
     the result. `clusters` is k, the largest input rank when None. With `reweight` a centroid gets
     the mean norm of its members (averaging shrinks it) and the result is scaled by `√(r / k)`, r
-    the mean input rank. One cluster a unit gives the exact sum. O(iterations · R k (d_in + d_out)).
+    the mean input rank. One cluster per unit gives the exact sum.
+    O(R² (d_in + d_out + k · iterations)), R = Σ r_i.
 
     Raises:
         MergeError: an option value out of its range.
@@ -62,7 +63,7 @@ def lora_lego(
     k = min(clusters or max(f.rank for f in present), len(units))
     d_in = factors[0].shape[1]
     if k < len(units):
-        units = _centroids(units, k, reweight)
+        units = _centroids(units, k, reweight, factors[0].A.dtype)
         if reweight:
             rank = sum(f.rank for f in present) / len(present)
             units = units * (rank / k) ** 0.25  # on both halves: √(r / k) on their product
@@ -81,20 +82,22 @@ def _units(factors: LoraFactors, B: torch.Tensor) -> torch.Tensor:
     return torch.cat([A * balance, torch.where(balance > 0, B / balance, 0.0)], dim=1)
 
 
-def _centroids(units: torch.Tensor, k: int, reweight: bool) -> torch.Tensor:
+def _centroids(units: torch.Tensor, k: int, reweight: bool, dtype: torch.dtype) -> torch.Tensor:
     # Two seconds to import, and most merges never get here.
     from sklearn.cluster import KMeans
 
+    # Distances are the same in the units' own span, of as many dimensions as there are units. The
+    # tolerance is relative to the mean variance of a dimension, of which there are fewer.
+    points = thin_qr(units.T, dtype, weak=False)[1].T
     restarts: Any = 10  # its annotation knows "auto" alone
-    kmeans: Any = KMeans(k, n_init=restarts, random_state=0)
-    found = kmeans.fit_predict(units.cpu().numpy())
-    labels = torch.as_tensor(found, device=units.device)
-    centroids: list[torch.Tensor] = []
-    for cluster in range(k):
-        members = units[labels == cluster]
-        centroid = members.mean(dim=0)
-        norm = linalg.vector_norm(centroid)
-        if reweight and norm > 0:
-            centroid = centroid * (linalg.vector_norm(members, dim=1).mean() / norm)
-        centroids.append(centroid)
-    return torch.stack(centroids)
+    tolerance = 1e-4 * points.shape[1] / units.shape[1]
+    kmeans: Any = KMeans(k, n_init=restarts, random_state=0, tol=tolerance)
+    labels = torch.as_tensor(kmeans.fit_predict(points.cpu().numpy()), device=units.device)
+    member = (labels == torch.arange(k, device=units.device)[:, None]).to(units)
+    centroids = (member / member.sum(dim=1, keepdim=True)) @ units
+    if reweight:
+        lengths = linalg.vector_norm(units, dim=1)
+        wanted = (member @ lengths) / member.sum(dim=1)
+        norms = linalg.vector_norm(centroids, dim=1)
+        centroids = centroids * torch.where(norms > 0, wanted / norms, 1.0)[:, None]
+    return centroids
