@@ -11,7 +11,7 @@ from orthomerge.adapters import OLD_NAMES, convert_adapters
 from orthomerge.experiment.sizes import DECOMPOSITION
 from orthomerge.experiment.steps.start import read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
-from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
+from orthomerge.experiment.steps.step import VERSION, AdapterArtifact, Artifact, Cost
 from orthomerge.experiment.steps.train import (
     TrainStep,
     exp_rate,
@@ -28,18 +28,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ConvertStep(Artifact[Path]):
+class ConvertStep(AdapterArtifact):
     """Convert a task's adapter, and train it a few steps more where the recipe asks for that."""
 
     kind = stage = "convert"
-    arm: str
-    task: str
-    seed: int
-    rate: float
-
-    def title(self, exp: Experiment) -> str:
-        """The step in words."""
-        return f"convert {self.arm} · {self.task} · seed {self.seed} · {self.rate:g}"
 
     def _how(self, exp: Experiment) -> Conversion:
         how = exp.recipe.arms[self.arm].convert
@@ -69,10 +61,6 @@ class ConvertStep(Artifact[Path]):
                 "seed": [self.seed, self.task],
             }
         )
-
-    def path(self, exp: Experiment) -> Path:
-        """A folder under `adapters/`."""
-        return self.place(exp, "adapters", self.arm, self.task, self.seed)
 
     def needs(self, exp: Experiment) -> Sequence[Artifact[Any]]:
         """The adapter that it was, and every task's statistics."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -123,3 +124,21 @@ class Artifact(Step, Generic[T]):
     def place(self, exp: Experiment, folder: str, group: str, task: str, seed: int) -> Path:
         """The path of an artifact of one task and seed."""
         return exp.output / folder / group / f"seed{seed}" / f"{slug(task)}-{exp.key(self)[:12]}"
+
+
+@dataclass(frozen=True)
+class AdapterArtifact(Artifact[Path]):
+    """A step that leaves the adapter of one task in an arm, at one learning rate of the arm."""
+
+    arm: str
+    task: str
+    seed: int
+    rate: float
+
+    def title(self, exp: Experiment) -> str:
+        """The step in words."""
+        return f"{self.kind} {self.arm} · {self.task} · seed {self.seed} · {self.rate:g}"
+
+    def path(self, exp: Experiment) -> Path:
+        """A folder under `adapters/`."""
+        return self.place(exp, "adapters", self.arm, self.task, self.seed)

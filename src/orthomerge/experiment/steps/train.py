@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orthomerge.experiment.sizes import TRAINING_BYTES, count_rows
 from orthomerge.experiment.steps.start import StartStep, read_folder
 from orthomerge.experiment.steps.statistics import StatisticsStep
-from orthomerge.experiment.steps.step import VERSION, Artifact, Cost
+from orthomerge.experiment.steps.step import VERSION, AdapterArtifact, Artifact, Cost
 from orthomerge.io.files import derive_seed, fingerprint
 from orthomerge.training import Charged, TrainingSettings, train_adapter
 
@@ -20,18 +20,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainStep(Artifact[Path]):
+class TrainStep(AdapterArtifact):
     """Train a task's adapter at one learning rate of its arm."""
 
     kind = stage = "train"
-    arm: str
-    task: str
-    seed: int
-    rate: float
-
-    def title(self, exp: Experiment) -> str:
-        """The step in words."""
-        return f"train {self.arm} · {self.task} · seed {self.seed} · {self.rate:g}"
 
     def key(self, exp: Experiment) -> str:
         """The hash of start, rows and settings."""
@@ -77,10 +69,6 @@ class TrainStep(Artifact[Path]):
 
     def _start(self) -> StartStep:
         return StartStep(self.arm, self.task, self.seed)
-
-    def path(self, exp: Experiment) -> Path:
-        """A folder under `adapters/`."""
-        return self.place(exp, "adapters", self.arm, self.task, self.seed)
 
     def needs(self, exp: Experiment) -> Sequence[Artifact[Any]]:
         """The start, and every task's statistics for a penalty."""
