@@ -47,7 +47,7 @@ class TrainingError(OrthomergeError):
 
 
 class TrainingStopped(TrainingError):
-    """A training that ended early because it was told to; it goes on when it is called again."""
+    """A training that ended early because it was asked to; it resumes when it is called again."""
 
 
 class SubspaceError(OrthomergeError):

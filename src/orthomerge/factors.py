@@ -130,7 +130,7 @@ def thin_qr(
 
     From the Gram matrix of the columns, made of length 1, where they are far from dependent and
     `dtype`, the data's own, is not float64: several times faster than Householder's QR, which does
-    the rest. Without `weak`, what lies below 1e-8 of the largest may be lost, and only float64
+    the rest. Without `weak`, what is below 1e-8 of the largest may be lost, and only float64
     takes a QR. O(d r²).
     """
     return _by_gram(matrix, dtype or matrix.dtype, weak) or _by_householder(matrix)

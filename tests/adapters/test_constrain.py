@@ -50,7 +50,7 @@ def weights(model):
 
 
 def wrong_side(model, kept):
-    """The oracle: the norm of what lies where `A` must not be, layer by layer, in float64."""
+    """The oracle: the norm of what is where `A` must not be, layer by layer, in float64."""
     found = []
     for name, A in weights(model).items():
         inside = A.detach().double() @ kept.rows[name].T

@@ -1,4 +1,4 @@
-"""The output of a merge: whole or absent, heads as the user says, an adapter a task, hub ids."""
+"""The output of a merge: whole or absent, heads as the user says, one adapter per task, hub ids."""
 
 from __future__ import annotations
 

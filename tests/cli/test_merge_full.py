@@ -87,7 +87,7 @@ def test_a_cut_is_told_and_recorded(files, tmp_path):
     ("arguments", "words"),
     [
         (["--save-as", "gguf"], "unknown form 'gguf' in --save-as"),
-        (["--save-as", "full", "--method", "emr"], "leaves an update a task"),
+        (["--save-as", "full", "--method", "emr"], "leaves one update per task"),
         (["--save-as", "full", "--base", "/nowhere/model"], "no model '/nowhere/model'"),
         (["--max-shard-size", "1GB"], "--max-shard-size goes with --save-as full"),
         (["--tune", "entropy", "--task", "sentiment"], "use 'orthomerge tune --objective entropy'"),

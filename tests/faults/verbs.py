@@ -2,7 +2,7 @@
 
     python tests/faults/verbs.py FOLDER [--points 4]
 
-At its output lies something old. After each fault there lies all of the old or all of the new; the
+At its output is something old. After each fault there is all of the old or all of the new; the
 same call, without a fault, then succeeds and leaves nothing else.
 """
 

@@ -32,7 +32,7 @@ def made(tiny_base, tmp_path_factory):
 
 @pytest.fixture
 def proj(made, tmp_path):
-    """A project of the user's: what is read lies beside a thesis."""
+    """A project of the user's: what is read is next to a thesis."""
     shutil.copytree(made, tmp_path / "proj")
     for name in ("a", "b"):
         file = tmp_path / "proj" / name / "adapter_config.json"

@@ -115,7 +115,7 @@ def test_a_merge_that_is_not_defined_says_why(adapters, arguments, message):
 
 def test_devices_that_differ_are_an_error():
     elsewhere = {"q": factors(1).to("meta")}
-    with pytest.raises(MergeError, match="layer 'q' lies on cpu and meta"):
+    with pytest.raises(MergeError, match="layer 'q' is on cpu and meta"):
         merge_layers([ONE, elsewhere])
 
 

@@ -195,7 +195,7 @@ def test_headline_admits_a_difference_within_the_spread():
     for arm, values in (("x", (0.50, 0.60)), ("y", (0.48, 0.58))):
         for seed, value in enumerate(values):
             rows += [row("a", arm, 0.8, seed=seed), merged("a", arm, value, seed)]
-    assert headline(summarize(rows))[-1] == "The difference lies within the spread over seeds."
+    assert headline(summarize(rows))[-1] == "The difference is within the spread over seeds."
 
 
 def test_headline_without_merges_or_shares():

@@ -51,7 +51,7 @@ def test_all_tasks_at_once_is_each_alone(name, form, weights):
 def test_what_is_refused():
     with pytest.raises(SubspaceError, match="leave 44 of 80 dimensions free"):
         get_solver("null_space").for_all(moments("rows"), [60] * TASKS)
-    with pytest.raises(SubspaceError, match="give one a task"):
+    with pytest.raises(SubspaceError, match="give one per task"):
         get_solver("null_space").for_all(moments("rows"), [3])
     with pytest.raises(SubspaceError, match="did you mean 'tie'"):
         get_solver("null_space").for_all(moments("rows"), [3] * TASKS, tye="own")

@@ -57,7 +57,7 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
 
 
 def config_folder(model: str | None, revision: str | None = None) -> Path | None:
-    """Where the configuration of a base model lies on this machine; None where it does not."""
+    """Where the configuration of a base model is on this machine; None where it does not."""
     if not model:
         return None
     try:

@@ -43,7 +43,7 @@ _OTHER_HEADS = (
 class Architecture:
     """What one class of a model says: its own names of tensors, and what becomes of them.
 
-    `inner` says whether the backbone lies under `prefix` in this class, as `bert.` in a classifier
+    `inner` says whether the backbone is under `prefix` in this class, as `bert.` in a classifier
     and nothing in `BertModel`. `shapes` are those of all tensors by the class's names. `renamings`
     and `converters` are Transformers' own, which turn the names of older checkpoints, and of older
     adapters, into those of the class. Empty where the class is not known.
@@ -99,7 +99,7 @@ class Architecture:
         return any(c.rename_source_key(renamed)[1] is not None for c in self.converters)
 
     def bare(self, key: str) -> str:
-        """What tells a tensor from all others whatever name it has: its name in the backbone.
+        """What identifies a tensor whatever name it has: its name in the backbone.
 
         A name that the class does not have stays, but for the prefix.
         """

@@ -180,7 +180,7 @@ def initialize_osrm_weights(
 
     Raises:
         StatisticsError: no others, statistics of another model, granularity or target set, or
-            weights that are not one a task.
+            weights that are not one per task.
         SubspaceError: the rank is larger than the admissible subspace, or a solver that does not
             look at other adapters was given some.
         AdapterError: adapters that exist, but not at any of these layers.
@@ -271,7 +271,7 @@ def _check_all(
 ) -> None:
     if config.weights is not None and len(config.weights) != len(others):
         raise StatisticsError(
-            f"{len(config.weights)} weights for {len(others)} other tasks: give one a task."
+            f"{len(config.weights)} weights for {len(others)} other tasks: give one per task."
         )
     for index, item in enumerate([*others, own] if own is not None else others):
         check_statistics(model, item, f"statistics {index + 1}")

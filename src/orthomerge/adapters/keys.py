@@ -33,7 +33,7 @@ _COPY = ".base_layer."
 
 @dataclass(frozen=True)
 class Key:
-    """What lies under a key of the file.
+    """What is under a key of the file.
 
     `name` is the layer for a part of LoRA, else the tensor's own name in the base model; `part` is
     "A", "B", "bias" or "magnitude_vector", None for a whole tensor; `adapter` is the adapter's name

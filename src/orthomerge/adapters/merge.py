@@ -129,7 +129,7 @@ def merge_to_model(
     merged in the order of the base's shards. Arguments and errors are those of `merge_adapters`,
     `asked` being the fields of a `MergeConfig` and the method's options. A model has room for one
     head: with `heads="keep"` it is the one that one adapter has, or on which all agree, and every
-    task's lies under `heads/` next to the model. A tokenizer beside the adapters goes with it.
+    task's is under `heads/` next to the model. A tokenizer beside the adapters goes with it.
     Nothing is cut where no rank is asked for. Returns the truncation error of every layer that was
     cut.
 
@@ -140,7 +140,7 @@ def merge_to_model(
     config = MergeConfig.of(config, **asked)
     if get_method(config.method).per_task:
         raise MergeError(
-            f"the method '{config.method}' leaves an update a task, so there is no one model to "
+            f"the method '{config.method}' leaves one update per task, so there is no one model to "
             "write: write adapters, or choose another method."
         )
     inputs = [*adapters, *(statistics or ()), *(fisher or ())]

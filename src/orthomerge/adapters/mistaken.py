@@ -1,4 +1,4 @@
-"""What lies at a path that is no PEFT folder, in a sentence with the way out."""
+"""What is at a path that is no PEFT folder, in a sentence with the way out."""
 
 from __future__ import annotations
 

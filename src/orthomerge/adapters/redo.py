@@ -88,12 +88,12 @@ def _made_again(found: Recorded, base: str | None) -> dict[str, str]:
             f"'{folder}' was distilled on texts that its record does not hold, so it is not done "
             "again: leave out --redo (redo=True)."
         )
-    lies = base or _recorded_base(record, folder)
-    read = [_named(e, p, lies) for e, p in zip(found.entries, found.places, strict=True)]
+    base_now = base or _recorded_base(record, folder)
+    read = [_named(e, p, base_now) for e, p in zip(found.entries, found.places, strict=True)]
     again = _convert if name == CONVERT else _merge
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.parent) as at:
-            return again(found, read, lies, Path(at) / folder.name)
+            return again(found, read, base_now, Path(at) / folder.name)
     except _TYPES as problem:
         verb = "convert" if name == CONVERT else "merge"
         raise AdapterError(

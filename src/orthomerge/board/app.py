@@ -84,7 +84,7 @@ def serve(folder: str | Path, port: int, ready: Callable[[str], None] | None = N
     Args:
         folder: what the runs lie in.
         port: the port on this machine.
-        ready: told the address as soon as the port is held.
+        ready: is given the address as soon as the port is held.
 
     Raises:
         OrthomergeError: what `make_app` refuses, or the port is taken.

@@ -1,4 +1,4 @@
-"""The runs below a folder, as the board lists them; only what lies inside it is ever read."""
+"""The runs below a folder, as the board lists them; only what is inside it is ever read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def inside(root: Path, name: str) -> Path:
     """The folder of the run called `name`, a path below `root`.
 
     Raises:
-        UnknownNameError: no such run, or one that lies outside `root`, also by a symbolic link.
+        UnknownNameError: no such run, or one that is outside `root`, also by a symbolic link.
     """
     root = root.resolve()
     found = [_id(root, folder) for folder in _folders(root)]

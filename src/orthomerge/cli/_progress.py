@@ -68,7 +68,7 @@ def work_bar(what: str) -> Generator[Report, None, None]:
 
 
 def adding(report: Report, of: int) -> Callable[..., None]:
-    """For work that tells how much more is done, by default one, and not how much in all."""
+    """For work that reports how much more is done, by default one, and not how much in all."""
     done = 0
     report(done, of)
 

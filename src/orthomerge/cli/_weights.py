@@ -101,7 +101,7 @@ def _by_validation(
     statistics: list[Path] | None,
     fisher: list[Path] | None,
 ) -> MergeConfig:
-    """The weights that a search finds; its study lies beside the output."""
+    """The weights that a search finds; its study is next to the output."""
     from orthomerge.cli.tune import finish, merge_method, tune_validation
     from orthomerge.io.outputs import require_free, require_resumable
     from orthomerge.tuning import SearchSettings, read_inputs, require_optuna

@@ -118,7 +118,7 @@ def _interference(found: Diagnosis) -> Table:
     names = found.interference.names
     matrix = table(
         "", *names, title="interference: adapter (row) on task (column)",
-        caption="0 is silent there, 1 as loud as the task's own adapter",
+        caption="0 is no disturbance, 1 as much as the task's own adapter",
     )  # fmt: skip
     for name, row in zip(names, found.interference.matrix, strict=True):
         matrix.add_row(name, *(f"{value:.2f}" for value in row))

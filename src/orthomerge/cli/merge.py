@@ -75,7 +75,7 @@ def merge(
             OUTPUT.tune and goes on when called again.
         task: With --tune: the task of each adapter, in order; repeat.
         trials: With --tune: trials in all.
-        rows: With --tune: selection rows a task.
+        rows: With --tune: selection rows per task.
         seed: For methods that draw.
         workers: Number of layers merged in parallel.
         device: Device that takes layers, as cuda:0; repeat.

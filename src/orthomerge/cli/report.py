@@ -53,7 +53,7 @@ def report(
         return
     folder = folders[0]
     if output:
-        raise RecipeError("--output is for a comparison: the page of one run lies in its folder.")
+        raise RecipeError("--output is for a comparison: the page of one run is in its folder.")
     if by_method:
         _methods(folder, json=json, markdown=markdown)
         return

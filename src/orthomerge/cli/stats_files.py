@@ -102,7 +102,7 @@ def publish(
     noise_seed: int | None = None,
     json: Json = False,
 ) -> None:
-    """Only the strongest directions of a file, with noise: less is told, nothing is guaranteed.
+    """Only the strongest directions of a file, with noise: less is revealed, nothing is guaranteed.
 
     This is not differential privacy (rows are not clipped, nothing is accounted for).
 

@@ -129,7 +129,7 @@ def train(
 
 _HOW = {
     "freeze": ", A held",
-    "project": ", A kept out of the others' directions",
+    "project": ", A projected out of the others' directions",
     "penalty": ", charged for what it does to the others' outputs",
 }
 

@@ -85,8 +85,8 @@ def tune(
         steps: Entropy: steps of Adam.
         learning_rate: Entropy: of Adam.
         init: Entropy: first coefficient.
-        batch_size: Entropy: rows a task and step.
-        rows: Selection rows a task; never test rows.
+        batch_size: Entropy: rows per task and step.
+        rows: Selection rows per task; never test rows.
         data_seed: Seed of the rows: that of training keeps them apart from it.
         base: Base model; default the adapters'.
         seed: Seed of the search and of methods that draw.

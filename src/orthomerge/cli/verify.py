@@ -24,9 +24,9 @@ def verify(
 
     Args:
         output: A folder of 'merge', 'convert' or 'init', or a file of 'stats' or 'fisher'.
-        adapter: Where an input adapter lies now; one for each, in the order they were merged in.
+        adapter: Where an input adapter is now; one for each, in the order they were merged in.
         redo: Merge or convert again; compare the files bit for bit.
-        base: The base model, if it lies elsewhere now.
+        base: The base model, if it is elsewhere now.
         json: Machine-readable output.
     """
     from rich.markup import escape

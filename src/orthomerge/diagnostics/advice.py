@@ -58,7 +58,7 @@ def notes(found: Overlap) -> list[str]:
         lines.append(
             f"{found.names[norms.index(large)]} is {large / small:.1f} times as large as "
             f"{found.names[norms.index(small)]} (norms {large:.3g}, {small:.3g}): under equal "
-            "weights it is the louder."
+            "weights it dominates."
         )
     return lines
 

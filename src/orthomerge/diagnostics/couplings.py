@@ -45,7 +45,7 @@ def couplings(
 ) -> Couplings:
     """Every adapter against every other on every task's inputs, from factors and statistics alone.
 
-    Statistics are in the order of the adapters, one a task. Per layer, with the factors stacked,
+    Statistics are in the order of the adapters, one per task. Per layer, with the factors stacked,
     `K_t = (A S_t Aᵀ) ∘ (Bᵀ B)` summed over blocks: O(T L Nr d_in² + L (Nr)² d_out) in float64.
 
     Raises:

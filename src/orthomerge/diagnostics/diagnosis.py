@@ -85,7 +85,7 @@ def diagnose(
 
     Args:
         adapters: PEFT folders, or adapters read before.
-        statistics: one a task, in the order of the adapters; without them only the factors are
+        statistics: one per task, in the order of the adapters; without them only the factors are
             compared.
         methods: compared with the plain sum, each at the weight of least predicted shift. Names,
             or what is asked of a merge whose weights are not looked at.

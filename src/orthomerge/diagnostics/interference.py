@@ -35,7 +35,7 @@ def interference(
 
     `I[i→j] = sqrt(tr(ΔW_i S_j ΔW_iᵀ) / tr(ΔW_j S_j ΔW_jᵀ))`.
 
-    Statistics are in the order of the adapters, one a task. Over all layers, energies are summed
+    Statistics are in the order of the adapters, one per task. Over all layers, energies are summed
     before the quotient. A layer where task j's own adapter does nothing gives infinity where
     another one does. Cost: that of `couplings`.
 

@@ -25,7 +25,7 @@ class LayerOverlap(NamedTuple):
     """One layer's comparison of every two adapters; 0 where one of them leaves the layer alone.
 
     `products = ⟨ΔW_i, ΔW_j⟩_F`. `row_space` and `column_space` hold the mean squared cosine of the
-    principal angles between the spaces of A's rows and of B's columns: 1 where the smaller lies in
+    principal angles between the spaces of A's rows and of B's columns: 1 where the smaller is in
     the larger, r/d for spaces drawn at random. `opposed` and `weighed` are `Σ |ΔW_i ΔW_j|` over the
     entries of opposite signs and over all. `start_alike` is the mean cosine of A's rows, each with
     the row of the same place. `effective_rank = exp(-Σ p log p)` of the singular values' shares p
@@ -45,7 +45,7 @@ class LayerOverlap(NamedTuple):
 class Overlap(NamedTuple):
     """The comparison over all layers, and each layer's.
 
-    `cosine` is of the whole updates; `sign_conflict` the share of `Σ |ΔW_i ΔW_j|` that lies on
+    `cosine` is of the whole updates; `sign_conflict` the share of `Σ |ΔW_i ΔW_j|` that is on
     entries of opposite signs (0.5 for updates that have nothing to do with each other); spaces,
     starts and ranks are means over the layers that both (or the one) adapt. `norms` are `‖ΔW‖_F`.
     """

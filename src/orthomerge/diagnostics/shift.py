@@ -1,13 +1,13 @@
-"""What a merge will do to every task's outputs, told before anything is run.
+"""What a merge will do to every task's outputs, predicted before anything is run.
 
 At layer l, on task t's inputs, the merged update puts out a part along what the task's own adapter
 puts out there and a part beside it. With `a = ‖ΔW_t H_tᵀ‖` and `⟨ΔW, ΔW_t⟩ = tr(ΔW S_t ΔW_tᵀ)`:
 
-    along  = ⟨ΔW, ΔW_t⟩ / a                  (a: as loud as alone)
+    along  = ⟨ΔW, ΔW_t⟩ / a                  (a: as much as alone)
     beside = sqrt(⟨ΔW, ΔW⟩ - along²)
     shift_t = Σ_l sqrt((a - along)² + (c · beside)²) / Σ_l a
 
-With c = 1 each term is the distance of the outputs, `‖(ΔW - ΔW_t) H_tᵀ‖`. But most of what lies
+With c = 1 each term is the distance of the outputs, `‖(ΔW - ΔW_t) H_tᵀ‖`. But most of what is
 beside goes where the task's head does not look, while what is missing is missed whole: over the
 merges of the offline suite the loss of accuracy follows the shift best at c near 0.4, and hardly at
 c = 1 (`benchmarks/prediction.py`; figures in docs/diagnose.md).
@@ -32,13 +32,13 @@ from orthomerge.moments import Moment
 from orthomerge.statistics import Statistics
 
 BESIDE = 0.4
-"""The weight c of what lies beside; chosen on two arms of the study and held to the others."""
+"""The weight c of the part beside; chosen on two arms of the study and held to the others."""
 
 
 class Shift(NamedTuple):
     """The predicted change of every task's outputs under a merge; a total of 0 is none.
 
-    `kept` is the part along the task's own outputs (1: as loud as alone), `beside` what is put out
+    `kept` is the part along the task's own outputs (1: as much as alone), `beside` what is put out
     beside them, both relative to the own outputs over all layers. `layers` are the terms of
     `total`, which add up to it; `mean` over the tasks is one figure for the merge.
     """
@@ -85,7 +85,7 @@ def predict_shift(
 ) -> Shift:
     """The shift of any merge, from its layers as `iter_merge` gives them, one at a time.
 
-    Where the method leaves an update a task, each task is held to its own. O(T (R + r) d_in²) a
+    Where the method leaves one update per task, each task is held to its own. O(T (R + r) d_in²) a
     layer where the merge is factors of rank R, O(T d_out d_in²) where it is dense.
 
     Raises:

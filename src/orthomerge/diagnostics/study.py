@@ -1,4 +1,4 @@
-"""What each kind of advice rests on: how well its figure told the measured loss of accuracy.
+"""What each kind of advice rests on: how well its figure predicted the measured loss of accuracy.
 
 The figures are written by `python -m benchmarks.evidence` from the study's lines. Advice whose
 predictor does not beat the plain cosine of the updates is not given.

@@ -84,7 +84,7 @@ def _search(at: Callable[[float], Shift], *, trials: int) -> BestWeight:
     best = min(seen, key=lambda w: seen[w].mean)
     if not seen[best].mean < float("inf"):
         raise MergeError(
-            "no weight can be told from these statistics: an adapter puts out nothing on its own "
+            "no weight follows from these statistics: an adapter puts out nothing on its own "
             "task's inputs; leave it out."
         )
     return BestWeight(best, seen[best], untuned)

@@ -244,7 +244,7 @@ def speed_of(source: str) -> Throughput:
 
     Raises:
         UnknownNameError: no such card.
-        RecipeError: a file that tells no speed.
+        RecipeError: a file without a speed.
     """
     if source == "measure":
         return measured()
@@ -270,7 +270,7 @@ def throughput_of_run(record: Mapping[str, Any], source: str) -> Throughput:
     seconds = {stage: s for stage, s in record["seconds"].items() if s > 0}
     rates = {stage: n / seconds[stage] for stage, n in done.items() if n and stage in seconds}
     if "train" not in rates:
-        raise RecipeError(f"{source} tells no time of training: name the run.json of another run.")
+        raise RecipeError(f"{source} has no time of training: name the run.json of another run.")
     return Throughput(rates, f"measured by the run of {source} ({record.get('machine', '?')})")
 
 

@@ -98,7 +98,8 @@ def write_scores(exp: Experiment, asked: Iterable[Scoring], rows: Sequence[Resul
         scored = [by_key[key] for key in exp.row_keys(step).values() if key in by_key]
         told = [_score(exp, row, alone) for row in scored if isfinite(row.value)]
         if folder.is_dir() and told:
-            with suppress(AdapterError):  # altered since: 'orthomerge verify' tells, a run goes on
+            # One that was altered is for 'orthomerge verify' to report; the run continues.
+            with suppress(AdapterError):
                 add_scores(folder, told)
 
 

@@ -109,7 +109,7 @@ class Run:
                 write_scores(self.exp, schedule.asked(), rows)
                 schedule.costs.add(keep_evidence(self.space, rows))
             except BaseException:
-                # What stopped the run is what is told, also where the record cannot be written.
+                # What stopped the run is what is reported, also where the record cannot be written.
                 with suppress(OrthomergeError):
                     self._write_record(schedule, began)
                 raise

@@ -74,7 +74,7 @@ class Spectrum:
 class Place:
     """Where the rows of a trained `A` lie: the part of `‖A‖²` in each band of eigen-directions.
 
-    Bands are equally many neighbouring directions, from the loudest to the quietest, of the task's
+    Bands are equally many neighbouring directions, from highest to lowest energy, of the task's
     `own` features and of the `others'`. `seen` is `tr(A S Aᵀ) d / (‖A‖² tr S)` of the two: 1 for
     rows that lie anyhow, 0 for rows that see nothing.
     """
@@ -152,7 +152,7 @@ class Evidence:
 
 
 def read_evidence(folder: str | Path) -> Evidence:
-    """What lies in a run's folder beside its rows.
+    """What is in a run's folder beside its rows.
 
     Raises:
         OrthomergeError: a line that is not the last is not what its file holds.

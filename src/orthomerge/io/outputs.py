@@ -68,7 +68,7 @@ def require_free_file(
 ) -> None:
     """Refuse a file that cannot be written; a file of the same kind is replaced.
 
-    `ours` tells whether a file is of that kind; the others are as in `require_free`.
+    `ours` says whether a file is of that kind; the others are as in `require_free`.
 
     Raises:
         OutputError: it is an input or is inside one, is a folder, or is a file of another kind.

@@ -279,7 +279,7 @@ def renamed_tensors(
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each, without reading what lies in a file."""
+    """The shape of each, without reading what is in a file."""
     if isinstance(tensors, LazyTensors):
         return tensors.shapes
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -33,7 +33,7 @@ class MergedUpdate:
     """The merged update of every layer: factors where the method keeps them, else dense.
 
     `tasks` holds every task's own layers, in the order of the adapters, where the method leaves
-    an update a task; it is empty otherwise. `truncation_error` is by layer, empty where nothing
+    one update per task; it is empty otherwise. `truncation_error` is by layer, empty where nothing
     was cut. `config` is what was done, with the weight of every adapter, where it came of a merge.
     """
 

@@ -215,7 +215,7 @@ def _gather(
     devices = list(dict.fromkeys(str(tensor.device) for tensor in tensors))
     if len(devices) > 1:
         raise MergeError(
-            f"layer '{name}' lies on {' and '.join(devices)}: move the adapters to one device."
+            f"layer '{name}' is on {' and '.join(devices)}: move the adapters to one device."
         )
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     working = torch.promote_types(dtype, torch.float32)
@@ -228,7 +228,7 @@ def _gather(
 
 
 def _finite(update: Update) -> bool:
-    """Whether all values are; one sum tells, unless it overflows."""
+    """Whether all values are; one sum shows it, unless it overflows."""
     if isinstance(update, LoraFactors):
         parts = (update.A, update.B)
         if not math.isfinite(update.scaling):

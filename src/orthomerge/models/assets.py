@@ -71,7 +71,7 @@ def resolve_model(
 ) -> ResolvedModel:
     """The model called `model_id`: a local folder or GGUF file, else a package's, else the hub's.
 
-    Without `fetch` only what lies on this machine is found, and nothing is written. `revision` is
+    Without `fetch` only what is on this machine is found, and nothing is written. `revision` is
     the hub's, for models that come from there.
 
     Raises:

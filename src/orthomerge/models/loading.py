@@ -27,7 +27,7 @@ from orthomerge.io.files import fingerprint
 
 _log = logging.getLogger(__name__)
 
-# Said aloud: left unsaid, Transformers asks at the terminal whether to run what a folder brings.
+# Given explicitly: otherwise Transformers asks at the terminal whether to run what a folder brings.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
@@ -172,7 +172,7 @@ def preferred_device() -> torch.device:
 
 
 def exact_device(device: torch.device | None = None) -> torch.device:
-    """Where sums and projections in float64 are worked out for what lies on `device`.
+    """Where sums and projections in float64 are worked out for what is on `device`.
 
     There, or on the CPU for Apple's MPS, which has no float64. By default of `preferred_device`.
     """

@@ -129,7 +129,7 @@ def gguf_model(file: Path, fetch: bool = True) -> Path:
 
 
 def _installed(record: Packaged, member: str) -> Path | None:
-    """Where `member` lies if the pinned version is installed; the package is not imported."""
+    """Where `member` is if the pinned version is installed; the package is not imported."""
     if record.parts:  # a joined archive is nowhere as files
         return None
     try:

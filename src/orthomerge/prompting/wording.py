@@ -185,7 +185,7 @@ class Wording:
 
         An answer whose tokens begin another one's, up to its last, needs no pass of its own: a
         decoder's output at a position depends on nothing behind it. So answers of one token cost
-        one pass a row. With `share=False` every answer has its own, in order.
+        one pass per row. With `share=False` every answer has its own, in order.
         """
         answers = len(asked[0].answers)
         passes: list[tuple[int, list[int]]] = []

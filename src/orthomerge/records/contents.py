@@ -16,7 +16,7 @@ from orthomerge.records.licences import NOT_STATED, licence_in, licence_of
 
 
 class Part(Protocol):
-    """An adapter that went in, as far as a record tells of it (`orthomerge.adapters.Adapter`)."""
+    """An adapter that went in, as far as a record describes it (`orthomerge.adapters.Adapter`)."""
 
     @property
     def name(self) -> str:

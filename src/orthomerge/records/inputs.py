@@ -46,7 +46,7 @@ def sources_of(
 ) -> list[dict[str, str | None]]:
     """Where statistics or Fisher information are from, by path and hash; nulls for memory.
 
-    `beside` is the folder that the output lies in, for paths from there, so that both may move.
+    `beside` is the folder that the output is in, for paths from there, so that both may move.
     """
     found: list[dict[str, str | None]] = []
     for item in items or ():

@@ -75,7 +75,7 @@ def _of_one_task(
 ) -> str:
     listed = ", ".join(f"`tasks/{name}`" for name in own)
     return (
-        f"The method leaves an adapter a task ({listed}), each with its own head if it had "
+        f"The method leaves one adapter per task ({listed}), each with its own head if it had "
         "one. Load the one of the task you run; the folder itself holds what all share.\n\n"
         + peft_code(record, head, f"{FOLDER}/tasks/{own[0]}")
     )

@@ -170,7 +170,7 @@ def spectrum_figure(
     alt = (
         f"Two panels for the task {spectra[0].task} at one layer. Above, the energy of every "
         "eigen-direction of its own and of the other tasks' features, falling from the first to "
-        f"the last; below, how much of A of each of {len(arms)} arms lies along those directions. "
+        f"the last; below, how much of A of each of {len(arms)} arms is along those directions. "
         "What an arm's A sees of the others is in the table."
     )
     dress(figure, "spectra", alt)

@@ -27,7 +27,7 @@ def headline(summary: Summary, runs: Mapping[str, str] | None = None) -> list[st
         if top.spread is None or other.spread is None:
             sentences.append("One seed: how far this varies between seeds is not known.")
         elif top.mean - other.mean <= top.spread + other.spread:
-            sentences.append("The difference lies within the spread over seeds.")
+            sentences.append("The difference is within the spread over seeds.")
     return sentences
 
 

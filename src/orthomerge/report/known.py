@@ -133,7 +133,7 @@ def known_text(table: KnownTable) -> Table:
 
 
 def known_markdown(table: KnownTable) -> str:
-    """The table as Markdown, a line a method and arm."""
+    """The table as Markdown, one line per method and arm."""
     cells = [["method", "arm", *table.headers[1:]]]
     for method, group in table.groups:
         for line in group:

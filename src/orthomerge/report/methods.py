@@ -161,7 +161,7 @@ def label_of(row: ResultRow) -> str:
 
 
 def method_table(rows: Iterable[ResultRow], per_task: Iterable[str] = ()) -> MethodTable:
-    """Aggregate `rows`; `per_task` names the methods that leave an update a task."""
+    """Aggregate `rows`; `per_task` names the methods that leave one update per task."""
     kept = [r for r in rows if math.isfinite(r.value)]
     rates = {r.arm: r.learning_rate for r in kept if r.split == "test"}
     # Selection rows of single adapters chose the learning rate and are no part of this.

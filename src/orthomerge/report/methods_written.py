@@ -12,7 +12,7 @@ from orthomerge.report.written import markdown_grid
 def grid(
     table: MethodTable, *, per_task: bool = False, arms: Sequence[str] | None = None
 ) -> list[list[str]]:
-    """The header and a line a method, as text: score and retained share, each with its spread.
+    """The header and one line per method, as text: score and retained share, each with its spread.
 
     Of the methods that give one update two columns an arm, of the others one: no weight is chosen.
     """
@@ -66,7 +66,7 @@ def markdown_methods(table: MethodTable) -> str:
             continue
         if per_task:
             parts.append(
-                "These leave an update a task: the task must be known when the model runs."
+                "These leave one update per task: the task must be known when the model runs."
             )
         parts.append(markdown_grid(cells))
     if table.notices:

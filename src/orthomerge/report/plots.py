@@ -92,7 +92,7 @@ def interference_heatmap(source: Any, arm: str | None = None) -> go.Figure:
 
 
 def spectrum(run: Run, task: str | None = None, layer: str | None = None) -> go.Figure:
-    """The energy of a task's features over their eigen-directions, and where each arm's `A` lies.
+    """The energy of a task's features over their eigen-directions, and where each arm's `A` is.
 
     `task` is by default the run's first; without `layer` a slider goes through the layers.
 

@@ -17,7 +17,7 @@ DASHES = ["solid", "dash", "dot", "dashdot"]
 INK = -1
 """The slot of a trace that is no arm's: it takes the colour of the text."""
 GRID, QUIET = "#e3e7eb", "#57616b"
-# A quiet pair keeps the colour of the page, a loud one stands out from it.
+# A pair near zero keeps the colour of the page, a large one stands out.
 SHADES = {
     "light": [[0, "#ffffff"], [0.5, "#e9a26b"], [1, "#8a2f00"]],
     "dark": [[0, "#181d23"], [0.5, "#6e3a1c"], [1, "#c2571a"]],
@@ -67,7 +67,7 @@ def band(
     slot: int,
     **more: Any,
 ) -> None:
-    """Fill what lies between two lines in an arm's colour; it comes and goes with the arm."""
+    """Fill what is between two lines in an arm's colour; it comes and goes with the arm."""
     shade = colour(slot)
     red, green, blue = (int(shade[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(

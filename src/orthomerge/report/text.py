@@ -99,7 +99,7 @@ def methods_text(table: MethodTable) -> Iterator[Table | Text]:
             cells = grid(table, per_task=per_task, arms=[arm])
             if not cells:
                 continue
-            title = f"{arm}, an update a task" if per_task else arm
+            title = f"{arm}, one update per task" if per_task else arm
             shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
             shown.add_column("method", overflow="fold")
             for header in cells[0][1:]:

@@ -61,7 +61,7 @@ class Prompt:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Prompt:
-        """The prompt that `record` told.
+        """The prompt that `record` holds.
 
         Raises:
             TaskError: it is no such record.

@@ -46,7 +46,7 @@ def trainer_arguments(
     trackers: Sequence[str],
     label: str,
 ) -> TrainingArguments:
-    """What the Trainer is told in each of `world` processes; its files go into `scratch`.
+    """What the Trainer is given in each of `world` processes; its files go into `scratch`.
 
     The loss is kept of the first step and of every ten, of fewer in a training of few `steps`.
 
@@ -77,7 +77,7 @@ def trainer_arguments(
         disable_tqdm=True,
         seed=seed,
         dataloader_pin_memory=False,
-        # Not told so, the Trainer would take each process without a GPU for the only one.
+        # Otherwise the Trainer would take each process without a GPU for the only one.
         use_cpu=preferred_device().type == "cpu",
     )
 

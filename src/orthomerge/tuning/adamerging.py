@@ -31,7 +31,7 @@ _KEPT = 200
 
 @dataclass(frozen=True)
 class EntropySettings:
-    """The paper's settings: Adam at 1e-3 from 0.3, 500 steps of 16 rows a task.
+    """The paper's settings: Adam at 1e-3 from 0.3, 500 steps of 16 rows per task.
 
     `layerwise` gives every layer coefficients of its own. As in the authors' code, coefficients
     stay in [0, 1].
@@ -64,9 +64,9 @@ def minimise_entropy(
     """The coefficients λ of `Σ_t λ_t ΔW_t` that minimise the entropy of the predictions.
 
     `min_λ Σ_t E_{x in task t} H(p(· | x; W + Σ_u λ_u ΔW_u, head t))`, H in nats, by Adam on seeded
-    batches of every task; λ one a task, or one a task and layer. Labels are not looked at. The sum
+    batches of every task; λ one per task, or one per task and layer. Labels are not read. The sum
     is applied in factors, `W x + Σ_t λ_t s_t B_t (A_t x)`, so that nothing dense is formed. Cost:
-    T forward and backward passes a step, and one pass over all rows at the end.
+    T forward and backward passes per step, and one pass over all rows at the end.
 
     Args:
         inputs: adapters, tasks and rows, from `read_inputs`.

@@ -81,7 +81,7 @@ def read_inputs(
         adapters: PEFT folders or adapters read before.
         tasks: the task of each adapter, by name or by file, in their order.
         base: the base model; by default the one the adapters name.
-        rows: selection rows a task.
+        rows: selection rows per task.
         data_seed: seed of the rows. A task without selection rows of its own gives the tail of its
             training rows, which training under the same seed keeps away from.
 

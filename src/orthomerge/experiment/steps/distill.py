@@ -141,7 +141,7 @@ class DistillStep(Artifact[Path]):
         return read_folder(path)
 
     def make(self, space: Workspace, path: Path) -> None:
-        """Distill; what a stopped call had done lies beside the folder until it is called again."""
+        """Distill; what a stopped call had done is next to the folder until it is called again."""
         exp, how = space.exp, self.how(space.exp)
         target, statistics = self.path(exp), self._needed(exp)[0]
 

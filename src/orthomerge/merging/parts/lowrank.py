@@ -159,7 +159,7 @@ def truncate_nearly(
 
     What is lost is within a part in a thousand of the least that any update of rank `rank` loses
     (in practice a part in ten thousand); the share of the norm that it is comes with it. A block
-    Krylov space of `ΔWᵀΔW` from the adapters' rows of A, where most of their merge lies (from the
+    Krylov space of `ΔWᵀΔW` from the adapters' rows of A, where most of their merge is (from the
     columns of B where d_out is smaller), in float64; it grows until a step gains less than a
     thousandth of what is lost. A full SVD where the space would be most of the whole.
     O(steps · rank · d_out d_in), some five steps.

@@ -52,7 +52,7 @@ WORK = ".distill"
 """What is added to an output's name for the folder that a distillation goes on from."""
 
 MARK, TEACHERS, TRAINING = "distillation.json", "teachers", "training"
-"""What lies in it."""
+"""What is in it."""
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ class _Run:
             )
         )  # fmt: skip
 
-    # What is told meanwhile -----------------------------------------------------------------
+    # Progress and log -----------------------------------------------------------------
 
     def _lap(self, part: str) -> None:
         now = monotonic()
