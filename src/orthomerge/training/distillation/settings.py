@@ -32,10 +32,10 @@ class DistillSettings:
         MergeError: a value out of its range.
     """
 
-    steps: int = 100
-    learning_rate: float = 1e-3
-    batch_size: int = 8
-    hidden: float = 1.0
+    steps: int = 150
+    learning_rate: float = 2e-3
+    batch_size: int = 4
+    hidden: float = 0.3
     warmup: float = 0.06
     max_length: int | None = None
     held_out: float = 0.1
