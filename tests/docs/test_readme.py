@@ -77,7 +77,8 @@ def test_the_table_of_limits_is_that_of_the_kept_rows(title, folder, name):
     kept = cells(markdown_table(rows))
     head = kept["arm"]
     places = [head.index(column) for column in ("single", "sum × 0.4", "sum × 0.6", "sum × 1")]
-    shown = next(v for k, v in table_after("The limits of `project`").items() if k.startswith(title))
+    table = table_after("The limits of `project`")
+    shown = next(v for k, v in table.items() if k.startswith(title))
     for arm, cell in zip(ARMS, shown, strict=True):
         if cell:
             figures = kept[name.format(arm)]

@@ -177,7 +177,7 @@ def test_a_key_depends_on_all_that_changes_the_result(recipe, tmp_path):
 
     changes = [
         {"rank": 8}, {"rank": None}, {"steps": 5}, {"samples": 10}, {"texts": "others"},
-        {"texts": str(texts)}, {"learning_rate": 1e-3}, {"batch_size": 4}, {"hidden": 0.5},
+        {"texts": str(texts)}, {"learning_rate": 3e-3}, {"batch_size": 5}, {"hidden": 0.5},
         {"warmup": 0}, {"held_out": 0.2}, {"evaluate_every": 1}, {"patience": 1}, {"seed": 1},
         {"max_length": 8}, {"from": {}}, {"from": {"weight": 0.4}},
         {"from": {"weight": 0.5, "method": "ties", "options": {"density": 0.3}}},

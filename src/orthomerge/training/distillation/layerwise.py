@@ -100,8 +100,8 @@ def _moments(
     collector = FeatureCollector(modules)
     _discover(room, collector, places)
     with torch.no_grad():
-        for number, piece in enumerate(room.pieces(places)):
-            inputs = room.inputs(piece)
+        for number, chunk in enumerate(room.chunks(places)):
+            inputs = room.inputs(chunk)
             with collector.watch(_masks(inputs), number, stop=True):
                 room.states(inputs, carried)
     moments, leads = collector.result()
