@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -83,7 +84,8 @@ def test_experts_of_different_ranks_are_read_by_peft(tmp_path, pattern):
     assert PeftModel.from_pretrained(of_old(), tmp_path / "out")
     merge_to_model([a, b], tmp_path / "model", weights=[0.7, 0.4])
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    close(logits(by_peft(tmp_path / "out", load())), logits(full))
+    if find_spec("peft.utils.transformers_weight_conversion"):  # older ones read no experts there
+        close(logits(by_peft(tmp_path / "out", load())), logits(full))
     assert not torch.allclose(logits(full), logits(load()), atol=1e-2)
 
 
