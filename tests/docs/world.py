@@ -17,7 +17,7 @@ from small_adapters import make_adapter
 NAMED = ("a", "b", "c", "mine", "monday", "tuesday")
 # Searches are cut short; every other word of a command is the page's.
 SHORT = {"tune": ["--trials", "2"], "entropy": ["--steps", "2"]}
-PYTHON = {'"q_proj"': '"query"', '"v_proj"': '"value"'}
+PYTHON = {'"q_proj"': '"query"', '"v_proj"': '"value"', '"CAUSAL_LM"': '"SEQ_CLS"'}
 
 
 def build(folder: Path, base: Path) -> None:
