@@ -50,6 +50,8 @@ def test_every_command_of_the_page_on_words_works(tmp_path, monkeypatch):
     save_tiny(Path("base"))
     easy_task(Path("mine.jsonl"), ("king", "queen"), 330, seed=0)
     easy_task(Path("theirs.jsonl"), ("red", "blue"), 330, seed=1)
+    easy_task(Path("mine-test.jsonl"), ("king", "queen"), 40, seed=2)
+    easy_task(Path("theirs-test.jsonl"), ("red", "blue"), 40, seed=3)
     page = [b for b in blocks("docs/text-to-text.md") if b.language in SHELL]
     found = [words[1:] for block in page for words in block.commands]
     assert {"stats", "init", "train", "merge", "eval"} <= {c[0] for c in found}
