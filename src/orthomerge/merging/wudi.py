@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
+from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, weighted_sum
 from orthomerge.merging.parts.lowrank import column_basis, nonzero, span_of, zero_like
 from orthomerge.merging.parts.options import check_number, check_positive, check_rank
@@ -55,6 +56,8 @@ def wudi(
     check_positive("ridge", ridge)
     check_number("lambda_", lambda_)
     check_rank("steps", steps)
+    if steps is not None and steps > _MOST:
+        raise MergeError(f"option 'steps' must be at most {_MOST}, not {steps}: 300 is published.")
     check_positive("learning_rate", learning_rate)
     present, kept = nonzero(factors, weights)
     pairs = [(f, w) for f, w in zip(present, kept, strict=True) if w != 0]
@@ -76,6 +79,9 @@ def wudi(
     target = target + rho * torch.stack(rows).sum(dim=0)
     solved = linalg.solve(gram + rho * eye, target, left=False)
     return span.lift(LoraFactors(V.T, solved, lambda_))
+
+
+_MOST = 100_000
 
 
 def _descended(
