@@ -74,10 +74,17 @@ def applied(model: nn.Module, update: Update) -> Generator[None, None, None]:
 def _beside(item: LoraFactors | Tensor, weight: Tensor) -> Callable[..., Tensor]:
     """A hook that adds an update's product to a layer's, so that 16 bits do not round it away."""
     if isinstance(item, LoraFactors):
-        A, B = item.A.to(weight), (item.B * item.scaling).to(weight)
-        return lambda _, inputs, out: out + F.linear(F.linear(inputs[0], A), B)
-    dense = item.to(weight)
-    return lambda _, inputs, out: out + F.linear(inputs[0], dense)
+        factors = [item.A.to(weight), (item.B * item.scaling).to(weight)]
+    else:
+        factors = [item.to(weight)]
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        more = inputs[0]
+        for factor in factors:
+            more = F.linear(more, factor)
+        return output + more
+
+    return hook
 
 
 def score(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -111,9 +112,11 @@ def _take_any_type(head: Any) -> None:
     tied = next(head.parameters()).dtype == torch.bfloat16  # with the embeddings, as most decoders
     if not tied:
         head.float()
-        head.register_forward_pre_hook(
-            lambda _, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs)
-        )
+        head.register_forward_pre_hook(_in_float32)
+
+
+def _in_float32(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
 
 
 def load_config(path: str) -> Any:
