@@ -52,7 +52,8 @@ def test_a_smaller_share_keeps_a_start_out_of_less(tiny_base, files, tmp_path):
     def kept(share: float) -> int:
         out = tmp_path / str(share)
         call("init", tiny_base, "--others", files / "b.safetensors", "--own",
-             files / "a.safetensors", "--energy-fraction", share, "--labels", 3,
+             files / "a.safetensors", "--constraint", "project",
+             "--energy-fraction", share, "--labels", 3,
              "--output", out)  # fmt: skip
         heads = read_adapter(out).modules
         assert any(len(t) == 3 for name, t in heads.items() if name.endswith(".weight"))

@@ -121,7 +121,7 @@ def test_inspect_says_what_is_in_a_file_and_what_it_gives_away(files):
     [
         ("token", "Every one of"),
         ("sample", "Every text is one row"),
-        ("task_mean", "told exactly"),
+        ("task_mean", "given exactly"),
     ],
 )
 def test_what_is_given_away_depends_on_the_granularity(files, tiny_base, granularity, words):

@@ -180,10 +180,10 @@ def test_one_adapter_alone_stays_itself(world, base, kind):
     done = distill_adapters(
         adapters, TEXTS[:1], weights=1.0, settings=DistillSettings(steps=2, evaluate_every=1)
     )
-    assert done.measured[0].distance < (1e-4 if "bfloat16" in base else 1e-8)
+    exact = 1e-4 if "bfloat16" in base else 1e-7
+    assert abs(done.measured[0].distance) < exact
+    assert abs(done.best.distance) < exact
     assert done.best.agreement["task0"] == pytest.approx(1, abs=1e-5)
-    if "bfloat16" not in base:
-        assert done.best.step == 0
 
 
 @pytest.mark.parametrize("answer_tokens", [None, 3])
@@ -279,7 +279,7 @@ def test_the_divergence_is_the_same_in_every_cut():
 def test_what_cannot_be_right_is_refused(world, tmp_path, tiny_base):
     folder, (one, _) = world("gpt2", "CAUSAL_LM")
     classifier = make(tmp_path / "c", tiny_base, "SEQ_CLS", "query", 5)
-    with pytest.raises(AdapterError, match="belongs to"):
+    with pytest.raises(AdapterError, match="use those of one kind"):
         distill_adapters([one, classifier], TEXTS)
     with pytest.raises(MergeError, match="are pairs"):
         distill_adapters([one], [[("a", "b"), ("c", "d")]])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from orthomerge.errors import RecipeError, TaskError
+from orthomerge.io.files import local
 from orthomerge.io.tables import SUFFIXES
 
 if TYPE_CHECKING:
@@ -52,11 +53,7 @@ def check_files(*named: str | Path | None) -> None:
         TaskError: no such file.
     """
     for item in named:
-        if (
-            item is not None
-            and Path(item).suffix in SUFFIXES
-            and not Path(item).expanduser().exists()
-        ):
+        if item is not None and Path(item).suffix in SUFFIXES and not local(item).exists():
             raise TaskError(f"there is no file '{item}' to make a task of.")
 
 

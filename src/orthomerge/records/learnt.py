@@ -53,9 +53,12 @@ def learnt_by(folder: Path | None) -> list[Learnt]:
 
 
 def learnt_entries(folder: Path) -> list[dict[str, Any]]:
-    """The same as JSON, for the record of a merge."""
+    """The same as JSON, for a merge's record; another program's training.json says nothing."""
     if (folder / TRAINING).is_file():
-        record = record_of(folder, TRAINING)
+        try:
+            record = record_of(folder, TRAINING)
+        except AdapterError:
+            record = {}
         if "form" in record and "max_length" in record:
             return [{key: record[key] for key in _KEYS if key in record}]
     for name in (MERGE, CONVERT):
