@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -93,3 +94,28 @@ def test_the_penaltys_table_is_that_of_its_rows():
     places = [head.index(column) for column in told["arm"]]
     for arm in ("default", "penalty", "isotropic"):
         assert told[arm] == [kept[arm][place] for place in places]
+
+
+def test_the_distilled_table_is_that_of_its_rows():
+    told = table_after("**Distilled after the merge**")
+    sources = {
+        "default": ("default", "offline8-penalty", "distill"),
+        "penalty, no dropout": ("penalty", "offline8-penalty-no-dropout", "distill-no-dropout"),
+    }
+    for shown, (arm, run, distilled) in sources.items():
+        rows = read_rows(ROOT / f"results/{run}/results.jsonl")
+        kept = [r for r in rows if r.arm == arm and r.split == "test"]
+        parts = [
+            [r for r in kept if r.method == "single"],
+            [r for r in kept if r.method == "task_arithmetic" and r.weight == 1],
+            [
+                r for r in read_rows(ROOT / f"results/{distilled}/results.jsonl")
+                if r.arm == arm and (r.options["rank"], r.options["steps"]) == (16, 150)
+                and r.options["samples"] == 100
+            ],
+        ]  # fmt: skip
+        for cell, part in zip(told[shown], parts, strict=True):
+            seeds = [[100 * r.value for r in part if r.seed == seed] for seed in range(3)]
+            assert [len(values) for values in seeds] == [8, 8, 8]
+            means = [sum(values) / 8 for values in seeds]
+            assert cell == f"{sum(means) / 3:.1f} ± {stdev(means):.1f}"
