@@ -212,6 +212,7 @@ def test_the_penalty_goes_from_a_start_to_a_training_and_is_said_beside_the_adap
     assert read_trained(tmp_path / "t") == Trained("penalty", 3.0)
     assert read_trained(files / "a") == Trained("freeze", None)
     assert not (tmp_path / "t" / "penalty.safetensors").exists()  # others' statistics stay here
+    assert train("still", "--base-dropout", 0)["losses"] != told["losses"]
     stronger = train("stronger", "--strength", 1000)
     assert stronger["strength"] == 1000
     assert stronger["penalties"][-1][1] < told["penalties"][-1][1]

@@ -45,6 +45,7 @@ def train(
     batch_size: Count = 16,
     max_length: MaxLength = None,
     precision: Precision = "float32",
+    base_dropout: Annotated[float | None, typer.Option(min=0, max=0.99)] = None,
     form: Form = None,
     template: TemplateText = None,
     chat: Chat = False,
@@ -74,6 +75,8 @@ def train(
         constraint: init (train freely), freeze (A is held), project or penalty; default what the
             start was made for.
         strength: penalty: another weight in the loss than the start carries.
+        base_dropout: The dropout of the base's own layers; default what its configuration says, and
+            0 lets the penalty act most.
         rows: At most so many; default 400 of a task, all of --train-file.
         report_to: Trackers that follow the loss: tensorboard, wandb, mlflow (commas between them);
             their files go to logs/ beside the output.
@@ -105,7 +108,7 @@ def train(
     _check_head(start, adapter, about)
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        max_length=how.max_length, precision=check_precision(precision),
+        max_length=how.max_length, precision=check_precision(precision), base_dropout=base_dropout,
     )  # fmt: skip
     with (
         several_processes() as process,
