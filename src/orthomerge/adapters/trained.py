@@ -19,11 +19,6 @@ class Trained(NamedTuple):
     constraint: str
     strength: float | None
 
-    @property
-    def to_be_summed(self) -> bool:
-        """Whether the training itself was charged for what a sum does to the other tasks."""
-        return self.constraint == "penalty"
-
     def describe(self) -> dict[str, Any]:
         """As the file holds it."""
         strength = {} if self.strength is None else {"strength": self.strength}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orthomerge.adapters.files import Adapter
-from orthomerge.io.documents import Unreadable, is_object, read_json
+from orthomerge.io.documents import is_object, object_in
 from orthomerge.io.names import CONVERT, START, TRAINING
 from orthomerge.merging import MergeConfig
 
@@ -69,10 +69,7 @@ def made_to_sum(adapter: Adapter) -> str | None:
 
 def _read(file: Path, keys: Sequence[str]) -> str | None:
     """What a record says under `keys`; None where it does not, or is another program's file."""
-    try:
-        value = read_json(file) if file.is_file() else None
-    except (Unreadable, OSError):
-        return None
+    value: object = object_in(file)
     for key in keys:
         value = value.get(key) if is_object(value) else None
     return value if isinstance(value, str) else None

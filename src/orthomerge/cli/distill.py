@@ -11,6 +11,7 @@ from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_js
 from orthomerge.cli._options import Count, CountOrNone, Json, MethodOptions, Output, Overwrite, Rate
 from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
+from orthomerge.training.distillation.settings import DistillSettings
 
 if TYPE_CHECKING:
     from orthomerge.tasks import Prompt, Task
@@ -29,11 +30,11 @@ def distill(
     layer_wise: Annotated[bool, typer.Option("--layer-wise")] = False,
     rank: str | None = None,
     samples: Annotated[int, typer.Option(min=2)] = 100,
-    steps: Annotated[int, typer.Option(min=0)] = 150,
-    learning_rate: Rate = 2e-3,
-    batch_size: Count = 4,
+    steps: Annotated[int, typer.Option(min=0)] = DistillSettings.steps,
+    learning_rate: Rate = DistillSettings.learning_rate,
+    batch_size: Count = DistillSettings.batch_size,
     max_length: Annotated[int | None, typer.Option(min=2)] = None,
-    held_out: Annotated[float, typer.Option(min=0, max=0.9)] = 0.1,
+    held_out: Annotated[float, typer.Option(min=0, max=0.9)] = DistillSettings.held_out,
     patience: CountOrNone = None,
     problem: list[str] | None = None,
     form: str | None = None,
@@ -101,7 +102,7 @@ def distill(
         seed: Seed of the sample and of the batches.
     """
     from orthomerge.cli._processes import several_processes
-    from orthomerge.training.distillation import DistillSettings, distill_adapters, form_of_adapters
+    from orthomerge.training.distillation import distill_adapters, form_of_adapters
 
     settings = DistillSettings(
         steps=steps, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length,

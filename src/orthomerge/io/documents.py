@@ -52,6 +52,15 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path, JSON_BYTES))
 
 
+def object_in(path: Path) -> dict[str, Any]:
+    """The object of a JSON file that may be another program's; empty where it holds none."""
+    try:
+        value = read_json(path) if path.is_file() else None
+    except (Unreadable, OSError):
+        value = None
+    return value if is_object(value) else {}
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text; NaN and infinity are read, as Python writes them.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import AdapterError, TaskError
-from orthomerge.io.documents import is_array, is_object
+from orthomerge.io.documents import is_array, is_object, object_in
 from orthomerge.io.names import CONVERT, MERGE, TRAINING
 from orthomerge.records.file import record_of
 from orthomerge.records.inputs import entries_of
@@ -54,13 +54,9 @@ def learnt_by(folder: Path | None) -> list[Learnt]:
 
 def learnt_entries(folder: Path) -> list[dict[str, Any]]:
     """The same as JSON, for a merge's record; another program's training.json says nothing."""
-    if (folder / TRAINING).is_file():
-        try:
-            record = record_of(folder, TRAINING)
-        except AdapterError:
-            record = {}
-        if "form" in record and "max_length" in record:
-            return [{key: record[key] for key in _KEYS if key in record}]
+    record = object_in(folder / TRAINING)
+    if "form" in record and "max_length" in record:
+        return [{key: record[key] for key in _KEYS if key in record}]
     for name in (MERGE, CONVERT):
         if (folder / name).is_file():
             entries = entries_of(record_of(folder, name))

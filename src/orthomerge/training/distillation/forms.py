@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from orthomerge.errors import AdapterError
@@ -121,6 +121,14 @@ def refuse_modules(teacher: Teacher) -> None:
             f"'{teacher.adapter.called}' trained '{next(iter(teacher.head))}' itself "
             "(modules_to_save), which all tasks share: it cannot be held for each task."
         )
+
+
+def text_means(
+    values: Float[Tensor, " tokens"], counts: Int[Tensor, " texts"]
+) -> Float[Tensor, " texts"]:
+    """The mean of each text's tokens, which follow one another, `counts` of them a text."""
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
+    return values.new_zeros(len(counts)).index_add(0, owner, values) / counts
 
 
 class Installed(NamedTuple):

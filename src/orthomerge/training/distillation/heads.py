@@ -21,7 +21,7 @@ from orthomerge.models.loading import (
     load_tagger,
 )
 from orthomerge.training.distillation.backbone import Backbone, rows_of
-from orthomerge.training.distillation.forms import Compared, Form, Taught
+from orthomerge.training.distillation.forms import Compared, Form, Taught, text_means
 from orthomerge.training.distillation.teachers import Teacher
 
 MAX_LENGTH = 48
@@ -112,10 +112,7 @@ class Heads(Form):
             return Compared(output_errors(self.problems[task], said, target, spread), said)
         mask = self.counted(given)
         errors = output_errors(self.problems[task], said[mask], target, spread)
-        counts = mask.sum(dim=1)
-        owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-        sums = errors.new_zeros(len(rows)).index_add(0, owner, errors)
-        return Compared(sums / counts, said[mask])
+        return Compared(text_means(errors, mask.sum(dim=1)), said[mask])
 
     def _kept(self, taught: Taught, text: int) -> Tensor:
         return taught.answers[taught.tokens(text) if self.tagger else slice(text, text + 1)]

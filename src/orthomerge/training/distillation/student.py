@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthomerge.factors import LoraFactors
 from orthomerge.training.distillation.batches import Pass, Place
-from orthomerge.training.distillation.forms import Installed, Taught
+from orthomerge.training.distillation.forms import Installed, Taught, text_means
 from orthomerge.training.distillation.updates import Added
 
 
@@ -78,10 +78,8 @@ class Classroom:
         counts = torch.tensor([self.taught[t].counts[r] for t, r in places], device=device)
         said = states.last_hidden_state[self.form.counted(inputs)]
         error = (said.float() - target.to(device).float()).pow(2).mean(dim=-1)
-        owner = torch.repeat_interleave(torch.arange(len(places), device=device), counts)
-        sums = error.new_zeros(len(places)).index_add(0, owner, error)
         scale = torch.tensor([self._variance[t] for t, _ in places], device=device)
-        return sums / (counts * scale)
+        return text_means(error, counts) / scale
 
     def chunks(self, places: Sequence[Place]) -> list[list[Place]]:
         """Texts of like length that are measured together."""

@@ -16,7 +16,14 @@ from orthomerge.prompting.batches import padded
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.backbone import Backbone
 from orthomerge.training.distillation.chunks import token_distances
-from orthomerge.training.distillation.forms import Compared, Example, Form, Taught, refuse_modules
+from orthomerge.training.distillation.forms import (
+    Compared,
+    Example,
+    Form,
+    Taught,
+    refuse_modules,
+    text_means,
+)
 from orthomerge.training.distillation.teachers import Teacher
 
 MAX_LENGTH = 128
@@ -143,10 +150,8 @@ class Words(Form):
             vocabulary=self._vocabulary,
         )  # fmt: skip
         counts = torch.tensor([len(o) for o in ours], device=hidden.device)
-        owner = torch.repeat_interleave(torch.arange(len(ours), device=hidden.device), counts)
-        none = found.divergence.new_zeros(len(ours))
-        said = none.index_add(0, owner, found.same.to(none)) / counts
-        return Compared(none.index_add(0, owner, found.divergence) / counts, said)
+        said = text_means(found.same.to(found.divergence), counts)
+        return Compared(text_means(found.divergence, counts), said)
 
     def agreement(self, task: int, said: Tensor, taught: Taught, texts: Sequence[int]) -> float:
         """The share of compared tokens at which both would write the same, the mean over texts."""
