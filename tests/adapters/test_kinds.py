@@ -135,7 +135,7 @@ def _nothing(tensors):
     [
         (lambda t: t.pop(_key(t, "lora_A")), {}, ["no lora_A", "it was cut"]),
         (_widen, {}, ["A [4, 32] and B [32, 5]", "rank 4"]),
-        (_conv, {}, ["only linear and embedding"]),
+        (_conv, {}, ["only linear, convolutional and embedding"]),
         (_nothing, {"r": 8}, ["rank 8"]),
         (_nothing, {"peft_type": "IA3"}, ["IA3", "only LoRA"]),
         (_nothing, {"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4", "changes the base"]),

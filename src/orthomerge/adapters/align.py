@@ -190,6 +190,7 @@ def _renamed(adapter: Adapter, classes: _Classes, base: str | None) -> Adapter:
         copies=renamed_tensors(adapter.copies, copies),
         biases={layers[name]: bias for name, bias in adapter.biases.items()},
         embeddings=frozenset(layers[name] for name in adapter.embeddings),
+        kernels={layers[name]: kernel for name, kernel in adapter.kernels.items()},
         renamed={new: old for old, new in layers.items() if new != old},
     )
 

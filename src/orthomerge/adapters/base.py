@@ -63,6 +63,7 @@ class BaseWeights:
                 "that the adapter was trained on."
             )
         weight = read_tensor(self._weights[name])
+        weight = weight.flatten(1) if weight.ndim > 2 else weight
         if tuple(weight.shape) not in (shape, shape[::-1]):
             raise AdapterError(
                 f"layer '{layer}' is {list(weight.shape)} in the base model '{self._model}' and "

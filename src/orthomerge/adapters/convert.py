@@ -171,6 +171,11 @@ def _check(
                 f"'{adapter.called}' is a DoRA adapter, whose update has no low rank to convert: "
                 "merge it as it is, or train it without DoRA."
             )
+        if adapter.kernels:
+            raise AdapterError(
+                f"'{adapter.called}' adapts '{next(iter(adapter.kernels))}', a convolution, "
+                "whose inputs no statistics cover: it cannot be converted."
+            )
         if adapter.embeddings:
             raise AdapterError(
                 f"'{adapter.called}' adapts '{next(iter(adapter.embeddings))}', an embedding, "

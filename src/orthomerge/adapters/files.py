@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class Adapter:
     is `[dim, vocabulary]`; `config` is `adapter_config.json` as it stands; `source` is what the
     user called it, or the hub's id and commit; `renamed` holds, by the names here, what its own
     file calls the layers that have other names there; `copies` holds the base's own embeddings as
-    they were when it was trained, by name, where the adapter brings them.
+    they were when it was trained, by name, where the adapter brings them; `kernels` the window of
+    the layers that are convolutions, whose update is `[d_out, channels · window]`.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Adapter:
     source: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
     copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     @property
     def base_model(self) -> str | None:
@@ -93,7 +96,7 @@ class LazyLayers(Mapping[str, LoraFactors]):
 
     def __getitem__(self, name: str) -> LoraFactors:
         layer = self._layers[name]
-        A, B = (self._finite(name, read_tensor(stored)) for stored in (layer.A, layer.B))
+        A, B = (self._finite(name, read_tensor(f).flatten(1)) for f in (layer.A, layer.B))
         factors = LoraFactors(A, B.to(A.dtype), layer.scaling)
         if layer.magnitude is None:
             return factors
@@ -165,6 +168,7 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
         frozenset(n for n, item in layers.items() if item.embedding),
         source,
         copies=LazyTensors(copies, source),
+        kernels={n: item.kernel for n, item in layers.items() if item.kernel},
     )
 
 
@@ -257,9 +261,12 @@ def require_same_shapes(adapters: Sequence[Adapter]) -> None:
     Raises:
         AdapterError: there is one; the message names it and both shapes.
     """
-    seen: dict[str, tuple[Adapter, tuple[int, int]]] = {}
+    seen: dict[str, tuple[Adapter, tuple[int, ...]]] = {}
     for other in adapters:
-        for layer, shape in other.shapes.items():
+        for layer, flat in other.shapes.items():
+            # A window of 1 is no other layer than the linear one.
+            window = other.kernels.get(layer, ())
+            shape = (flat[0], flat[1] // prod(window), *window) if prod(window) > 1 else flat
             known, expected = seen.setdefault(layer, (other, shape))
             if shape != expected:
                 raise AdapterError(

@@ -49,7 +49,8 @@ class StoredLayer:
     """Where one layer's tensors lie in the file, its scaling and its shape.
 
     `shape` is (d_out, d_in); an embedding is read as the linear layer over one-hot tokens that it
-    is, so its d_in is the vocabulary.
+    is, so its d_in is the vocabulary. A convolution is read as the linear layer over its patches:
+    its d_in is channels times `kernel`, which has the sizes of the window.
     """
 
     A: Stored
@@ -59,6 +60,7 @@ class StoredLayer:
     bias: Stored | None = None
     magnitude: Stored | None = None
     embedding: bool = False
+    kernel: tuple[int, ...] = ()
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
@@ -143,8 +145,8 @@ def sort_keys(
             found[f"embedding_{meaning.part}" if meaning.embedding else meaning.part] = key
         elif ".lora_" in name or name.endswith("trainable_tokens_delta"):
             raise AdapterError(
-                f"'{where}' holds '{key}', which is no factor of a linear or embedding layer: "
-                "adapters of that kind cannot be merged."
+                f"'{where}' holds '{key}', which is no factor of a linear, convolutional or "
+                "embedding layer: adapters of that kind cannot be merged."
             )
         elif meaning.copy or is_copy(name, config):
             copies[name] = entries[key]
@@ -210,6 +212,11 @@ def _layer(
     factor_A, factor_B = entries[found[A]], entries[found[B]]
     _check_factors(layer, {key: entries[key] for key in found.values()}, factor_A, factor_B, where)
     a, b = factor_A.shape, factor_B.shape
+    if a[2:] and a[0] != b[1]:
+        raise AdapterError(
+            f"layer '{layer}' of '{where}' is a convolution in groups (A {list(a)}, B {list(b)}), "
+            "whose update is no product of two matrices: merge adapters without it."
+        )
     if not a[0] == b[1] == rank:
         raise AdapterError(
             f"layer '{layer}' of '{where}' has A {list(a)} and B {list(b)} where its config says "
@@ -229,23 +236,24 @@ def _layer(
             f"layer '{layer}' of '{where}' and its config do not agree on use_dora: save it again."
         )
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return StoredLayer(factor_A, factor_B, scaling, (b[0], a[1]), bias, magnitude, embedding)
+    shape, kernel = (b[0], math.prod(a[1:])), a[2:]
+    return StoredLayer(factor_A, factor_B, scaling, shape, bias, magnitude, embedding, kernel)
 
 
 def _check_factors(
     layer: str, entries: Mapping[str, Stored], factor_A: Stored, factor_B: Stored, where: str
 ) -> None:
-    """Refuse factors that are no matrices with entries, and a part that is not in floats."""
+    """Refuse factors without entries, of no layer of ours, and a part that is not in floats."""
     a, b = factor_A.shape, factor_B.shape
     if not all((*a, *b)):
         raise AdapterError(
             f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}, without an entry: "
             f"{EMPTY}."
         )
-    if len(a) != 2 or len(b) != 2:
+    if not len(a) == len(b) > 1 or set(b[2:]) - {1}:
         raise AdapterError(
-            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear and "
-            "embedding layers can be merged."
+            f"layer '{layer}' of '{where}' has factors {list(a)} and {list(b)}: only linear, "
+            "convolutional and embedding layers can be merged."
         )
     for key, entry in entries.items():
         if entry.dtype not in FLOATS:

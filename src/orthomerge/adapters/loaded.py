@@ -104,6 +104,7 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
     biases: dict[str, Tensor] = {}
     modules: dict[str, Tensor] = {}
     embeddings: set[str] = set()
+    kernels: dict[str, tuple[int, ...]] = {}
     named = cast(Iterable[tuple[str, Any]], peft_model.get_base_model().named_modules())
     for layer, module in named:
         if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
@@ -116,24 +117,29 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
             layers[layer] = _factors(module, adapter, layer, A, B)
         elif isinstance(module, LoraLayer) and adapter in module.lora_A:
             down, up = cast(Any, module.lora_A[adapter]), cast(Any, module.lora_B[adapter])
-            layers[layer] = _factors(module, adapter, layer, down.weight, up.weight)
+            A, B = down.weight.flatten(1), up.weight.flatten(1)
+            layers[layer] = _factors(module, adapter, layer, A, B)
+            if down.weight.ndim > 2:
+                kernels[layer] = tuple(down.weight.shape[2:])
             if up.bias is not None:
                 biases[layer] = up.bias.detach() * module.scaling[adapter]
     if not layers:
         raise AdapterError(f"the adapter '{adapter}' of the model has no LoRA layer.")
     return Adapter(
-        adapter, layers, modules, config, biases=biases, embeddings=frozenset(embeddings)
-    )
+        adapter, layers, modules, config, biases=biases, embeddings=frozenset(embeddings),
+        kernels=kernels,
+    )  # fmt: skip
 
 
 def _factors(module: Any, adapter: str, layer: str, A: Tensor, B: Tensor) -> LoraFactors:
     """The update of one layer; DoRA's is worked out from the layer's own weight."""
     base: nn.Module = module.get_base_layer()
-    plain = isinstance(base, nn.Linear | nn.Embedding) or is_transposed(base)
+    conv = isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d) and base.groups == 1
+    plain = conv or isinstance(base, nn.Linear | nn.Embedding) or is_transposed(base)
     if A.ndim != 2 or B.ndim != 2 or not plain:
         raise AdapterError(
-            f"layer '{layer}' of the adapter '{adapter}' is a {type(base).__name__}: only linear "
-            "and embedding layers can be merged."
+            f"layer '{layer}' of the adapter '{adapter}' is a {type(base).__name__}: only linear, "
+            "convolutional (without groups) and embedding layers can be merged."
         )
     factors = LoraFactors(A.detach(), B.detach().to(A.dtype), float(module.scaling[adapter]))
     if not module.use_dora.get(adapter, False):
@@ -145,6 +151,7 @@ def _factors(module: Any, adapter: str, layer: str, A: Tensor, B: Tensor) -> Lor
             "has adapters merged into it: load the base in 16 or 32 bits, and unmerge it."
         )
     transposed = isinstance(base, nn.Embedding) or is_transposed(base)
+    weight = weight.flatten(1)
     magnitude = module.lora_magnitude_vector[adapter].weight.detach()
     return dora_update(factors, magnitude, weight.detach().T if transposed else weight.detach())
 

@@ -137,6 +137,7 @@ class MergeOutput:
             revision=revision if self.config.base in (None, named) else None,
             targets=_targets(self.adapters, self._layers()),
             embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
+            kernels={n: k for a in self.adapters for n, k in a.kernels.items()},
             biases=self._biases(range(len(self.adapters))),
             modules=whole.modules,
             copies=whole.copies,

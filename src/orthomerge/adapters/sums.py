@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def _sum_blocks(
     stored: Stored | Held, layer: str, update: Update, transposed: bool
 ) -> Iterator[Any]:
     """Blocks of rows of `W + ΔW`, as bytes. O(rows · rank · columns) for factors."""
+    if len(stored.shape) > 2:  # a convolution's
+        stored = replace(stored, shape=(stored.shape[0], prod(stored.shape[1:])))
     dtype = DTYPES[stored.dtype]
     own = update.A.dtype if isinstance(update, LoraFactors) else update.dtype
     working = torch.promote_types(torch.promote_types(own, dtype), torch.float32)
@@ -124,13 +127,13 @@ def _adding(update: Update, working: torch.dtype) -> Callable[[Tensor, slice], T
 
 
 def check_floats(stored: Tensors, layers: Mapping[str, str], base: Path) -> None:
-    """Only a matrix of plain floats can take an update."""
+    """Only a matrix, or a convolution, of plain floats can take an update."""
     for key, layer in layers.items():
         _check_float(key, stored[key], base)
-        if len(stored[key].shape) != 2:
+        if len(stored[key].shape) < 2:
             raise AdapterError(
-                f"layer '{layer}' is {list(stored[key].shape)} in '{base}': only matrices take an "
-                "update."
+                f"layer '{layer}' is {list(stored[key].shape)} in '{base}': only matrices and "
+                "convolutions take an update."
             )
 
 

@@ -35,15 +35,16 @@ class Frame:
     """What an adapter is beside its factors.
 
     `revision` is the base model's; `targets` are PEFT's target modules, None for the full names of
-    the layers; `embeddings` the layers that are embeddings; `biases` what `lora_bias` adds to a
-    layer's output; `modules` the weights of `modules_to_save`, by name, and `copies` the base's own
-    embeddings where tokens were added to them.
+    the layers; `embeddings` the layers that are embeddings; `kernels` the window of those that are
+    convolutions; `biases` what `lora_bias` adds to a layer's output; `modules` the weights of
+    `modules_to_save`, by name, and `copies` the base's own embeddings where tokens were added.
     """
 
     base_model: str | None
     revision: str | None = None
     targets: list[str] | None = None
     embeddings: frozenset[str] = frozenset()
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     biases: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     modules: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -159,7 +160,10 @@ def whole_keys(
 def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tensor]:
     """One layer's tensors by their keys in PEFT's files, the scaling in B."""
     key_A, key_B, key_bias = _keys(name, frame)
-    found = {key_A: factors.A, key_B: factors.B * factors.scaling}
+    A, B, window = factors.A, factors.B * factors.scaling, frame.kernels.get(name, ())
+    if window:
+        A, B = A.reshape(len(A), -1, *window), B.reshape(*B.shape, *(1 for _ in window))
+    found = {key_A: A, key_B: B}
     if frame.biases:
         bias = frame.biases.get(name)
         zero = factors.B.new_zeros(factors.shape[0])
