@@ -100,17 +100,35 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
     return truncate_measured(factors, rank)[0]
 
 
-def truncate_measured(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
-    """`truncate`, and the share of the Frobenius norm that it lost, `‖ΔW - ΔW_k‖ / ‖ΔW‖`."""
+def truncate_measured(
+    factors: LoraFactors, rank: int = 1, *, energy: float | None = None
+) -> tuple[LoraFactors, float]:
+    """`truncate`, and the share of the Frobenius norm that it lost, `‖ΔW - ΔW_k‖ / ‖ΔW‖`.
+
+    With an `energy` the rank is the least that keeps this part of the squared norm.
+    """
     dtype = factors.A.dtype
     (left, Rb), (right, Ra) = (thin_qr(m, weak=False) for m in (factors.B, factors.A.T))
     U, s, Vh = linalg.svd(factors.scaling * (Rb @ Ra.T), full_matrices=False)
+    if energy is not None:
+        rank = rank_for(s, energy, max(factors.shape), dtype)
     root = s[:rank].sqrt()
     B = left(U[:, :rank] * root)
     A = right(Vh[:rank].T * root).T
     norm = float(linalg.vector_norm(s))
     error = float(linalg.vector_norm(s[rank:])) / norm if norm else 0.0
     return LoraFactors(A.to(dtype), B.to(dtype), 1.0), error
+
+
+def rank_for(values: Float[Tensor, " k"], energy: float, size: int, dtype: torch.dtype) -> int:
+    """The least rank, 1 at least, that keeps a part `energy` of the sum of squares of the values.
+
+    `values` are singular, largest first, of a matrix whose longer side is `size`; what the rounding
+    of `dtype`, the data's own, may have added is not asked for.
+    """
+    lost = values.double().square().flip(0).cumsum(0).flip(0)
+    spare = max(1 - energy, size * torch.finfo(dtype).eps ** 2)
+    return max(int((lost > spare * lost[:1]).sum()), 1)
 
 
 Lift = Callable[[Tensor], Tensor]

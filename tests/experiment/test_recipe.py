@@ -89,5 +89,5 @@ def test_options_of_an_inner_method_reach_the_merge():
     (merge,) = recipe.merges
     assert merge.config(0.4, run=2).to_dict() == {
         "method": "core_space", "weights": 0.4, "layer_weights": {}, "rank": 3, "seed": 2,
-        "options": options, "heads": "keep", "base": None,
+        "options": options, "heads": "keep", "base": None, "energy": None,
     }  # fmt: skip

@@ -71,6 +71,7 @@ from orthomerge.adapters.penalty import (
     read_penalty,
 )
 from orthomerge.adapters.redo import verify
+from orthomerge.adapters.resize import resize_adapter
 from orthomerge.adapters.solve import excluded_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
 from orthomerge.adapters.trained import Trained, read_trained, write_training
@@ -141,6 +142,7 @@ __all__ = [
     "require_form",
     "require_runnable",
     "require_same_base",
+    "resize_adapter",
     "save_distilled",
     "save_full_model",
     "save_merged",

@@ -48,6 +48,7 @@ def merge_adapters(
     weights: Weights | None = None,
     layer_weights: LayerWeights | None = None,
     rank: int | str | None = None,
+    energy: float | None = None,
     seed: int | None = None,
     heads: str | None = None,
     base: str | None = None,
@@ -70,13 +71,13 @@ def merge_adapters(
         adapters: PEFT folders, ids of the hub (`org/name`, `org/name@revision`) or adapters read
             before, in the order of `weights`.
         config: what is asked of the merge, where it was put together before. `method` (linear by
-            default), `weights`, `layer_weights`, `rank`, `seed`, `heads`, `base` and the method's
-            options (`density=0.2`) say the same in place of it, or change it; `MergeConfig` says
-            what each means. Without weights, adapters that were trained the usual way are summed at
-            1/√N, and at 1 where their records say that they were made to be summed; methods that
-            average have weight 1 (`list_methods()` says which, `merge.json` why). Without a rank, a
-            dense update is cut to the sum of the adapters' ranks in its layer, and what was lost is
-            in `truncation_error`; `rank="full"` keeps all.
+            default), `weights`, `layer_weights`, `rank`, `energy`, `seed`, `heads`, `base` and the
+            method's options (`density=0.2`) say the same in place of it, or change it;
+            `MergeConfig` says what each means. Without weights, adapters that were trained the
+            usual way are summed at 1/√N, and at 1 where their records say that they were made to be
+            summed; methods that average have weight 1 (`list_methods()` says which, `merge.json`
+            why). Without a rank, a dense update is cut to the sum of the adapters' ranks in its
+            layer, and what was lost is in `truncation_error`; `rank="full"` keeps all.
         statistics: each adapter's statistics or file of them, for methods that need moments.
         fisher: each adapter's Fisher information or file of it, for methods that need it.
         output: write the merged adapter to this folder, and each task's own under `tasks/` where
@@ -95,8 +96,8 @@ def merge_adapters(
         UnknownNameError: no such method.
     """
     config = MergeConfig.of(
-        config, method=method, weights=weights, layer_weights=layer_weights, rank=rank, seed=seed,
-        heads=heads, base=base, **options,
+        config, method=method, weights=weights, layer_weights=layer_weights, rank=rank,
+        energy=energy, seed=seed, heads=heads, base=base, **options,
     ).for_adapter()  # fmt: skip
     if output is not None:
         inputs = [*adapters, *(statistics or ()), *(fisher or ())]

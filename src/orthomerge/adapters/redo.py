@@ -134,6 +134,7 @@ def _config_of(
         record["heads"],
         # An adapter's configuration calls the base what it was called then.
         base if record["form"] == "model" else record.get("base"),
+        record.get("energy"),
     )
 
 

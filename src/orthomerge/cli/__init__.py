@@ -11,6 +11,7 @@ from orthomerge.cli import (
     merge,
     old,
     report,
+    resize,
     run,
     stats,
     stats_files,
@@ -22,6 +23,6 @@ from orthomerge.cli._app import app, main
 
 __all__ = [
     "app", "convert", "diagnose", "distill", "evaluate", "fisher", "init",
-    "listing", "main", "merge", "old", "report", "run", "stats", "stats_files", "train", "tune",
-    "verify",
+    "listing", "main", "merge", "old", "report", "resize", "run", "stats", "stats_files", "train",
+    "tune", "verify",
 ]  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from orthomerge.errors import MergeError
+
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 TaskName = Annotated[
     str, typer.Option(help="A task of 'orthomerge list tasks', or a CSV, JSONL or Parquet file.")
@@ -42,8 +44,22 @@ MethodOptions = Annotated[
 Rank = Annotated[
     str | None,
     typer.Option(
-        help="Cut every layer to this rank; 'full' cuts nothing. Default 'sum': dense updates, as "
-        "ties gives them, are cut to the sum of the adapters' ranks."
+        help="Cut every layer to this rank; 'auto' to the least that keeps --energy; 'full' cuts "
+        "nothing. Default 'sum': dense updates, as ties gives them, are cut to the sum of the "
+        "adapters' ranks."
+    ),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(
+        help="With --rank auto: the part of each layer's squared norm to keep; default 0.99."
+    ),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        help="With --rank auto: the part of each layer's norm to lose at most, in place of "
+        "--energy; 0.1 is the energy 0.99."
     ),
 ]
 SolverOptions = Annotated[
@@ -59,6 +75,21 @@ def parse_rank(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         return text
+
+
+def kept_energy(energy: float | None, max_error: float | None) -> float | None:
+    """The energy to keep, whichever of the two the user gave.
+
+    Raises:
+        MergeError: both, or an error that is no part of a norm.
+    """
+    if max_error is None:
+        return energy
+    if energy is not None or not 0 <= max_error < 1:
+        raise MergeError(
+            f"--max-error {max_error:g}: give a number from 0 to below 1, and no --energy with it."
+        )
+    return 1 - max_error**2
 
 
 def file_paths(named: Iterable[str]) -> list[Path]:

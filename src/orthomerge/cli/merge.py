@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
-from orthomerge.cli._options import Count, Json, MethodOptions, Output, Overwrite, Rank, parse_rank
+from orthomerge.cli._options import (
+    Count,
+    Energy,
+    Json,
+    MaxError,
+    MethodOptions,
+    Output,
+    Overwrite,
+    Rank,
+    kept_energy,
+    parse_rank,
+)
 from orthomerge.cli._progress import Quiet, work_bar
 from orthomerge.cli._weights import Search, tuned_weights
 from orthomerge.errors import MergeError, RecipeError, unknown_name
@@ -30,6 +41,8 @@ def merge(
     layer_weights: list[str] | None = None,
     option: MethodOptions = None,
     rank: Rank = None,
+    energy: Energy = None,
+    max_error: MaxError = None,
     heads: str = "keep",
     stats: list[Path] | None = None,
     fisher: list[Path] | None = None,
@@ -85,7 +98,10 @@ def merge(
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
     adapters, options = list(adapters or []), parse_options(option or [])
-    own: dict[str, Any] = {"rank": parse_rank(rank), "seed": seed, "heads": heads, "base": base}
+    own: dict[str, Any] = {
+        "rank": parse_rank(rank), "energy": kept_energy(energy, max_error), "seed": seed,
+        "heads": heads, "base": base,
+    }  # fmt: skip
     if mergekit is not None:
         if adapters or method or weights or layer_weights or options or tune or task:
             raise MergeError(

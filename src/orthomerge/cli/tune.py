@@ -11,12 +11,15 @@ import typer
 from orthomerge.cli._app import app, out, parse_options, print_json, table
 from orthomerge.cli._options import (
     Count,
+    Energy,
     Json,
+    MaxError,
     MethodOptions,
     Output,
     Rank,
     Rate,
     file_paths,
+    kept_energy,
     parse_rank,
 )
 from orthomerge.cli._progress import Quiet, work_bar
@@ -39,6 +42,8 @@ def tune(
     method: str = "linear",
     option: MethodOptions = None,
     rank: Rank = None,
+    energy: Energy = None,
+    max_error: MaxError = None,
     stats: list[Path] | None = None,
     fisher: list[Path] | None = None,
     groups: Count = 1,
@@ -105,7 +110,7 @@ def tune(
         raise unknown_name("objective", objective, OBJECTIVES, error=MergeError)
     entropy = objective == "entropy"
     if entropy:
-        _only_sums(method, option, stats, fisher, rank, groups)
+        _only_sums(method, option, stats, fisher, rank or energy or max_error, groups)
     elif layerwise:
         raise MergeError("--layerwise goes with --objective entropy; for a search use --groups.")
     else:
@@ -114,8 +119,9 @@ def tune(
     require_apart(output, files, base)
     _require_ours(output, entropy=entropy, overwrite=overwrite)
     config = MergeConfig(
-        method, rank=parse_rank(rank), seed=seed, options=parse_options(option or []), base=base
-    )
+        method, rank=parse_rank(rank), energy=kept_energy(energy, max_error), seed=seed,
+        options=parse_options(option or []), base=base,
+    )  # fmt: skip
     settings = SearchSettings(trials, groups, low, high, seed, max_length)
     inputs = read_inputs(adapters, task, base=base, rows=rows, data_seed=data_seed)
     require_apart(output, base=inputs.base.path_or_id)
@@ -183,7 +189,7 @@ def _only_sums(
     option: list[str] | None,
     stats: list[Path] | None,
     fisher: list[Path] | None,
-    rank: str | None,
+    rank: str | float | None,
     groups: int,
 ) -> None:
     """Entropy is minimised over exact sums; what asks for something else is refused."""

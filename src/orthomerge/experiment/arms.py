@@ -142,7 +142,8 @@ class Merge(Part):
     weights: list[float] = Field(default=[1.0], min_length=1)
     choose_from: list[float] = Field(default_factory=list[float])
     options: dict[str, Any] = Field(default_factory=dict)
-    rank: int | None = Field(default=None, gt=0)
+    rank: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    energy: float | None = None
     seed: int | None = None
 
     def seed_of(self, run: int) -> int:
@@ -152,13 +153,15 @@ class Merge(Part):
     @property
     def arguments(self) -> dict[str, Any]:
         """What the merge is called with: the options, and the rank where one is asked for."""
-        return dict(self.options) | ({"rank": self.rank} if self.rank else {})
+        asked = {"rank": self.rank, "energy": self.energy}
+        return dict(self.options) | {key: value for key, value in asked.items() if value}
 
     def config(self, weight: float | None, run: int) -> MergeConfig:
         """The merge at one of the weights in a run of the seed `run`, for the library."""
         return MergeConfig(
-            self.method, weight, rank=self.rank, seed=self.seed_of(run), options=self.options
-        )
+            self.method, weight, rank=self.rank, energy=self.energy, seed=self.seed_of(run),
+            options=self.options,
+        )  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> Merge:

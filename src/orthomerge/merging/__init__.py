@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from orthomerge.merging.config import FULL, HEADS, SUM, LayerWeights, MergeConfig, Weights
+from orthomerge.merging.config import (
+    AUTO,
+    ENERGY,
+    FULL,
+    HEADS,
+    SUM,
+    LayerWeights,
+    MergeConfig,
+    Weights,
+)
 from orthomerge.merging.merge import iter_merge, merge_layers
 from orthomerge.merging.merged import MergedLayer, MergedUpdate
 from orthomerge.merging.plan import MergePlan, layer_seed, plan_merge
@@ -41,6 +50,8 @@ from orthomerge.merging.fisher import fisher
 # isort: on
 
 __all__ = [
+    "AUTO",
+    "ENERGY",
     "FULL",
     "HEADS",
     "ROWS",

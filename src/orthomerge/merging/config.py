@@ -15,8 +15,10 @@ from orthomerge.merging.registry import DefaultWeight, get_method
 
 HEADS = ("keep", "average", "refuse")
 """What can become of task heads and other `modules_to_save`."""
-SUM, FULL = "sum", "full"
-"""The ranks that are no number: the sum of the adapters' ranks, and nothing cut."""
+SUM, FULL, AUTO = "sum", "full", "auto"
+"""The ranks that are no number: the sum of the adapters' ranks, nothing cut, by kept energy."""
+ENERGY = 0.99
+"""The part of an update's squared norm that the rank "auto" keeps unless another is asked for."""
 
 Weights = Sequence[float] | float
 """One weight per adapter, or a single one for all of them."""
@@ -38,8 +40,11 @@ class MergeConfig:
         layer_weights: other weights for layers that a regular expression finds; the first decides.
         rank: a number truncates every layer to this rank (best approximation). "sum" truncates only
             dense updates, to the sum of the adapters' ranks in that layer (what is lost is within a
-            part in a thousand of the least). "full" keeps what the method gives. None is "sum"
-            where an adapter is the result, else "full".
+            part in a thousand of the least). "full" keeps what the method gives. "auto" gives every
+            layer the least rank that keeps `energy`. None is "auto" where an `energy` is given,
+            else "sum" where an adapter is the result, else "full".
+        energy: the part of each layer's squared Frobenius norm that the rank "auto" keeps, 0.99 by
+            default; a relative error of at most e is the energy 1 - e².
         seed: for methods that draw at random.
         options: of the method; those called lambda in the papers are `lambda_` or "lambda". A
             method that works through another one (`core_space`, `pico`) passes on the options it
@@ -51,7 +56,8 @@ class MergeConfig:
     Raises:
         UnknownNameError: no such method.
         MergeError: weights that are not finite, an option that the method does not have, a rank
-            that is none, or layer weights under something that is no regular expression.
+            that is none, an energy that is none or beside another rank, or layer weights under
+            something that is no regular expression.
         AdapterError: no such treatment of heads.
     """
 
@@ -63,6 +69,7 @@ class MergeConfig:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     heads: str = "keep"
     base: str | None = None
+    energy: float | None = None
 
     def __post_init__(self) -> None:
         method, options = get_method(self.method), dict(self.options)
@@ -70,13 +77,7 @@ class MergeConfig:
             if self.rank is not None:
                 raise MergeError(f"the rank of '{method.name}' is given twice: give it once.")
             self._set(rank=options.pop("rank"))
-        if self.rank not in (None, SUM, FULL):
-            if isinstance(self.rank, str):
-                raise MergeError(
-                    f"the rank '{self.rank}' is none: give a whole number, '{SUM}' (of the "
-                    f"adapters' ranks) or '{FULL}' (nothing is cut)."
-                )
-            check_rank("rank", self.rank)
+        self._settle_rank()
         for name in options:
             if name in FIELDS and name not in method.options and not method.open_options:
                 raise MergeError(
@@ -96,6 +97,31 @@ class MergeConfig:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def _settle_rank(self) -> None:
+        """A rank that is one, and an energy where it is "auto" alone."""
+        if self.rank is None and self.energy is not None:
+            self._set(rank=AUTO)
+        if self.rank == AUTO:
+            energy = ENERGY if self.energy is None else self.energy
+            if not 0 < energy <= 1:
+                raise MergeError(
+                    f"the energy {energy} is no part to keep: give a number above 0 and at most 1, "
+                    f"as {ENERGY}."
+                )
+            self._set(energy=float(energy))
+        elif self.energy is not None:
+            raise MergeError(
+                f"the energy {self.energy} goes with the rank '{AUTO}', not {self.rank!r}: give "
+                "one of the two."
+            )
+        if isinstance(self.rank, str) and self.rank not in (SUM, FULL, AUTO):
+            raise MergeError(
+                f"the rank '{self.rank}' is none: give a whole number, '{SUM}' (of the adapters' "
+                f"ranks), '{AUTO}' (by kept energy) or '{FULL}' (nothing is cut)."
+            )
+        if not isinstance(self.rank, str):
+            check_rank("rank", self.rank)
+
     @classmethod
     def of(cls, config: MergeConfig | None = None, /, **asked: Any) -> MergeConfig:
         """The configuration that keyword arguments ask for, or `config` as they change it.
@@ -111,6 +137,8 @@ class MergeConfig:
             return cls(**chosen, options=options)
         if chosen.get("method", config.method) == config.method:
             options = {**config.options, **options}
+        if "rank" in chosen:  # the energy goes with the rank that it was given with
+            chosen.setdefault("energy", None)
         return replace(config, **chosen, options=options)
 
     def for_adapter(self) -> MergeConfig:

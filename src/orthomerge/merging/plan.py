@@ -16,9 +16,9 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, truncate_measured
-from orthomerge.merging.config import SUM, MergeConfig
+from orthomerge.merging.config import AUTO, SUM, MergeConfig
 from orthomerge.merging.merged import MergedLayer
-from orthomerge.merging.parts.lowrank import truncate_dense, truncate_nearly
+from orthomerge.merging.parts.lowrank import truncate_dense, truncate_nearly, truncate_to_energy
 from orthomerge.merging.parts.options import LayerProblem
 from orthomerge.merging.registry import PerTask, Truncated, Update, get_method
 from orthomerge.moments import Moment
@@ -106,9 +106,11 @@ class MergePlan:
             given["fisher"] = [_fisher_of(f, name, factors[0]) for f in self._fisher]
         if self._survey is not None:
             given["over_model"] = partial(self._surveyed, device)
+        if self._cuts and self.config.rank == AUTO:  # it is cut by its energy, and only then
+            given["rank"] = max(sum(f.rank for f in factors), 1)
         weights = self._by_layer.get(name, self._weights)
         try:
-            result = self._method.function(factors, list(weights), **self._options, **given)
+            result = self._method.function(factors, list(weights), **{**self._options, **given})
             update, tasks, error = self._parted(result, factors)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
@@ -152,8 +154,11 @@ class MergePlan:
             update, error = result.update, result.error
         else:
             update = result
-        rank = self.config.rank
-        if rank == SUM:
+        rank, energy = self.config.rank, self.config.energy
+        if energy is not None:
+            update, error = truncate_to_energy(update, energy)
+            tasks = tuple(truncate_to_energy(own, energy)[0] for own in tasks)
+        elif rank == SUM:
             update, error = _cut_dense(update, factors, error)
             tasks = tuple(_cut_dense(own, factors, None)[0] for own in tasks)
         elif isinstance(rank, int) and not self._cuts:

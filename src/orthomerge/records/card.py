@@ -183,6 +183,8 @@ def _cut(record: Mapping[str, Any]) -> list[str]:
     if rank in (None, FULL) or (rank == SUM and not errors):
         return []
     to = "the sum of the adapters' ranks" if rank == SUM else f"rank {rank}"
+    if energy := record.get("energy"):
+        to = f"the rank that keeps {energy:.6g} of a layer's energy"
     return [f"cut to {to}, which took at most {max(errors.values(), default=0.0):.1%} of a layer"]
 
 

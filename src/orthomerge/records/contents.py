@@ -65,6 +65,7 @@ def merge_record(
         "method": config.method,
         "paper": get_method(config.method).paper,
         **{key: asked[key] for key in ("options", "seed", "rank", "layer_weights", "heads")},
+        **({"energy": config.energy} if config.energy is not None else {}),
         "task_type": adapters[0].config.get("task_type"),
         **about_base(config.base, config.base or base_model, base_sha256),
         "statistics": list(statistics),

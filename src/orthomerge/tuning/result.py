@@ -40,6 +40,7 @@ class Method:
         return {
             "name": self.config.method,
             **{key: asked[key] for key in ("options", "rank", "seed")},
+            **({"energy": self.config.energy} if self.config.energy is not None else {}),
             "files": self.files,
         }
 

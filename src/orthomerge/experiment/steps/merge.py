@@ -63,6 +63,8 @@ class MergeStep(Scoring):
         """Method, weight, options, and what the method reads besides the adapters."""
         merge = self._how(exp)
         what: list[Any] = [merge.method, self.weight, merge.options, merge.rank]
+        if merge.energy is not None:
+            what.append({"energy": merge.energy})
         if merge.seed is not None:
             what.append({"seed": merge.seed})
         found: dict[str, Any] = {"merge": what}
@@ -87,7 +89,7 @@ class MergeStep(Scoring):
         """Where the merged adapter is, where it is kept."""
         merge = self._how(exp)
         adapters = [exp.key(step) for step in self.adapters(exp).values()]
-        later = {"seed"} if merge.seed is None else set[str]()
+        later = {name for name in ("energy", "seed") if getattr(merge, name) is None}
         what = merge.model_dump(exclude={"weights", "choose_from", *later})
         key = fingerprint([adapters, what, self.weight, VERSION])
         name = f"{merge.method}-w{said(self.weight)}-{key[:12]}"
@@ -122,7 +124,9 @@ class MergeStep(Scoring):
         merge = self._how(exp)
         tasks, method = len(self.tasks(exp)), get_method(merge.method)
         shape = exp.recipe.adapter_of(self.arm)
-        rank = merge.arguments.get("rank") or (shape.rank * tasks if method.low_rank else None)
+        rank = merge.arguments.get("rank")
+        if not isinstance(rank, int):
+            rank = shape.rank * tasks if method.low_rank else None
         size = exp.size(shape.targets)
         return 4 * size.adapter(rank) * (1 + tasks if method.per_task else 1)
 

@@ -12,7 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge import linalg
-from orthomerge.factors import Lift, LoraFactors, from_dense, thin_qr, thin_qrs
+from orthomerge.factors import (
+    Lift,
+    LoraFactors,
+    from_dense,
+    rank_for,
+    thin_qr,
+    thin_qrs,
+    truncate_measured,
+)
 from orthomerge.subspace.krylov import largest
 
 # Columns beyond the wanted ones, and how many times the whole they must fit into a side for a
@@ -150,6 +158,29 @@ def truncate_dense(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lora
         part = LoraFactors(part.B.T, part.A.T, 1.0)
     lost = max(norm**2 - float(image.square().sum()), 0.0) ** 0.5
     return part.to(update.dtype), (lost / norm if norm else 0.0)
+
+
+def truncate_to_energy(
+    update: LoraFactors | Float[Tensor, "d_out d_in"], energy: float
+) -> tuple[LoraFactors, float]:
+    """The best approximation of the least rank that keeps `energy`, and the share of norm it lost.
+
+    `energy` is a part of the squared Frobenius norm. Of a dense update all singular values must be
+    known: those of its Gram matrix, in float64. O(d_out d_in min(d) + min(d)³).
+    """
+    if isinstance(update, LoraFactors):
+        return truncate_measured(update, energy=energy)
+    wide = update.double()
+    flat = wide if wide.shape[0] >= wide.shape[1] else wide.T
+    values, V = linalg.eigh(flat.T @ flat)
+    values, V = values.flip(0).clamp(min=0), V.flip(1)
+    rank = rank_for(values.sqrt(), energy, max(update.shape), update.dtype)
+    V = V[:, :rank]
+    part = _balanced(values[:rank], (flat @ V).T, V.T)
+    if flat is not wide:
+        part = LoraFactors(part.B.T, part.A.T, 1.0)
+    total = float(values.sum())
+    return part.to(update.dtype), ((float(values[rank:].sum()) / total) ** 0.5 if total else 0.0)
 
 
 def truncate_nearly(

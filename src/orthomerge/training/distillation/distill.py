@@ -174,6 +174,11 @@ def distill_adapters(
     """
     settings = settings or DistillSettings()
     config = MergeConfig.of(config, method=method, weights=weights, base=base, **options)
+    if config.energy is not None:
+        raise MergeError(
+            "a distilled merge has no rank by energy: give the rank itself, where 'auto' is the "
+            "smallest that begins about as near to the teachers as the whole merge."
+        )
     rank = rank or config.rank
     check_start_rank(rank)
     if output is not None:
