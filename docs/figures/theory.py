@@ -113,7 +113,9 @@ def _draw_spectrum(plt: Any, found: dict[str, Any]) -> Any:
     axis.text(half + 4, shares[0] / 3, f"{half} directions hold 90 %", color="#c05621")
     axis.axvspan(len(shares) - RANK, len(shares), color="#1a5fb4", alpha=0.25)
     axis.text(len(shares) - RANK - 4, 3e-7, "room for a rank of 8", ha="right", color="#1a5fb4")
-    axis.set(xlabel="direction of the layer's input, loudest first", ylabel="share of energy")
+    axis.set(
+        xlabel="direction of the layer's input, highest energy first", ylabel="share of energy"
+    )
     return figure
 
 

@@ -49,7 +49,7 @@ def open_page(browser):
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    from fake_rows import ARMS, TASKS, fake_evidence, fake_rows, fake_run
+    from fake_rows import ARMS, TASKS, fake_analyses, fake_rows, fake_run
 
     from orthomerge.io.rows import append_rows
     from orthomerge.report import build_report
@@ -58,7 +58,7 @@ def run_folder(tmp_path_factory):
     folder.mkdir()
     rows = fake_rows(ARMS[:3], TASKS[:4])
     append_rows(folder / "results.jsonl", rows)
-    fake_evidence(folder, rows)
+    fake_analyses(folder, rows)
     (folder / "run.json").write_text(json.dumps(fake_run(rows)), encoding="utf-8")
     build_report(folder)
     return folder

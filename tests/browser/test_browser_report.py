@@ -113,7 +113,7 @@ def test_printing_gives_whole_pages_in_light_colours(open_page, address):
 @pytest.fixture
 def large(tmp_path_factory):
     """A page with more of everything than a sheet or a phone is wide."""
-    from fake_rows import ARMS, MERGES, fake_evidence, fake_rows
+    from fake_rows import ARMS, MERGES, fake_analyses, fake_rows
 
     from orthomerge.io.rows import append_rows
     from orthomerge.report import build_report
@@ -122,7 +122,7 @@ def large(tmp_path_factory):
     tasks = [f"a-rather-long-name-{i}" for i in range(9)]
     rows = fake_rows(ARMS, tasks, merges=[*MERGES, ("emr", 1.0, {}), ("fisher", 1.0, {})])
     append_rows(folder / "results.jsonl", rows)
-    fake_evidence(folder, rows)
+    fake_analyses(folder, rows)
     return build_report(folder).as_uri()
 
 

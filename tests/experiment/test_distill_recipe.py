@@ -22,7 +22,7 @@ from orthomerge.experiment.executors import ProcessExecutor
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.progress import Reporter
 from orthomerge.experiment.steps import DistilledStep, DistillStep
-from orthomerge.io.evidence import read_evidence
+from orthomerge.io.analyses import read_analyses
 from orthomerge.training import DistillSettings
 
 DISTILL = {"method": "distill", "from": {"weight": 0.5}, "rank": 4, "steps": [4, 6], "samples": 20}
@@ -98,7 +98,7 @@ def test_it_is_the_librarys_distillation_of_these_adapters_on_the_training_texts
 
 def test_the_page_has_its_agreement_and_its_cost(finished):
     output, _ = finished
-    found = read_evidence(output).distillations
+    found = read_analyses(output).distillations
     assert [(d.steps, d.texts) for d in found] == [(4, 40), (6, 40), (2, 40), (0, 40)]
     record = json.loads((folders(output)[6] / "merge.json").read_text())["distilled"]
     assert found[1].seconds == pytest.approx(sum(record["seconds"].values()), rel=1e-3)

@@ -1,4 +1,4 @@
-"""What the fuzzer does to the files of a run: rows, record, journal, evidence, and a search's."""
+"""What the fuzzer does to the files of a run: rows, record, journal, analyses, and a search's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orthomerge.experiment.measured import Costs
 from orthomerge.experiment.preview import throughput_of_run
 from orthomerge.experiment.record import write_record
 from orthomerge.experiment.steps.start import TRAINING, read_losses
-from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
+from orthomerge.io.analyses import BandShares, Curve, Disturbance, EnergySpectrum, read_analyses
 from orthomerge.io.files import append_lines
 from orthomerge.io.rows import ResultRow, read_rows
 from orthomerge.models.assets import ResolvedModel
@@ -33,8 +33,8 @@ PAGES = 0.2
 _PAIR = [[1.0, 0.5], [None, 1.0]]
 EVIDENCE: list[Any] = [
     Disturbance("k", "a", 0, 0.1, "token", ["x", "y"], _PAIR, {"layer.0": _PAIR, "layer.1": _PAIR}),
-    Spectrum("k/l", "x", "layer.0", 6, [1, 2, 4], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1]),
-    Place("p/l", "a", 0, "x", "layer.0", [0.5, 0.5], [0.9, 0.1], [1.0, 0.1]),
+    EnergySpectrum("k/l", "x", "layer.0", 6, [1, 2, 4], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1]),
+    BandShares("p/l", "a", 0, "x", "layer.0", [0.5, 0.5], [0.9, 0.1], [1.0, 0.1]),
     Curve("c", "a", 0, "x", 0.1, [[1, 0.7], [2, 0.5]]),
 ]
 SEARCH = {
@@ -127,7 +127,7 @@ def journal(root: Path) -> Callable[[random.Random], None]:
     return once
 
 
-def evidence(root: Path) -> Callable[[random.Random], None]:
+def analyses(root: Path) -> Callable[[random.Random], None]:
     """The files next to the rows, and an adapter's losses: read, and now and then the page made."""
     run = _run_folder(root)
 
@@ -143,7 +143,7 @@ def evidence(root: Path) -> Callable[[random.Random], None]:
         elif rng.random() < PAGES:
             assert "</html>" in render_report([run])
         else:
-            read_evidence(run)
+            read_analyses(run)
 
     return once
 

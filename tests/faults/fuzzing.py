@@ -70,7 +70,7 @@ def targets(root: Path) -> list[Target]:
         Target("shard indexes and shards", 0.03, fuzz_adapters.shards(root / "shards")),
         Target("run.json", 0.03, fuzz_runs.record(root / "run")),
         Target("jobs.jsonl", 0.02, fuzz_runs.journal(root / "journal")),
-        Target("evidence of a run", 0.03, fuzz_runs.evidence(root / "evidence")),
+        Target("evidence of a run", 0.03, fuzz_runs.analyses(root / "evidence")),
         Target("weights.json of a search", 0.01, fuzz_runs.search(root / "search")),
     ]
 

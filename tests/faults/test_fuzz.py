@@ -19,11 +19,11 @@ from orthomerge.experiment.measured import Costs
 from orthomerge.experiment.preview import throughput_of_run
 from orthomerge.experiment.record import write_record
 from orthomerge.factors import LoraFactors
-from orthomerge.io.evidence import Disturbance, read_evidence
+from orthomerge.io.analyses import Disturbance, read_analyses
 from orthomerge.io.files import append_lines, fingerprint
 from orthomerge.merging import merge_layers
 from orthomerge.models.assets import ResolvedModel
-from orthomerge.report.evidence import mean_disturbance
+from orthomerge.report.analyses import mean_disturbance
 from orthomerge.report.trials import build_trials_page
 
 # Whole pages are made of what is read.
@@ -165,12 +165,12 @@ def test_a_conversion_of_no_record_is_not_trained(tmp_path, record):
         ("training.jsonl", {"losses": [[float("inf"), 1.0]]}),
     ],
 )
-def test_evidence_whose_parts_are_not_of_one_size_is_refused(tmp_path, name, change):
+def test_analyses_whose_parts_are_not_of_one_size_is_refused(tmp_path, name, change):
     honest = {r.FILE: asdict(r) for r in fuzz_runs.EVIDENCE}[name]
     lines = [honest | change, honest, honest]
     (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(OrthomergeError, match=f"line 1 of .*{name}"):
-        read_evidence(tmp_path)
+        read_analyses(tmp_path)
 
 
 def test_seeds_of_other_tasks_have_no_part_in_the_mean():

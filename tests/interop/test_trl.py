@@ -11,7 +11,7 @@ import torch
 from conftest import call
 from datasets import load_dataset
 from peft import PeftModel
-from tiny_lora import lay_out, loudest, rows_of_A, wrapped, write_rows
+from tiny_lora import dominant, lay_out, rows_of_A, wrapped, write_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import orthomerge
@@ -95,8 +95,8 @@ def test_the_start_survives_the_trainer_and_the_constraint_its_steps(
         gap = 1e-6 if constraint == "project" else 0
         torch.testing.assert_close(A, chosen[name].basis.float(), atol=gap, rtol=0)
     moved = [float((steps[-1][n] - first[n]).norm()) for n in first]
-    loud = loudest(others)
-    inside = [max(float((s[n].double() @ loud[n]).norm()) for n in s) for s in steps]
+    excluded = dominant(others)
+    inside = [max(float((s[n].double() @ excluded[n]).norm()) for n in s) for s in steps]
     if constraint == "freeze":
         assert all(torch.equal(s[n], first[n]) for s in steps for n in first)
     else:
@@ -119,8 +119,8 @@ def test_a_half_precision_base_keeps_a_start_in_full_precision(place, tmp_path, 
     for name, A in watch.seen[0].items():
         assert A.dtype == torch.float32
         torch.testing.assert_close(A, chosen[name].basis.float(), atol=1e-6, rtol=0)
-    loud = loudest(others)
-    assert max(float((A.double() @ loud[n]).norm()) for n, A in watch.seen[-1].items()) < 1e-6
+    excluded = dominant(others)
+    assert max(float((A.double() @ excluded[n]).norm()) for n, A in watch.seen[-1].items()) < 1e-6
     assert next(model.base_model.model.model.embed_tokens.parameters()).dtype == dtype
 
 
@@ -188,14 +188,14 @@ def test_the_example_script_gives_adapters_that_merge(
                      "--learning-rate", "0.02"]  # fmt: skip
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
         runpy.run_path(str(SCRIPT), run_name="__main__")
-        adapter, loud = read_adapter(name), loudest(theirs)
+        adapter, excluded = read_adapter(name), dominant(theirs)
         assert len(adapter.layers) == 4
         assert read_trained(name).constraint == constraint
         for layer, factors in adapter.layers.items():
             assert float(factors.B.norm()) > 1e-3
             A = factors.A.double()
             if constraint == "project":
-                assert float((A @ loud[layer.removeprefix("model.")]).norm()) < 1e-6
+                assert float((A @ excluded[layer.removeprefix("model.")]).norm()) < 1e-6
             if constraint == "freeze":
                 assert torch.allclose(A @ A.T, torch.eye(4).double(), atol=1e-5)
     # Its statistics are for others' starts, as those of 'orthomerge stats --form text' are.

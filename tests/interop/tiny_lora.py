@@ -63,7 +63,7 @@ def rows_of_A(model) -> dict[str, torch.Tensor]:
     }
 
 
-def loudest(files: list[str], share: float = 0.9, rank: int = 4) -> dict[str, torch.Tensor]:
+def dominant(files: list[str], share: float = 0.9, rank: int = 4) -> dict[str, torch.Tensor]:
     """The oracle: the top eigenvectors of the summed moments that hold `share` of their trace."""
     read = [orthomerge.Statistics.load(f) for f in files]
     found = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, to_lines
+from orthomerge.io.analyses import BandShares, Curve, Disturbance, EnergySpectrum, to_lines
 from orthomerge.io.rows import SINGLE, ResultRow
 
 TASKS = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
@@ -120,7 +120,7 @@ LAYERS = [
 ]
 
 
-def fake_evidence(folder: Path, rows: Sequence[ResultRow], layers: Sequence[str] = LAYERS) -> None:
+def fake_analyses(folder: Path, rows: Sequence[ResultRow], layers: Sequence[str] = LAYERS) -> None:
     """The files beside the rows, for every arm, task and seed of them."""
     draw = random.Random(11)
     tasks = list(dict.fromkeys(r.task for r in rows))
@@ -143,15 +143,18 @@ def fake_evidence(folder: Path, rows: Sequence[ResultRow], layers: Sequence[str]
                 parts = [draw.random() for _ in range(8)]
                 parts = [p / sum(parts) for p in parts]
                 key = f"p {arm} {task} {layer}"
-                places.append(Place(key, arm, seed, task, layer, parts, parts[::-1], [1.1, 0.4]))
+                places.append(
+                    BandShares(key, arm, seed, task, layer, parts, parts[::-1], [1.1, 0.4])
+                )
     at = [1, 2, 4, 8, 16, 32]
     falling = [0.5 / p for p in at]
     spectra = [
-        Spectrum(f"s {t} {layer}", t, layer, 32, at, falling, [v / 2 for v in falling])
+        EnergySpectrum(f"s {t} {layer}", t, layer, 32, at, falling, [v / 2 for v in falling])
         for t in tasks
         for layer in layers
     ]
     for kind, records in (
-        (Disturbance, disturbances), (Curve, curves), (Place, places), (Spectrum, spectra),
+        (Disturbance, disturbances), (Curve, curves), (BandShares, places),
+        (EnergySpectrum, spectra),
     ):  # fmt: skip
         (folder / kind.FILE).write_text(to_lines(records), encoding="utf-8")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_rows import ARMS, TASKS, fake_rows, row
 
-from orthomerge.io.evidence import Curve
+from orthomerge.io.analyses import Curve
 from orthomerge.report import summarize, task_figure, weight_figure
-from orthomerge.report.evidence import curve_figure
+from orthomerge.report.analyses import curve_figure
 from orthomerge.report.style import DARK, LIGHT, colour, dash, symbol
 
 CARDS = {"light": "#ffffff", "dark": "#181d23"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from fake_rows import ARMS, TASKS, fake_evidence, fake_rows, fake_run, row
+from fake_rows import ARMS, TASKS, fake_analyses, fake_rows, fake_run, row
 
 from orthomerge.errors import OrthomergeError
 from orthomerge.io.rows import append_rows
@@ -69,7 +69,7 @@ def short_plotly():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     rows, folder = fake_rows(), tmp_path_factory.mktemp("run")
-    fake_evidence(folder, rows)
+    fake_analyses(folder, rows)
     return build(folder, rows, fake_run(rows))
 
 
@@ -203,7 +203,7 @@ def test_two_runs_side_by_side(tmp_path):
     for name, arms in (("before", ARMS[:3]), ("after", ARMS[1:4])):
         rows = fake_rows(arms, TASKS[:3])
         (tmp_path / name).mkdir()
-        fake_evidence(tmp_path / name, rows)
+        fake_analyses(tmp_path / name, rows)
         build(tmp_path / name, rows, fake_run(rows) | {"name": name})
     path = build_comparison([tmp_path / "before", tmp_path / "after"])
     assert path == tmp_path / "compare-before-after.html"

@@ -149,11 +149,11 @@ def main() -> None:
     except OrthomergeError as problem:
         err.print(f"[bold red]error:[/] {_escaped(problem)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except _Stopped as told:
+    except _Stopped as signalled:
         goes_on = any(verb in sys.argv[1:2] for verb in _GO_ON)
         way = "call the same command again to go on where it was" if goes_on else "nothing is kept"
         err.print(f"stopped; {way}.")
-        sys.exit(128 + told.args[0])
+        sys.exit(128 + signalled.args[0])
 
 
 def _end_tidily() -> None:

@@ -46,8 +46,8 @@ def _count(number: int) -> str:
 def _kinds(found: DryRun) -> Table:
     jobs = table("to do", "jobs", "time", "disk", "peak memory")
     for kind, k in (*found.kinds.items(), ("all", found.total)):
-        told = (human_duration(k.seconds), human_size(k.disk), human_size(k.memory))
-        jobs.add_row(kind, str(k.jobs), *(told if found.speed else ("?",) * 3))
+        takes = (human_duration(k.seconds), human_size(k.disk), human_size(k.memory))
+        jobs.add_row(kind, str(k.jobs), *(takes if found.speed else ("?",) * 3))
     return jobs
 
 

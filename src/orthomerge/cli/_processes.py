@@ -35,7 +35,7 @@ def several_processes() -> Generator[Process, None, None]:
 
     from orthomerge.statistics import end_processes, failing_together
 
-    # Told to, or with no GPU: by itself PartialState would take each process for the only one.
+    # On request, or without a GPU: PartialState by itself would see one process only.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
     try:

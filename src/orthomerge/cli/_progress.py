@@ -37,7 +37,7 @@ Quiet = Annotated[
 
 
 class Report(Protocol):
-    """Told how much is done, of how much, and the value so far where there is one."""
+    """Called with how much is done, of how much, and the value so far where there is one."""
 
     def __call__(self, done: int, of: int, value: float | None = None, /) -> None: ...
 

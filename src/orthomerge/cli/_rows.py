@@ -84,10 +84,10 @@ def training_rows(
         what = f"a fixed split of {table.name}, {kept} rows are kept for 'eval --task'"
     else:
         what = "its training rows"
-    told = {"sha256": file_sha256(table), "whole": file is not None} if table else None
+    origin = {"sha256": file_sha256(table), "whole": file is not None} if table else None
     labels = {"labels": list(about.labels)}
     found = Rows(about, data.train, of, what, data.fingerprint)
-    return found, {**labels, **({"table": told} if told else {})}
+    return found, {**labels, **({"table": origin} if origin else {})}
 
 
 def test_rows(
@@ -119,8 +119,8 @@ def test_rows(
         of = len(about.pools()["test"])
         return Rows(about, data.test, of, "its test rows", data.fingerprint)
     name = task if file and task else table.stem
-    told = learnt_for(learnt, name)
-    labels = told.labels if told else None
+    known = learnt_for(learnt, name)
+    labels = known.labels if known else None
     same = [item for item in learnt if item.table == file_sha256(table)]
     if same and (file is not None or any(item.whole for item in same)):
         way = "name other rows with --test-file"

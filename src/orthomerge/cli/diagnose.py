@@ -26,7 +26,7 @@ def diagnose(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Will these adapters work together? Told before merging anything.
+    """Will these adapters work together? Find out before merging.
 
     From the adapters alone: how far they overlap, contradict each other, differ in size, and
     whether they began from one start. With statistics of their tasks also what each adapter does
@@ -64,7 +64,7 @@ def _say(found: Diagnosis) -> None:
     if found.plain is not None:
         out.print(_interference(found))
         out.print(_shifts(found))
-        out.print(_loudest(found))
+        out.print(_largest(found))
     for line in found.notes:
         out.print(f"[yellow]note[/] {line}", highlight=False)
     for advice in found.advice:
@@ -143,9 +143,9 @@ def _shifts(found: Diagnosis) -> Table:
     return shifts
 
 
-def _loudest(found: Diagnosis) -> Table:
-    shown = found.loudest[:LAYERS]
-    whole = sum(value for _, value in found.loudest) or 1.0
+def _largest(found: Diagnosis) -> Table:
+    shown = found.largest_shifts[:LAYERS]
+    whole = sum(value for _, value in found.largest_shifts) or 1.0
     layers = table("layer", "share of the shift", title="layers that hurt the plain sum most")
     for name, value in shown:
         layers.add_row(name, f"{100 * value / whole:.0f} %")

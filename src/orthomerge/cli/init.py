@@ -106,8 +106,8 @@ def init(
         options=parse_options(option or []),
     )
     shape = _Shape(rank, alpha, low_energy, labels, task_type)
-    told = _Statistics(others, read, own, Statistics.load(own, lazy=True) if own else None)
-    made = _make(model, shape, config, told, existing or [], output)
+    statistics = _Statistics(others, read, own, Statistics.load(own, lazy=True) if own else None)
+    made = _make(model, shape, config, statistics, existing or [], output)
     if json:
         found = {"path": str(output), "captured": made.captured}
         ranks = {"ranks": made.ranks, "low_energy_directions": made.free} if made.free else {}
@@ -160,7 +160,7 @@ def _make(
     model: str,
     shape: _Shape,
     config: OsrmConfig,
-    told: _Statistics,
+    statistics: _Statistics,
     existing: list[Path],
     output: Path,
 ) -> _Made:
@@ -171,10 +171,10 @@ def _make(
     from orthomerge.records import start_record
 
     found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
-    read, mine = told.read, told.mine
+    read, mine = statistics.read, statistics.mine
     words, kind = read[0].meta.form == "text", shape.task_type
     kind = kind or (language_task_type(found.path_or_id) if words else "SEQ_CLS")
-    told.check(found, model, kind)
+    statistics.check(found, model, kind)
     ranks, free = ({}, {})
     if shape.low_energy is not None:
         ranks, free = adapters.plan_ranks(read, shape.rank, shape.low_energy, config.weights)
@@ -189,8 +189,8 @@ def _make(
     started = adapters.start_adapter(wrapped, read, mine, config, existing=trained)
     energies = adapters.captured(started.chosen)
     record = start_record(
-        config, base=found.name, base_sha256=found.sha256, others=told.others, own=told.own,
-        existing=trained, low_energy=shape.low_energy, captured=energies,
+        config, base=found.name, base_sha256=found.sha256, others=statistics.others,
+        own=statistics.own, existing=trained, low_energy=shape.low_energy, captured=energies,
         read_as={key: getattr((mine or read[0]).meta, key) for key in ("prompt", "max_length")},
     )  # fmt: skip
     adapters.save_start(wrapped, output, started.directions, charges=started.charges, record=record)

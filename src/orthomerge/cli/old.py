@@ -71,9 +71,9 @@ def card(folder: Path, results: Annotated[list[Path], typer.Option()], json: Jso
     """
     from orthomerge.records import add_scores, read_scores
 
-    told = add_scores(folder, read_scores(results))
+    figures = add_scores(folder, read_scores(results))
     if json:
-        print_json({"path": str(folder), "figures": [figure.model_dump() for figure in told]})
+        print_json({"path": str(folder), "figures": [figure.model_dump() for figure in figures]})
         return
-    written = ", ".join(figure.task for figure in told)
+    written = ", ".join(figure.task for figure in figures)
     out.print(f"{folder / 'README.md'}: figures of {written}.", soft_wrap=True, highlight=False)

@@ -40,7 +40,7 @@ def inspect(
     size = file.stat().st_size
     with work_bar("spectra") as progress:
         inputs = summarize(statistics, adding(progress, len(statistics.moments)))
-    told = disclosure(statistics.meta, inputs)
+    disclosed = disclosure(statistics.meta, inputs)
     if json:
         entries = [i._asdict() | {"spectrum": i.spectrum._asdict()} for i in inputs]
         print_json(
@@ -49,14 +49,14 @@ def inspect(
                 "bytes": size,
                 **asdict(statistics.meta),
                 "inputs": entries,
-                "gives_away": told,
+                "gives_away": disclosed,
             }
         )
         return
     _print_meta(file, size, statistics.meta)
     _print_tables(inputs)
     out.print("What it gives away:", highlight=False)
-    for sentence in told:
+    for sentence in disclosed:
         out.print(f"- {sentence}", highlight=False, markup=False)
 
 

@@ -49,8 +49,8 @@ def verify(
                 soft_wrap=True, highlight=False,
             )  # fmt: skip
         away = sum(c.state == "not here" for c in found)
-        told = f"; {away} of the inputs are not here" if away else ""
+        inputs = f"; {away} of the inputs are not here" if away else ""
         said = f"{len(wrong)} of {len(found)} differ" if wrong else "all is as it was written"
-        out.print(f"{escape(str(output))}: {said}{told}.", soft_wrap=True, highlight=False)
+        out.print(f"{escape(str(output))}: {said}{inputs}.", soft_wrap=True, highlight=False)
     if wrong:
         raise typer.Exit(1)

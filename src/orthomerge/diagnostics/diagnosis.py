@@ -39,13 +39,15 @@ class Diagnosis:
     advice: list[Advice] = field(default_factory=list[Advice])
 
     @property
-    def loudest(self) -> list[tuple[str, float]]:
+    def largest_shifts(self) -> list[tuple[str, float]]:
         """The layers by what they add to the mean shift of the sum at weight 1, largest first."""
         if self.plain is None:
             return []
         terms = self.plain.untuned.layers
         found = [(name, float(shares.mean())) for name, shares in terms.items()]
         return sorted(found, key=lambda item: -item[1])
+
+    loudest = largest_shifts  # the name of version 0.1, for one release
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -68,7 +70,7 @@ class Diagnosis:
                 "task_arithmetic": _plain(self.plain),
                 **{name: _plain(best) for name, best in self.methods.items()},
             },
-            "loudest_layers": [{"layer": n, "shift": v} for n, v in self.loudest],
+            "loudest_layers": [{"layer": n, "shift": v} for n, v in self.largest_shifts],
             "advice": [a._asdict() for a in self.advice],
         }
 
@@ -109,11 +111,11 @@ def diagnose(
     tried: dict[str, BestWeight] = {}
     for place, (name, config) in enumerate(asked.items()):
 
-        def told(done: int, of: int, place: int = place) -> None:
+        def report(done: int, of: int, place: int = place) -> None:
             if progress:
                 progress(place * of + done, len(asked) * of)
 
-        tried[name] = best_weight(read, stats, config, progress=told)
+        tried[name] = best_weight(read, stats, config, progress=report)
     return Diagnosis(
         compared, notes(compared), found, interference_of(found), plain, tried,
         advise(found, plain, tried),

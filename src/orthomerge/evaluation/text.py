@@ -15,7 +15,7 @@ from orthomerge.prompting import Wording, generate, log_likelihoods
 from orthomerge.tasks import Kind, Prompt, Row, number_or_mean
 
 Progress = Callable[[int, int], None]
-"""Told the rows done, and of how many."""
+"""Called with the rows done, and of how many."""
 SCORINGS = ("likelihood", "generation")
 
 

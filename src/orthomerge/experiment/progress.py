@@ -8,7 +8,7 @@ from orthomerge.io.rows import ResultRow
 
 
 class Reporter:
-    """Told of every stage, every step in it, and every row. This one says nothing: override it."""
+    """Called at every stage, every step in it, and every row; it says nothing until overridden."""
 
     def total(self, units: int) -> None:
         """The size of the whole run, in units of one evaluation."""

@@ -96,11 +96,11 @@ def write_scores(exp: Experiment, asked: Iterable[Scoring], rows: Sequence[Resul
             continue
         folder = step.folder(exp)
         scored = [by_key[key] for key in exp.row_keys(step).values() if key in by_key]
-        told = [_score(exp, row, alone) for row in scored if isfinite(row.value)]
-        if folder.is_dir() and told:
+        scores = [_score(exp, row, alone) for row in scored if isfinite(row.value)]
+        if folder.is_dir() and scores:
             # One that was altered is for 'orthomerge verify' to report; the run continues.
             with suppress(AdapterError):
-                add_scores(folder, told)
+                add_scores(folder, scores)
 
 
 def _finite(value: float | None) -> float | None:

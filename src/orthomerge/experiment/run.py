@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.experiment.evidence import keep_evidence
+from orthomerge.experiment.analyses import keep_analyses
 from orthomerge.experiment.executors import Executor, SerialExecutor
 from orthomerge.experiment.experiment import Experiment
 from orthomerge.experiment.progress import Reporter
@@ -107,7 +107,7 @@ class Run:
                 self._executor.carry_out(schedule, self.space)
                 rows = self._settle(schedule)
                 write_scores(self.exp, schedule.asked(), rows)
-                schedule.costs.add(keep_evidence(self.space, rows))
+                schedule.costs.add(keep_analyses(self.space, rows))
             except BaseException:
                 # What stopped the run is what is reported, also where the record cannot be written.
                 with suppress(OrthomergeError):

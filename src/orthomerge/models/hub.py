@@ -23,7 +23,7 @@ def hub_reason(problem: BaseException, kind: str = "model") -> str:
     """Why the hub did not give a `kind` ("model", "adapter", "data set"), without a full stop.
 
     The clients raise errors of their own, their transport's and the disk's, often one as the cause
-    of another: the first that is known in the chain is told, else what the last one says.
+    of another: the first known one of the chain is reported, else what the last one says.
     """
     for cause in _chain(problem):
         if isinstance(cause, GatedRepoError):

@@ -54,19 +54,19 @@ def add_scores(folder: str | Path, scores: Sequence[CardScore]) -> list[CardScor
     try:
         before: list[Any] = record.get("figures") or []
         known = [CardScore.model_validate(entry) for entry in before]
-        told = {(f.task, f.metric): f for f in (*known, *scores)}
-        content["figures"] = [f.model_dump() for f in told.values()]
+        found = {(f.task, f.metric): f for f in (*known, *scores)}
+        content["figures"] = [f.model_dump() for f in found.values()]
         card = model_card(content)
     except (LookupError, TypeError, AttributeError, ValueError) as problem:
         raise AdapterError(
             f"'{folder / name}' is of an older version and says too little for a card: merge again."
         ) from problem
     if content["figures"] == record.get("figures"):
-        return list(told.values())
+        return list(found.values())
     write_text(folder / CARD, card)
     content["files"] = {**content["files"], CARD: file_sha256(folder / CARD)}
     write_sealed(folder / name, content)
-    return list(told.values())
+    return list(found.values())
 
 
 def read_scores(files: Iterable[str | Path]) -> list[CardScore]:

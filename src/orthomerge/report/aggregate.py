@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from typing import Any, TypeVar
 
 from orthomerge.io.rows import SINGLE, ResultRow
-from orthomerge.report.summary import PLAIN, Arm, Cell, Column, Score, Selection, Summary
+from orthomerge.report.summary import PLAIN, ArmSummary, Cell, Column, Score, Selection, Summary
 
 _K = TypeVar("_K", bound=Hashable)
 _Values = dict[tuple[str, Column, int], dict[str, float]]
@@ -135,7 +135,7 @@ def _cell(
 def _per_task(
     values: _Values,
     means: Mapping[tuple[str, Column], dict[int, float]],
-    arms: Sequence[Arm],
+    arms: Sequence[ArmSummary],
     columns: Sequence[Column],
     tasks: Sequence[str],
 ) -> dict[tuple[str, Column, str], Score]:
@@ -196,11 +196,11 @@ def _finite(value: float | None) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _arm(name: str, slot: int, rows: list[ResultRow]) -> Arm:
+def _arm(name: str, slot: int, rows: list[ResultRow]) -> ArmSummary:
     mine = [r for r in rows if r.arm == name]
     test = [r for r in mine if r.split == "test"]
     last = (test or mine)[-1]
-    return Arm(
+    return ArmSummary(
         name=name,
         slot=slot,
         start=last.start,

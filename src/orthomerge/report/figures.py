@@ -20,13 +20,13 @@ from orthomerge.report.style import (
     safe,
     symbol,
 )
-from orthomerge.report.summary import PLAIN, Arm, Column, Score, Summary, percent
+from orthomerge.report.summary import PLAIN, ArmSummary, Column, Score, Summary, percent
 
 _FLOOR = {"dash": "dot", "width": 1.5, "color": LIGHT[7]}
 """The line of what a constant answer scores."""
 
 
-def _hover(arm: Arm, column: Column, score: Score, retained: float | None = None) -> str:
+def _hover(arm: ArmSummary, column: Column, score: Score, retained: float | None = None) -> str:
     lines = [f"<b>{safe(arm.name)}</b>", f"{safe(column.label)}: {score}"]
     if retained is not None and column.method != SINGLE:
         lines.append(f"{percent(retained)} % of its single-task score")
@@ -75,7 +75,9 @@ def _sums(summary: Summary) -> list[Column]:
     return [c for c in sums if c.weight is not None]
 
 
-def _add_alone(figure: go.Figure, summary: Summary, arm: Arm, place: float, *, named: bool) -> None:
+def _add_alone(
+    figure: go.Figure, summary: Summary, arm: ArmSummary, place: float, *, named: bool
+) -> None:
     """An arm's own adapters, a point in the panel on the left."""
     own = summary.cell(arm, summary.single).score
     if own is None:
@@ -94,7 +96,7 @@ def _add_alone(figure: go.Figure, summary: Summary, arm: Arm, place: float, *, n
 
 
 def _add_sums(
-    figure: go.Figure, summary: Summary, arm: Arm, columns: list[Column], *, banded: bool
+    figure: go.Figure, summary: Summary, arm: ArmSummary, columns: list[Column], *, banded: bool
 ) -> None:
     """An arm's sums by weight as a line; the spread as a band, or as bars where bands are many."""
     cells = [(c, summary.cell(arm, c)) for c in columns]
@@ -163,7 +165,7 @@ def _add_floor(figure: go.Figure, floor: float, edges: tuple[float, float]) -> N
     figure.update_layout(xaxis2_range=list(edges), xaxis_range=[-0.05, 1.05])
 
 
-def _marker(arm: Arm) -> dict[str, Any]:
+def _marker(arm: ArmSummary) -> dict[str, Any]:
     return {"color": colour(arm.slot), "symbol": symbol(arm.slot), "size": 8}
 
 
@@ -212,7 +214,7 @@ def task_figure(summary: Summary, column: Column | None = None) -> go.Figure:
 
 
 def _by_task(
-    summary: Summary, arm: Arm, column: Column
+    summary: Summary, arm: ArmSummary, column: Column
 ) -> tuple[dict[str, Any], list[Score]] | None:
     """What a trace of an arm's scores by task has, and the scores; None where there are none."""
     found = {safe(t): summary.per_task.get((arm.name, column, t)) for t in summary.tasks}
@@ -230,7 +232,9 @@ def _by_task(
     return trace, list(scored.values())
 
 
-def _add_bars(figure: go.Figure, arm: Arm, trace: dict[str, Any], scores: list[Score]) -> None:
+def _add_bars(
+    figure: go.Figure, arm: ArmSummary, trace: dict[str, Any], scores: list[Score]
+) -> None:
     pattern = {"shape": "/" if arm.slot >= len(LIGHT) else "", "solidity": 0.35}
     figure.add_bar(
         **trace,
@@ -241,7 +245,7 @@ def _add_bars(figure: go.Figure, arm: Arm, trace: dict[str, Any], scores: list[S
 
 
 def _add_ticks(
-    figure: go.Figure, arm: Arm, trace: dict[str, Any], scores: list[Score], *, named: bool
+    figure: go.Figure, arm: ArmSummary, trace: dict[str, Any], scores: list[Score], *, named: bool
 ) -> None:
     shade = colour(arm.slot)
     figure.add_scatter(

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from orthomerge.report.style import LIGHT, SYMBOLS, symbol
-from orthomerge.report.summary import Arm
+from orthomerge.report.summary import ArmSummary
 
 _PATHS = {
     "circle": "M6 1a5 5 0 1 0 .01 0z",
@@ -25,7 +25,7 @@ _PATHS = {
 assert set(_PATHS) == set(SYMBOLS)
 
 
-def swatch(arm: Arm) -> Markup:
+def swatch(arm: ArmSummary) -> Markup:
     """The arm's marker in its colour, as in the figures."""
     path = _PATHS[symbol(arm.slot)]
     slot = arm.slot % len(LIGHT)

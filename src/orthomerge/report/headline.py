@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orthomerge.report.summary import PLAIN, Arm, Column, Score, Summary, percent
+from orthomerge.report.summary import PLAIN, ArmSummary, Column, Score, Summary, percent
 
 
 def headline(summary: Summary, runs: Mapping[str, str] | None = None) -> list[str]:
@@ -40,7 +40,7 @@ def _alone(summary: Summary) -> str:
     return f"No merge scored yet. Alone, the adapters of {_quoted(arm.name)} score {score}."
 
 
-def _kept(summary: Summary, column: Column, shown: list[tuple[Arm, Score]]) -> list[str]:
+def _kept(summary: Summary, column: Column, shown: list[tuple[ArmSummary, Score]]) -> list[str]:
     """What one or two arms keep of their single-task scores, else what they score."""
     what = _merge(column, len(summary.tasks))
     names = [_quoted(arm.name) for arm, _ in shown]
@@ -58,7 +58,7 @@ def _kept(summary: Summary, column: Column, shown: list[tuple[Arm, Score]]) -> l
     return [f"{first}.", f"{second}."]
 
 
-def _constant(summary: Summary, arms: list[Arm]) -> list[str]:
+def _constant(summary: Summary, arms: list[ArmSummary]) -> list[str]:
     """A sentence for each arm that has single adapters no better than a constant answer."""
     found: list[str] = []
     for arm in arms:
@@ -81,7 +81,9 @@ def _merge(column: Column, adapters: int) -> str:
     return what if column.weight in (None, 1.0) else f"{what} at weight {column.weight:g}"
 
 
-def _other(found: list[tuple[Arm, Score]], runs: Mapping[str, str]) -> list[tuple[Arm, Score]]:
+def _other(
+    found: list[tuple[ArmSummary, Score]], runs: Mapping[str, str]
+) -> list[tuple[ArmSummary, Score]]:
     """What the best, the first of `found`, is set against: none where it is the only one."""
     first, rest = found[0][0], found[1:]
     elsewhere = [item for item in rest if runs.get(item[0].name) != runs.get(first.name)]

@@ -60,7 +60,7 @@ def known_table(source: Source) -> KnownTable | None:
     plain = summarize(map(_by_accuracy, given), list(titles), own)
     headers = [f"{titles.get(t, t)}\n{_SHORT.get(ours.metrics[t], '')}" for t in ours.tasks]
     groups: list[tuple[str, list[Line]]] = []
-    told: set[str] = set()
+    placed: set[str] = set()
     for place, column in enumerate(ours.columns):
         lines = [
             Line(arm.name, _scores(arm.name, column, ours, plain))
@@ -69,9 +69,9 @@ def known_table(source: Source) -> KnownTable | None:
         ]
         if column.method not in (c.method for c in ours.columns[place + 1 :]):
             lines += [_known(k, ours.tasks) for k in known if k["method"] == column.method]
-            told.add(column.method)
+            placed.add(column.method)
         groups.append(("own adapters" if column.method == SINGLE else column.label, lines))
-    rest = [k for k in known if k["method"] not in told]
+    rest = [k for k in known if k["method"] not in placed]
     groups += [(str(k["method"]), [_known(k, ours.tasks)]) for k in rest]
     notes = [
         "F1/acc: F1 above, accuracy below; the average counts F1, the one below it accuracy.",

@@ -68,7 +68,7 @@ class MethodLine:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Gain:
     """One method's best weight against the plain sum's on one arm, seed by seed."""
 
     by_seed: dict[int, float]
@@ -115,7 +115,7 @@ class MethodTable:
         """The plain sum."""
         return next((line for line in self.shared if line.label == PLAIN), None)
 
-    def against_plain(self, line: MethodLine, arm: str) -> Difference | None:
+    def against_plain(self, line: MethodLine, arm: str) -> Gain | None:
         """The method less the plain sum, both at their best weights; None without common seeds."""
         if self.plain is None:
             return None
@@ -124,7 +124,7 @@ class MethodTable:
         if not both:
             return None
         spread = statistics.stdev(sums.scores.values()) if len(sums.scores) > 1 else None
-        return Difference({s: mine.scores[s] - sums.scores[s] for s in both}, spread)
+        return Gain({s: mine.scores[s] - sums.scores[s] for s in both}, spread)
 
 
 class _Means:

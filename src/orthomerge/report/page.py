@@ -10,15 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from orthomerge.errors import OrthomergeError
-from orthomerge.io.evidence import Evidence
+from orthomerge.io.analyses import Analyses
 from orthomerge.io.files import slug, write_text
 from orthomerge.io.outputs import is_page, require_free_file
 from orthomerge.io.rows import SINGLE
 from orthomerge.report import format as shown
 from orthomerge.report.aggregate import summarize
-from orthomerge.report.evidence import (
+from orthomerge.report.analyses import (
+    analysis_groups,
     distilled_rows,
-    evidence_groups,
     interference_rows,
     seen_rows,
 )
@@ -88,7 +88,7 @@ def render_report(run_dirs: Sequence[str | Path]) -> str:
     return _render(sources, summarize(rows, known, own))
 
 
-def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:
+def _figures(summary: Summary, analyses: Analyses) -> dict[str, Group]:
     """Every figure there is something for, by its place on the page."""
     swept = [c for c in summary.merges if c.method == PLAIN and c.weight is not None]
     found: dict[str, Group | None] = {}
@@ -96,23 +96,23 @@ def _figures(summary: Summary, evidence: Evidence) -> dict[str, Group]:
         found["weight"] = Group("", [("", weight_figure(summary))])
     if summary.per_task:
         found["task"] = Group("", [("", task_figure(summary))])
-    found |= evidence_groups(evidence, summary.arms)
+    found |= analysis_groups(analyses, summary.arms)
     return {place: group for place, group in found.items() if group is not None}
 
 
 def _render(sources: Sequence[Source], summary: Summary) -> str:
     name = " against ".join(s.name for s in sources)
-    evidence = _evidence(sources)
-    figures = _figures(summary, evidence)
+    analyses = _analyses(sources)
+    figures = _figures(summary, analyses)
     return fill_with_figures(
         text_of("page.html"),
         {place: [figure for _, figure in group.figures] for place, group in figures.items()},
         {"csv": {"headline": csv_table(summary), "tasks": csv_tasks(summary)}, "name": name},
         name=name,
         figures=figures,
-        interference=interference_rows(evidence, summary.arms),
-        seen=seen_rows(evidence, summary.arms),
-        distilled=distilled_rows(evidence, summary.arms),
+        interference=interference_rows(analyses, summary.arms),
+        seen=seen_rows(analyses, summary.arms),
+        distilled=distilled_rows(analyses, summary.arms),
         difference=difference(summary, sources),
         most_bands=MOST_BANDS,
         js=Markup("".join(map(text_of, ("tables.js", "print.js", "figures.js")))),
@@ -121,10 +121,10 @@ def _render(sources: Sequence[Source], summary: Summary) -> str:
     )
 
 
-def _evidence(sources: Sequence[Source]) -> Evidence:
+def _analyses(sources: Sequence[Source]) -> Analyses:
     """The files next to the rows of all runs."""
-    parts = ("disturbances", "spectra", "places", "curves", "distillations")
-    return Evidence(*([i for s in sources for i in getattr(s.evidence, part)] for part in parts))
+    parts = ("disturbances", "spectra", "shares", "curves", "distillations")
+    return Analyses(*([i for s in sources for i in getattr(s.analyses, part)] for part in parts))
 
 
 def _about_scores(summary: Summary) -> dict[str, Any]:

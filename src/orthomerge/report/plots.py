@@ -17,10 +17,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from orthomerge.errors import OrthomergeError, unknown_name
-from orthomerge.io.evidence import Matrix, read_evidence
+from orthomerge.io.analyses import Matrix, read_analyses
 from orthomerge.io.rows import ResultRow, read_rows
 from orthomerge.report.aggregate import summarize
-from orthomerge.report.evidence import (
+from orthomerge.report.analyses import (
     curve_figure,
     heatmap_figure,
     mean_disturbance,
@@ -85,7 +85,7 @@ def interference_heatmap(source: Any, arm: str | None = None) -> go.Figure:
     if not isinstance(source, str | Path):
         layers = {name: _plain(values) for name, values in source.layers.items()}
         return heatmap_figure(source.names, _plain(source.matrix), layers)
-    records = _needed(read_evidence(source).disturbances, source, "interference")
+    records = _needed(read_analyses(source).disturbances, source, "interference")
     name = _one_of(arm, [r.arm for r in records], "arm")
     mean = mean_disturbance([r for r in records if r.arm == name])
     return heatmap_figure(mean["tasks"], mean["matrix"], mean["layers"])
@@ -100,15 +100,15 @@ def spectrum(run: Run, task: str | None = None, layer: str | None = None) -> go.
         OrthomergeError: the run keeps no spectra.
         UnknownNameError: no such task or layer in it.
     """
-    evidence = read_evidence(run)
-    spectra = _needed(evidence.spectra, run, "spectra")
+    analyses = read_analyses(run)
+    spectra = _needed(analyses.spectra, run, "spectra")
     name = _one_of(task, [s.task for s in spectra], "task")
     mine = [s for s in spectra if s.task == name]
     if layer is not None:
         chosen = _one_of(layer, [s.layer for s in mine], "layer")
         mine = [s for s in mine if s.layer == chosen]
-    places = [p for p in evidence.places if p.task == name]
-    return spectrum_figure(mine, places, _slots(p.arm for p in evidence.places))
+    places = [p for p in analyses.shares if p.task == name]
+    return spectrum_figure(mine, places, _slots(p.arm for p in analyses.shares))
 
 
 def training_curves(run: Run, task: str | None = None) -> go.Figure:
@@ -120,7 +120,7 @@ def training_curves(run: Run, task: str | None = None) -> go.Figure:
         OrthomergeError: the run keeps no losses.
         UnknownNameError: no such task in it.
     """
-    curves = _needed(read_evidence(run).curves, run, "training losses")
+    curves = _needed(read_analyses(run).curves, run, "training losses")
     name = _one_of(task, [c.task for c in curves], "task")
     return curve_figure([c for c in curves if c.task == name], _slots(c.arm for c in curves))
 

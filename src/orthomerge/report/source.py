@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orthomerge.errors import OrthomergeError
+from orthomerge.io.analyses import Analyses, read_analyses
 from orthomerge.io.documents import is_array, is_object, read_json
-from orthomerge.io.evidence import Evidence, read_evidence
 from orthomerge.io.files import file_sha256
 from orthomerge.io.rows import ResultRow, read_rows
 from orthomerge.report.summary import Column, Summary
@@ -19,13 +19,13 @@ ROWS, RUN = "results.jsonl", "run.json"
 
 @dataclass(frozen=True)
 class Source:
-    """One run: its rows, its record (empty where there is none) and its evidence."""
+    """One run: its rows, its record (empty where there is none) and its analyses."""
 
     folder: Path
     name: str
     rows: list[ResultRow]
     run: dict[str, Any]
-    evidence: Evidence
+    analyses: Analyses
     notices: list[str]
     rows_sha256: str
 
@@ -69,7 +69,7 @@ def read_source(folder: str | Path) -> Source:
     """A run's folder.
 
     Raises:
-        OrthomergeError: there are no result rows, or evidence that cannot be read.
+        OrthomergeError: there are no result rows, or analyses that cannot be read.
     """
     folder = Path(folder)
     rows = read_rows(folder / ROWS)
@@ -86,7 +86,7 @@ def read_source(folder: str | Path) -> Source:
         name=str(run.get("name") or folder.resolve().name),
         rows=rows,
         run=run,
-        evidence=read_evidence(folder),
+        analyses=read_analyses(folder),
         notices=notices,
         rows_sha256=file_sha256(folder / ROWS),
     )
@@ -140,14 +140,14 @@ def arm_of(name: str, arm: str) -> str:
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferenceTable:
     """What an arm scores in the second run less what it scores in the first, merge by merge."""
 
     columns: list[Column]
     rows: list[tuple[str, list[float | None]]]
 
 
-def difference(summary: Summary, sources: Sequence[Source]) -> Difference | None:
+def difference(summary: Summary, sources: Sequence[Source]) -> DifferenceTable | None:
     """The arms and merges that both of two runs have; None for other than two, or none shared."""
     if len(sources) != 2:
         return None
@@ -168,26 +168,26 @@ def difference(summary: Summary, sources: Sequence[Source]) -> Difference | None
     kept = [i for i, c in enumerate(summary.columns) if c in used]
     if not rows or not kept:
         return None
-    return Difference(
+    return DifferenceTable(
         [summary.columns[i] for i in kept], [(n, [v[i] for i in kept]) for n, v in rows]
     )
 
 
 def _prefixed(source: Source, name: str, tasks: list[str], notices: list[str]) -> Source:
-    evidence = source.evidence
-    whole = [d for d in evidence.disturbances if d.tasks == tasks]
+    analyses = source.analyses
+    whole = [d for d in analyses.disturbances if d.tasks == tasks]
     return replace(
         source,
         name=name,
         rows=[replace(r, arm=arm_of(name, r.arm)) for r in source.rows if r.task in tasks],
-        evidence=Evidence(
+        analyses=Analyses(
             disturbances=[replace(d, arm=arm_of(name, d.arm)) for d in whole],
             curves=[
-                replace(c, arm=arm_of(name, c.arm)) for c in evidence.curves if c.task in tasks
+                replace(c, arm=arm_of(name, c.arm)) for c in analyses.curves if c.task in tasks
             ],
             distillations=[
                 replace(d, arm=arm_of(name, d.arm))
-                for d in evidence.distillations
+                for d in analyses.distillations
                 if list(d.after) == tasks
             ],
         ),

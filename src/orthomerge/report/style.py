@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import plotly.graph_objects as go
 
-# Told apart with every common colour blindness; at least 4.5:1 against the page of their theme.
+# Distinct under every common colour blindness; at least 4.5:1 against the page of their theme.
 LIGHT = ["#0068a8", "#b84a00", "#00735a", "#a03d86", "#7d6100", "#5a45b0", "#a3263b", "#5c6770"]
 DARK = ["#5cb8f0", "#ff9d5c", "#3ecf9f", "#ef9fd6", "#e6c74f", "#b7a6ff", "#ff8d97", "#b6c0c9"]
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "x", "star", "hexagon"]

@@ -72,7 +72,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmSummary:
     """What the rows say about an arm; `slot` is its place, hence its colour in every figure."""
 
     name: str
@@ -105,7 +105,7 @@ class Summary:
     tasks: list[str]
     metrics: dict[str, str]
     majority: dict[str, float]
-    arms: list[Arm]
+    arms: list[ArmSummary]
     columns: list[Column]
     cells: dict[tuple[str, Column], Cell]
     per_task: dict[tuple[str, Column, str], Score]
@@ -153,7 +153,7 @@ class Summary:
         )
 
     @staticmethod
-    def short(arm: Arm, score: Score) -> bool:
+    def short(arm: ArmSummary, score: Score) -> bool:
         """Whether a score rests on fewer seeds than its arm has."""
         return len(score.seeds) < len(arm.seeds)
 
@@ -164,7 +164,7 @@ class Summary:
             return None
         return statistics.fmean(self.majority[t] for t in self.tasks)
 
-    def cell(self, arm: Arm, column: Column) -> Cell:
+    def cell(self, arm: ArmSummary, column: Column) -> Cell:
         """The cell, empty where nothing is scored."""
         return self.cells.get((arm.name, column), Cell())
 

@@ -13,7 +13,7 @@ from orthomerge.io.rows import SINGLE, ResultRow
 from orthomerge.report.aggregate import summarize
 from orthomerge.report.methods import MethodTable
 from orthomerge.report.methods_written import caption, grid
-from orthomerge.report.summary import PLAIN, Arm, Column, Summary, percent
+from orthomerge.report.summary import PLAIN, ArmSummary, Column, Summary, percent
 
 # Up to this many arms stand beside each other; more stand below each other, in narrow columns.
 ARMS_ABREAST = 5
@@ -68,7 +68,7 @@ def _arms_below(table: Table, summary: Summary) -> None:
         table.add_row(Text(arm.name), *cells)
 
 
-def _score(summary: Summary, arm: Arm, column: Column, best: set[str], between: str) -> Text:
+def _score(summary: Summary, arm: ArmSummary, column: Column, best: set[str], between: str) -> Text:
     """A cell: the mean, and the spread after `between`."""
     score = summary.cell(arm, column).score
     if score is None:

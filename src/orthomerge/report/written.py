@@ -10,7 +10,7 @@ from typing import Any
 
 from orthomerge.io.rows import ResultRow
 from orthomerge.report.aggregate import summarize
-from orthomerge.report.summary import Arm, Column, Summary
+from orthomerge.report.summary import ArmSummary, Column, Summary
 
 
 def csv_table(summary: Summary) -> str:
@@ -61,7 +61,7 @@ def markdown_table(rows: Iterable[ResultRow]) -> str:
     summary = summarize(rows)
     best = {c: summary.best(c) for c in summary.columns}
 
-    def shown(arm: Arm, column: Column) -> str:
+    def shown(arm: ArmSummary, column: Column) -> str:
         score = summary.cell(arm, column).score
         if score is None:
             return "–"

@@ -178,7 +178,7 @@ def train_adapter(
         whole = _run(trainer, start, constraint, kept.last() if kept else None)
     if kept:
         kept.require_done()
-    told = {
+    said = {
         **(record or {}),
         **trained.describe(),
         **_asked(prompt, settings, regression=regression),
@@ -191,9 +191,9 @@ def train_adapter(
         with atomic_path(output) as folder:
             peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
             config = peft_model.peft_config["default"]
-            card = trained_card(told, config.base_model_name_or_path, config.task_type)
+            card = trained_card(said, config.base_model_name_or_path, config.task_type)
             write_text(folder / CARD, card)
-            seal(folder, TRAINING, told)
+            seal(folder, TRAINING, said)
         if kept:
             kept.clear()
     if world > 1:

@@ -38,7 +38,7 @@ def recover_adapter(
         OrthomergeError: a record that cannot be read, or what `train_adapter` raises.
     """
     converted = Path(converted)
-    told = record_of(converted, RECORD) if (converted / RECORD).is_file() else None
+    before = record_of(converted, RECORD) if (converted / RECORD).is_file() else None
     projected = (converted / EXCLUDED).is_file()
     with atomic_path(output) as folder:
         train_adapter(
@@ -49,7 +49,7 @@ def recover_adapter(
         for name in ("README.md", EXCLUDED):
             if (converted / name).is_file():
                 shutil.copyfile(converted / name, folder / name)
-        if told is not None:
+        if before is not None:
             about = {"steps": settings.max_steps, **(record or {})}
-            seal_again(told, folder, RECORD, recovered=about)
+            seal_again(before, folder, RECORD, recovered=about)
     return Path(output)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
-from orthomerge.errors import AdapterError, MergeError
+from orthomerge.errors import MergeError
 from orthomerge.evaluation.classification import load_head
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import derive_seed
 from orthomerge.merging import plan_merge
 from orthomerge.models.loading import preferred_device
-from orthomerge.models.modules import is_transposed, layer_of
 from orthomerge.statistics import batches
 from orthomerge.tasks import Row
+from orthomerge.training.distillation.batches import Draws
+from orthomerge.training.distillation.updates import Added, Adder, layers_of
 from orthomerge.tuning.inputs import Inputs, load_with_head, tokenizer_of
 from orthomerge.tuning.result import Method, Trial, Tuned
 
@@ -96,11 +96,16 @@ def minimise_entropy(
     rows = len(inputs.layers) if settings.layerwise else 1
     coefficients = torch.full((rows, len(inputs.adapters)), settings.init, requires_grad=True)
     optimizer = torch.optim.Adam([coefficients], lr=settings.learning_rate)
-    draws = [_Draws(len(t.rows), settings, i) for i, t in enumerate(inputs.tasks)]
+    draws = [
+        Draws(
+            range(len(t.rows)), settings.batch_size, derive_seed(settings.seed, "entropy", str(i))
+        )
+        for i, t in enumerate(inputs.tasks)
+    ]
     trials: list[Trial] = []
     every = max(1, settings.steps // _KEPT)
     for step in range(settings.steps):
-        chosen = [draw.batch() for draw in draws]
+        chosen = [draw.next() for draw in draws]
         before = coefficients.detach().clone()
         optimizer.zero_grad()
         values = entropies.descend(coefficients, chosen)
@@ -161,10 +166,14 @@ class Entropies:
                 self._models[task.outputs] = load_with_head(
                     inputs.base, self._tokenizer, adapter.modules, task.outputs, regression=False
                 ).to(self._device)
-        self._sums = [
-            _RankOnes.of([a.layers.get(layer) for a in inputs.adapters], self._device)
+        self._sums = {
+            layer: _Sum.of([a.layers.get(layer) for a in inputs.adapters], self._device)
             for layer in inputs.layers
-        ]
+        }
+        shapes = {name: (len(s.B), s.A.shape[1]) for name, s in self._sums.items()}
+        self._adders = {
+            outputs: Adder(layers_of(model, shapes)) for outputs, model in self._models.items()
+        }
 
     def of(self, index: int, coefficients: Tensor, rows: Sequence[Row]) -> Tensor:
         """The mean entropy, in nats, of one task's predictions on rows; differentiable."""
@@ -172,11 +181,13 @@ class Entropies:
         (batch,) = batches(
             texts, self._tokenizer, batch_size=len(texts), max_length=self._max_length
         )
-        model = self._models[self._inputs.tasks[index].outputs]
+        outputs = self._inputs.tasks[index].outputs
+        model = self._models[outputs]
         by_layer = coefficients.to(self._device).expand(len(self._sums), -1)
         placed = {name: tensor.to(self._device) for name, tensor in batch.items()}
         modules = self._inputs.adapters[index].modules
-        with _adding(model, self._inputs.layers, self._sums, by_layer):
+        sums = zip(self._sums.items(), by_layer, strict=True)
+        with self._adders[outputs].using({name: s.at(own) for (name, s), own in sums}):
             head = {k: v.to(self._device, model.dtype) for k, v in modules.items()}
             logs = functional_call(model, head, (), placed).logits.log_softmax(dim=-1)
         return -(logs.exp() * logs).sum(dim=-1).mean()
@@ -204,8 +215,7 @@ class Entropies:
         return values
 
 
-@dataclass(frozen=True)
-class _RankOnes:
+class _Sum(NamedTuple):
     """A layer's updates of all adapters next to each other: `A [R, d_in]`, `B [d_out, R]`, scaled.
 
     `owner [R]` is the number of the adapter that each rank is of.
@@ -216,7 +226,7 @@ class _RankOnes:
     owner: Tensor
 
     @classmethod
-    def of(cls, factors: Sequence[LoraFactors | None], device: torch.device) -> _RankOnes:
+    def of(cls, factors: Sequence[LoraFactors | None], device: torch.device) -> _Sum:
         held = [(i, f.to(device, torch.float32)) for i, f in enumerate(factors) if f is not None]
         return cls(
             torch.cat([f.A for _, f in held]),
@@ -224,59 +234,6 @@ class _RankOnes:
             torch.cat([torch.full((f.rank,), i, device=device) for i, f in held]),
         )
 
-    def __call__(self, x: Tensor, coefficients: Tensor) -> Tensor:
-        """`Σ_t λ_t s_t B_t (A_t x)` for rows x. O(rows · R (d_in + d_out))."""
-        return ((x @ self.A.T) * coefficients[self.owner]) @ self.B.T
-
-
-@contextmanager
-def _adding(
-    model: nn.Module, layers: Sequence[str], sums: Sequence[_RankOnes], coefficients: Tensor
-) -> Generator[None, None, None]:
-    """The model with the weighted sum of the updates at its layers, for the length of a block."""
-
-    def hook(place: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        def add(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
-            return output + sums[place](given[0], coefficients[place]).to(output.dtype)
-
-        return add
-
-    handles: list[Any] = []
-    try:
-        for place, name in enumerate(layers):
-            handles.append(_layer(model, name, sums[place]).register_forward_hook(hook(place)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _layer(model: nn.Module, name: str, update: _RankOnes) -> nn.Module:
-    shape = (len(update.B), update.A.shape[1])
-    layer = layer_of(model, name)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    there = tuple(weight.T.shape if is_transposed(layer) else weight.shape)
-    if there != shape:
-        raise AdapterError(
-            f"layer '{name}' is {list(there)}, the update {list(shape)}: the adapter was made for "
-            "another model."
-        )
-    return layer
-
-
-class _Draws:
-    """Seeded batches of a task's rows: every row once before any comes again."""
-
-    def __init__(self, rows: int, settings: EntropySettings, index: int) -> None:
-        seed = derive_seed(settings.seed, "entropy", str(index))
-        self._generator = torch.Generator().manual_seed(seed)
-        self._rows, self._size = rows, min(settings.batch_size, rows)
-        self._waiting: list[int] = []
-
-    def batch(self) -> list[int]:
-        """The numbers of the next rows."""
-        while len(self._waiting) < self._size:
-            self._waiting += torch.randperm(self._rows, generator=self._generator).tolist()
-        taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-        return taken
+    def at(self, coefficients: Tensor) -> Added:
+        """`Σ_t λ_t s_t B_t A_t`, in factors."""
+        return Added(self.A, self.B * coefficients[self.owner])

@@ -218,7 +218,7 @@ def _threads(jobs: int) -> int:
 
 
 class _Sent(Reporter):
-    """A reporter that sends what it is told to the driver."""
+    """A reporter that sends what it is given to the driver."""
 
     def __init__(self, line: Connection) -> None:
         self.line = line

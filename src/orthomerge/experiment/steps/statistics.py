@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orthomerge.experiment.experiment import Experiment
     from orthomerge.experiment.workspace import Workspace
 
-# How the statistics are collected that merging methods and the run's evidence ask for.
+# How the statistics are collected that merging methods and the run's analyses ask for.
 MERGE_GRANULARITY = "token"
 
 

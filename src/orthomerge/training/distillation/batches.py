@@ -44,7 +44,10 @@ def plan_steps(
     Weights are such that tasks count alike and that the mean over passes and processes is the
     mean over tasks: they do not depend on the cut.
     """
-    draws = [_Draws(task, batch_size, seed, place) for place, task in enumerate(rows)]
+    draws = [
+        Draws(task, batch_size, derive_seed(seed, "distill", str(place)))
+        for place, task in enumerate(rows)
+    ]
     for _ in range(steps):
         chosen = [(Place(t, r), len(draw)) for t, draw in enumerate(draws) for r in draw.next()]
         chosen.sort(key=lambda item: lengths[item[0].task][item[0].row])
@@ -58,12 +61,11 @@ def plan_steps(
         yield mine
 
 
-class _Draws:
-    """Seeded batches of a task's texts: every one once before any comes again."""
+class Draws:
+    """Seeded batches of a task's rows: every row once before any comes again."""
 
-    def __init__(self, rows: Sequence[int], size: int, seed: int, task: int) -> None:
-        derived = derive_seed(seed, "distill", str(task))
-        self._generator = torch.Generator().manual_seed(derived)
+    def __init__(self, rows: Sequence[int], size: int, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
         self._rows, self._size = list(rows), min(size, len(rows))
         self._waiting: list[int] = []
 
@@ -71,7 +73,7 @@ class _Draws:
         return self._size
 
     def next(self) -> list[int]:
-        """The texts of the next step."""
+        """The rows of the next step."""
         while len(self._waiting) < self._size:
             order = torch.randperm(len(self._rows), generator=self._generator)
             self._waiting += [self._rows[int(i)] for i in order]

@@ -80,7 +80,7 @@ class Distilled:
 
 
 Progress = Callable[[str, int, int, Measured | None], None]
-"""Told what is done, how much of it, of how much, and the last measurement."""
+"""Called with what is done, how much of it, of how much, and the last measurement."""
 
 
 def distill_adapters(
@@ -362,7 +362,7 @@ class _Run:
         resumed = checkpoint_of(place, question) if keeps else None
         referee = Referee(
             room, student, held, [t.name for t in self._teachers], patience=settings.patience,
-            folder=place if keeps else None, told=self._told,
+            folder=place if keeps else None, report=self._report,
         )  # fmt: skip
         if resumed is None or not referee.go_on_from(step_of(resumed)):
             resumed = None
@@ -474,7 +474,7 @@ class _Run:
 
         return tell
 
-    def _told(self, measured: Measured) -> None:
+    def _report(self, measured: Measured) -> None:
         if self._progress is not None:
             self._progress("measured", measured.step, self._settings.steps, measured)
 

@@ -54,10 +54,10 @@ class Referee:
         *,
         patience: int | None,
         folder: Path | None,
-        told: Callable[[Measured], None] | None = None,
+        report: Callable[[Measured], None] | None = None,
     ) -> None:
         self._room, self._student, self._held, self._names = room, student, held, names
-        self._patience, self._folder, self._told = patience, folder, told
+        self._patience, self._folder, self._report = patience, folder, report
         self.measured: list[Measured] = []
         self._best: dict[str, LoraFactors] = {}
 
@@ -97,8 +97,8 @@ class Referee:
         self.measured.append(now)
         if self._folder is not None and process_rank()[0] == 0:
             write_json(self._folder / _SAID, [asdict(m) for m in self.measured])
-        if self._told is not None:
-            self._told(now)
+        if self._report is not None:
+            self._report(now)
         return self._finished()
 
     def _finished(self) -> bool:
@@ -149,7 +149,7 @@ def _agreed(mine: Measured) -> Measured:
     _, world = process_rank()
     if world == 1:
         return mine
-    told: list[Any] = [json.dumps(asdict(mine))]
-    torch.distributed.broadcast_object_list(told, src=0)
-    found: Mapping[str, Any] = json.loads(told[0])
+    sent: list[Any] = [json.dumps(asdict(mine))]
+    torch.distributed.broadcast_object_list(sent, src=0)
+    found: Mapping[str, Any] = json.loads(sent[0])
     return Measured(**found)

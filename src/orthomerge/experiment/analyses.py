@@ -1,7 +1,7 @@
 """What a finished run keeps for its page: interference, spectra, places of `A`, losses, agreement.
 
 Read off adapters and statistics that are there; nothing is trained for it, and what a line says is
-computed once (see `orthomerge.io.evidence` for the files).
+computed once (see `orthomerge.io.analyses` for the files).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from orthomerge.experiment.steps import (
 )
 from orthomerge.experiment.steps.start import read_losses
 from orthomerge.experiment.workspace import Workspace
-from orthomerge.io.evidence import (
+from orthomerge.io.analyses import (
+    Analyses,
+    BandShares,
     Curve,
     Distillation,
     Disturbance,
-    Evidence,
+    EnergySpectrum,
     Matrix,
-    Place,
-    Spectrum,
-    read_evidence,
+    read_analyses,
     to_lines,
 )
 from orthomerge.io.files import fingerprint, holds, write_text
@@ -72,8 +72,8 @@ class _Set(NamedTuple):
     rate: float
 
 
-def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
-    """Write the evidence of every arm and seed that `rows` are of, as far as adapters are there.
+def keep_analyses(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
+    """Write the analyses of every arm and seed that `rows` are of, as far as adapters are there.
 
     Lines that are there already stay; lines of other adapters go. Places of `A` are kept of each
     arm's first seed. Returns what it took.
@@ -85,7 +85,7 @@ def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
             if r.split == "test" and r.method == SINGLE
         )
     )
-    before = read_evidence(space.exp.output)
+    before = read_analyses(space.exp.output)
     space.costs = costs = Costs()
     with costs.stage("evidence"):
         curves, disturbances = _of_sets(space, sets, before)
@@ -93,8 +93,8 @@ def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
         spectra, places = _of_layers(space, first, before)
         distilled = _of_distillations(space, sets, before)
     for kind, found in (
-        (Curve, curves), (Disturbance, disturbances), (Spectrum, spectra), (Place, places),
-        (Distillation, distilled),
+        (Curve, curves), (Disturbance, disturbances), (EnergySpectrum, spectra),
+        (BandShares, places), (Distillation, distilled),
     ):  # fmt: skip
         path = space.exp.output / kind.FILE
         text = to_lines(found)
@@ -104,7 +104,7 @@ def keep_evidence(space: Workspace, rows: Sequence[ResultRow]) -> Costs:
 
 
 def _of_sets(
-    space: Workspace, sets: Sequence[_Set], before: Evidence
+    space: Workspace, sets: Sequence[_Set], before: Analyses
 ) -> tuple[list[Curve], list[Disturbance]]:
     """Losses and interference of each arm and seed."""
     exp = space.exp
@@ -133,15 +133,15 @@ def _of_sets(
 
 
 def _of_layers(
-    space: Workspace, sets: Sequence[_Set], before: Evidence
-) -> tuple[list[Spectrum], list[Place]]:
+    space: Workspace, sets: Sequence[_Set], before: Analyses
+) -> tuple[list[EnergySpectrum], list[BandShares]]:
     """Spectra of every task at the chosen layers, and where the arms' `A` lie in them.
 
     Arms with targets of their own are left out: they read other inputs than these.
     """
     exp = space.exp
     spectra = {s.key: s for s in before.spectra}
-    places = {p.key: p for p in before.places}
+    places = {p.key: p for p in before.shares}
     moments = StatisticsStep.for_merging(exp)
     wanted: list[str] = []
     for task in exp.tasks:
@@ -178,7 +178,7 @@ def _of_layers(
 
 
 def _of_distillations(
-    space: Workspace, sets: Sequence[_Set], before: Evidence
+    space: Workspace, sets: Sequence[_Set], before: Analyses
 ) -> list[Distillation]:
     """What the record of every distilled merge says of its training."""
     exp, known = space.exp, {d.key: d for d in before.distillations}
@@ -260,8 +260,8 @@ def _inputs(
 
 def _place(
     key: str, of: _Set, task: str, layer: str, A: Tensor, own: _Directions, others: _Directions
-) -> Place:
-    return Place(
+) -> BandShares:
+    return BandShares(
         key=key,
         arm=of.arm,
         seed=of.seed,
@@ -293,7 +293,9 @@ def _directions(moment: Moment) -> _Directions | None:
     return _Directions(values.flip(0).clamp(min=0), vectors.flip(1), moment.dim)
 
 
-def _spectrum(key: str, task: str, layer: str, own: _Directions, others: _Directions) -> Spectrum:
+def _spectrum(
+    key: str, task: str, layer: str, own: _Directions, others: _Directions
+) -> EnergySpectrum:
     known = min(len(own.values), len(others.values))
     first = list(range(1, min(known, 16) + 1))
     rest = torch.linspace(len(first), known, _POINTS - len(first)).round().int()
@@ -304,7 +306,7 @@ def _spectrum(key: str, task: str, layer: str, own: _Directions, others: _Direct
         least, whole = torch.finfo(torch.float64).eps, float(found.values.sum()) or 1.0
         return [max(float(found.values[p - 1]) / whole, least) for p in places]
 
-    return Spectrum(key, task, layer, own.width, places, parts(own), parts(others))
+    return EnergySpectrum(key, task, layer, own.width, places, parts(own), parts(others))
 
 
 def _bands(A: Tensor, found: _Directions) -> list[float]:

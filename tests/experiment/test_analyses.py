@@ -11,16 +11,16 @@ from conftest import write_task
 
 from orthomerge.adapters import read_adapter
 from orthomerge.experiment import Run, parse_recipe
-from orthomerge.experiment.evidence import BANDS
+from orthomerge.experiment.analyses import BANDS
 from orthomerge.experiment.steps import StatisticsStep, adapter_step, adapter_steps
-from orthomerge.io.evidence import Curve, Disturbance, Place, Spectrum, read_evidence
+from orthomerge.io.analyses import BandShares, Curve, Disturbance, EnergySpectrum, read_analyses
 
-FILES = [kind.FILE for kind in (Curve, Disturbance, Place, Spectrum)]
+FILES = [kind.FILE for kind in (Curve, Disturbance, BandShares, EnergySpectrum)]
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evidence")
+    folder = tmp_path_factory.mktemp("analyses")
     tasks = [str(write_task(folder / f"{n}.jsonl", seed=s)) for s, n in enumerate("abc")]
     recipe = parse_recipe(
         {
@@ -41,7 +41,7 @@ def finished(tiny_base, tmp_path_factory):
     )
     run = Run(recipe, folder / "run")
     rows = run.execute()
-    return run, rows, read_evidence(folder / "run")
+    return run, rows, read_analyses(folder / "run")
 
 
 def dense(run, arm, seed):
@@ -57,11 +57,11 @@ def statistics_of(run):
 
 
 def test_interference_is_that_of_the_dense_updates(finished):
-    run, _, evidence = finished
-    assert [(d.arm, d.seed) for d in evidence.disturbances] == [
+    run, _, analyses = finished
+    assert [(d.arm, d.seed) for d in analyses.disturbances] == [
         (arm, seed) for arm in ("default", "frozen") for seed in (0, 1)
     ]
-    for record in evidence.disturbances:
+    for record in analyses.disturbances:
         adapters, stats = dense(run, record.arm, record.seed)
         assert record.tasks == list(run.exp.tasks)
         for layer, found in record.layers.items():
@@ -75,10 +75,10 @@ def test_interference_is_that_of_the_dense_updates(finished):
 
 
 def test_places_are_parts_of_a_in_the_others_eigenbasis(finished):
-    run, _, evidence = finished
+    run, _, analyses = finished
     tasks = list(run.exp.tasks)
     adapters, stats = dense(run, "frozen", 0)
-    mine = [p for p in evidence.places if p.arm == "frozen"]
+    mine = [p for p in analyses.shares if p.arm == "frozen"]
     assert {p.seed for p in mine} == {0}
     assert len(mine) == len(tasks) * len(adapters[0].layers)
     for place in mine:
@@ -105,10 +105,10 @@ def test_places_are_parts_of_a_in_the_others_eigenbasis(finished):
 
 
 def test_spectra_fall_and_add_up(finished):
-    run, _, evidence = finished
+    run, _, analyses = finished
     stats = statistics_of(run)
-    assert {s.task for s in evidence.spectra} == set(stats)
-    for spectrum in evidence.spectra:
+    assert {s.task for s in analyses.spectra} == set(stats)
+    for spectrum in analyses.spectra:
         S = stats[spectrum.task].second_moment(spectrum.layer)
         values = torch.linalg.eigvalsh(S).flip(0) / S.trace()
         expected = [float(values[p - 1]) for p in spectrum.places]
@@ -118,9 +118,9 @@ def test_spectra_fall_and_add_up(finished):
 
 
 def test_losses_are_those_of_the_trainings(finished):
-    run, _, evidence = finished
-    assert len(evidence.curves) == 2 * 2 * 3
-    for curve in evidence.curves:
+    run, _, analyses = finished
+    assert len(analyses.curves) == 2 * 2 * 3
+    for curve in analyses.curves:
         path = adapter_step(run.exp, curve.arm, curve.task, curve.seed, curve.learning_rate).path(
             run.exp
         )
@@ -128,7 +128,7 @@ def test_losses_are_those_of_the_trainings(finished):
         assert [step for step, _ in curve.losses] == [1, 10, 20]
 
 
-def test_evidence_outlives_its_adapters_and_is_not_made_twice(finished, tmp_path):
+def test_analyses_outlives_its_adapters_and_is_not_made_twice(finished, tmp_path):
     run, _, _ = finished
     output = tmp_path / "copy"
     shutil.copytree(run.output, output)
@@ -143,7 +143,7 @@ def test_evidence_outlives_its_adapters_and_is_not_made_twice(finished, tmp_path
     assert not (output / "stats").exists()
 
 
-def test_evidence_of_rows_alone_is_none(finished, tmp_path):
+def test_analyses_of_rows_alone_is_none(finished, tmp_path):
     run, _, _ = finished
     output = tmp_path / "rows"
     output.mkdir()
@@ -165,10 +165,10 @@ def test_arms_of_their_own_tasks_and_targets(finished, tmp_path):
         "keys": {"start": "default", "targets": ["key", "intermediate.dense"]},
     }
     Run(parse_recipe(values), tmp_path / "run").execute()
-    evidence = read_evidence(tmp_path / "run")
-    assert {d.arm: len(d.tasks) for d in evidence.disturbances} == {
+    analyses = read_analyses(tmp_path / "run")
+    assert {d.arm: len(d.tasks) for d in analyses.disturbances} == {
         "default": 3,
         "two": 2,
         "keys": 3,
     }
-    assert {p.arm for p in evidence.places} == {"default", "two"}
+    assert {p.arm for p in analyses.shares} == {"default", "two"}

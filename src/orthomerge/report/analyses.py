@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import plotly.graph_objects as go
 
-from orthomerge.io.evidence import (
+from orthomerge.io.analyses import (
+    Analyses,
+    BandShares,
     Curve,
     Distillation,
     Disturbance,
-    Evidence,
+    EnergySpectrum,
     Matrix,
-    Place,
-    Spectrum,
 )
 from orthomerge.io.rows import DISTILL
 from orthomerge.report.aggregate import merge_column
@@ -36,7 +36,7 @@ from orthomerge.report.style import (
     short_layer,
     slider,
 )
-from orthomerge.report.summary import Arm, Column
+from orthomerge.report.summary import ArmSummary, Column
 
 _Of = TypeVar("_Of", Disturbance, Curve, Distillation)
 ALL = "all layers"
@@ -133,7 +133,7 @@ def _hover(matrix: Matrix, names: list[str]) -> list[list[str]]:
 
 
 def spectrum_figure(
-    spectra: Sequence[Spectrum], places: Sequence[Place], slots: Mapping[str, int]
+    spectra: Sequence[EnergySpectrum], places: Sequence[BandShares], slots: Mapping[str, int]
 ) -> go.Figure:
     """One task: energies of the features above, the parts of every arm's `A` below.
 
@@ -195,7 +195,7 @@ def spectrum_figure(
 
 
 def _step(
-    spectrum: Spectrum, arms: Sequence[str], places: Mapping[tuple[str, str], Place]
+    spectrum: EnergySpectrum, arms: Sequence[str], places: Mapping[tuple[str, str], BandShares]
 ) -> dict[str, Any]:
     """What the slider sets at one layer: x and y of every trace."""
     x: list[list[float]] = [list(spectrum.places), list(spectrum.places)]
@@ -247,22 +247,22 @@ def curve_figure(curves: Sequence[Curve], slots: Mapping[str, int]) -> go.Figure
 # The page's sections ----------------------------------------------------------------------------
 
 
-def evidence_groups(evidence: Evidence, arms: Sequence[Arm]) -> dict[str, Group | None]:
+def analysis_groups(analyses: Analyses, arms: Sequence[ArmSummary]) -> dict[str, Group | None]:
     """Heat maps by arm, spectra and training losses by task; None where there is nothing."""
     slots = {a.name: a.slot for a in arms}
-    maps = [(arm.name, heatmap_figure(**mean)) for arm, mean, _ in _means(evidence, arms)]
+    maps = [(arm.name, heatmap_figure(**mean)) for arm, mean, _ in _means(analyses, arms)]
     spectra = [
         (
             task,
             spectrum_figure(
-                [s for s in evidence.spectra if s.task == task],
-                [p for p in evidence.places if p.task == task],
+                [s for s in analyses.spectra if s.task == task],
+                [p for p in analyses.shares if p.task == task],
                 slots,
             ),
         )
-        for task in _tasks(evidence.spectra)
+        for task in _tasks(analyses.spectra)
     ]
-    curves = [c for arm in arms for c in _current(evidence.curves, arm)]
+    curves = [c for arm in arms for c in _current(analyses.curves, arm)]
     losses = [(t, curve_figure([c for c in curves if c.task == t], slots)) for t in _tasks(curves)]
     return {
         "interference": Group("arm", maps) if maps else None,
@@ -271,10 +271,10 @@ def evidence_groups(evidence: Evidence, arms: Sequence[Arm]) -> dict[str, Group 
     }
 
 
-def interference_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def interference_rows(analyses: Analyses, arms: Sequence[ArmSummary]) -> list[dict[str, Any]]:
     """Each arm's mean interference, and that of its largest pair; means over seeds."""
     rows: list[dict[str, Any]] = []
-    for arm, found, seeds in _means(evidence, arms):
+    for arm, found, seeds in _means(analyses, arms):
         tasks, matrix = found["tasks"], found["matrix"]
         pairs = [
             (value, tasks[i], tasks[j])
@@ -289,23 +289,23 @@ def interference_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str,
     return rows
 
 
-def seen_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def seen_rows(analyses: Analyses, arms: Sequence[ArmSummary]) -> list[dict[str, Any]]:
     """What each arm's `A` sees of its own and the others' features, means over tasks and layers."""
     rows: list[dict[str, Any]] = []
     for arm in arms:
-        mine = [p for p in evidence.places if p.arm == arm.name]
+        mine = [p for p in analyses.shares if p.arm == arm.name]
         if mine:
             own, others = (sum(p.seen[k] for p in mine) / len(mine) for k in (0, 1))
             rows.append({"arm": arm, "own": own, "others": others})
     return rows
 
 
-def distilled_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def distilled_rows(analyses: Analyses, arms: Sequence[ArmSummary]) -> list[dict[str, Any]]:
     """Agreement and cost of each distilled merge of each arm; means over seeds."""
     rows: list[dict[str, Any]] = []
     for arm in arms:
         groups: dict[Column, list[Distillation]] = {}
-        for each in _current(evidence.distillations, arm):
+        for each in _current(analyses.distillations, arm):
             groups.setdefault(merge_column(DISTILL, each.weight, each.options), []).append(each)
         for merge, mine in groups.items():
             tasks = {t: fmean(d.after[t] for d in mine) for t in mine[0].after}
@@ -326,16 +326,18 @@ def distilled_rows(evidence: Evidence, arms: Sequence[Arm]) -> list[dict[str, An
     return rows
 
 
-def _means(evidence: Evidence, arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any], int]]:
+def _means(
+    analyses: Analyses, arms: Sequence[ArmSummary]
+) -> list[tuple[ArmSummary, dict[str, Any], int]]:
     """The arms that there is interference of, with its mean and the number of seeds."""
-    found = [(arm, _current(evidence.disturbances, arm)) for arm in arms]
+    found = [(arm, _current(analyses.disturbances, arm)) for arm in arms]
     return [(arm, mean_disturbance(mine), len(mine)) for arm, mine in found if mine]
 
 
-def _current(records: Iterable[_Of], arm: Arm) -> list[_Of]:
+def _current(records: Iterable[_Of], arm: ArmSummary) -> list[_Of]:
     """An arm's records at the learning rate that it reports."""
     return [r for r in records if r.arm == arm.name and r.learning_rate == arm.learning_rate]
 
 
-def _tasks(records: Iterable[Spectrum | Curve]) -> list[str]:
+def _tasks(records: Iterable[EnergySpectrum | Curve]) -> list[str]:
     return list(dict.fromkeys(r.task for r in records))

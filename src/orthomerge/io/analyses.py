@@ -1,9 +1,8 @@
 """What a run keeps beside its rows so that its page needs no adapter: plain lines of JSON.
 
-`interference.jsonl` holds a `Disturbance` an arm and seed, `spectra.jsonl` a `Spectrum` a task and
-layer, `subspaces.jsonl` a `Place` an adapter and layer, `training.jsonl` a `Curve` an adapter,
-`distillation.jsonl` a `Distillation` per merge that was distilled. Each line carries the hash of
-all that it was computed from as its `key`.
+One kind of line per file: `Disturbance` per arm and seed, `EnergySpectrum` per task and layer,
+`BandShares` per adapter and layer, `Curve` per adapter, `Distillation` per distilled merge. The
+`key` of a line is the hash of all that it was computed from.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Disturbance:
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class EnergySpectrum:
     """Eigenvalues of a task's second moment at a layer's input, and of the other tasks' mean one.
 
     Both descending, as parts of their sum, at the directions `places` (from 1 to `width`): all of
@@ -71,7 +70,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BandShares:
     """Where the rows of a trained `A` lie: the part of `‖A‖²` in each band of eigen-directions.
 
     Bands are equally many neighbouring directions, from highest to lowest energy, of the task's
@@ -141,17 +140,17 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Analyses:
     """All of it; a list is empty where its file is not there."""
 
     disturbances: list[Disturbance] = field(default_factory=list[Disturbance])
-    spectra: list[Spectrum] = field(default_factory=list[Spectrum])
-    places: list[Place] = field(default_factory=list[Place])
+    spectra: list[EnergySpectrum] = field(default_factory=list[EnergySpectrum])
+    shares: list[BandShares] = field(default_factory=list[BandShares])
     curves: list[Curve] = field(default_factory=list[Curve])
     distillations: list[Distillation] = field(default_factory=list[Distillation])
 
 
-def read_evidence(folder: str | Path) -> Evidence:
+def read_analyses(folder: str | Path) -> Analyses:
     """What is in a run's folder beside its rows.
 
     Raises:
@@ -162,10 +161,10 @@ def read_evidence(folder: str | Path) -> Evidence:
         path = Path(folder) / name
         return read_records(path, kind) if path.is_file() else []
 
-    return Evidence(
+    return Analyses(
         read(Disturbance, Disturbance.FILE),
-        read(Spectrum, Spectrum.FILE),
-        read(Place, Place.FILE),
+        read(EnergySpectrum, EnergySpectrum.FILE),
+        read(BandShares, BandShares.FILE),
         read(Curve, Curve.FILE),
         read(Distillation, Distillation.FILE),
     )
@@ -177,7 +176,9 @@ def _require(fits: bool) -> None:
         raise ValueError("its parts are not of one size")
 
 
-def to_lines(records: Iterable[Disturbance | Spectrum | Place | Curve | Distillation]) -> str:
+def to_lines(
+    records: Iterable[Disturbance | EnergySpectrum | BandShares | Curve | Distillation],
+) -> str:
     """The records as lines of JSON; numbers keep four digits, which no figure can show."""
     return "".join(
         json.dumps(_short(asdict(record)), ensure_ascii=False, separators=(",", ":")) + "\n"
