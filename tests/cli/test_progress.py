@@ -78,6 +78,7 @@ def run_of(progress):
         progress.stage("train osrm")
         progress.step(3, 4)
         progress.row(row("one", "ties", 0.4, 0.75))
+        progress.row(row("one", "distill", None, 0.75))
         progress.stage("evaluate osrm")
         return progress._picture()
 
@@ -88,6 +89,7 @@ def test_a_run_without_a_terminal_says_a_line_a_stage_and_a_row(monkeypatch):
     assert console.file.getvalue().splitlines() == [
         "[1/4] train osrm",
         "[1/4]   osrm · one · ties 0.4, test, seed 0: accuracy 75.0",
+        "[1/4]   osrm · one · distill, test, seed 0: accuracy 75.0",
         "[1/4] evaluate osrm",
     ]
 

@@ -72,14 +72,16 @@ def test_every_recipe_is_valid_and_runs_dry(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(glue.FOLDER_VARIABLE, raising=False)
     recipe, _ = load_recipe(name)
-    found = json.loads(call("run", f"recipes/{name}", "--dry-run", "--speed", "h100", "--json"))
+    said = call("run", f"recipes/{name}", "--dry-run", "--speed", "h100", "--json")
+    found = json.loads(said[said.index("{") :])  # a base dequantised here is named on stderr
     trained = sum(len(recipe.tasks_of(a)) * len(recipe.seeds_of(a)) for a in recipe.arms)
     assert found["jobs"]["train"] + found["jobs"].get("convert", 0) >= trained
     assert found["rows"] > trained and found["there"] == 0
     assert list(tmp_path.iterdir()) == []
     if "glue/cola" in recipe.tasks:
         assert found["data"]["glue/cola"] == "would be downloaded from the hub"
-        assert found["base"] == "would be downloaded from the hub"
+        if not name.startswith("glue/"):  # whose bases are packages
+            assert found["base"] == "would be downloaded from the hub"
         assert "is valid" in call("run", name, "--dry-run", "--speed", "h100")
 
 

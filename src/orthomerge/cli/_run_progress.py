@@ -109,7 +109,8 @@ class RunProgress(Reporter):
         """A result."""
         self._rows[row.key] = row
         if self._plain:
-            merge = "own adapter" if row.method == SINGLE else f"{row.method} {row.weight:g}"
+            weight = "" if row.weight is None else f" {row.weight:g}"
+            merge = "own adapter" if row.method == SINGLE else f"{row.method}{weight}"
             self._say(
                 f"  {row.arm} · {row.task} · {merge}, {row.split}, seed {row.seed}: "
                 f"{row.metric} {100 * row.value:.1f}"
