@@ -172,6 +172,10 @@ def test_what_is_refused_leaves_the_model_as_it_was(collected, solver, constrain
         refused(SubspaceError, "--own", own=None)
     if solver != "joint":
         refused(SubspaceError, "use 'joint'", existing=[Adapter("x", {})])
+    else:
+        factors = LoraFactors(torch.ones(1, D), torch.ones(D, 1))
+        near = Adapter("near", dict.fromkeys(before, factors))
+        refused(AdapterError, "'strange' adapts no layer", existing=[near, Adapter("strange", {})])
 
 
 # ------------------------------------------------------------------ all tasks at once

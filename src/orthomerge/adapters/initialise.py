@@ -255,11 +255,12 @@ def _check_solver(
         raise SubspaceError(
             f"the solver '{solver.name}' does not look at other adapters: use 'joint'."
         )
-    if existing and all(rows_of(existing, name) is None for name in layers):
-        raise AdapterError(
-            f"the adapters that exist adapt no layer that this start does ({next(iter(layers))}, "
-            "say): they belong to another model or other target modules."
-        )
+    for adapter in existing:
+        if all(rows_of([adapter], name) is None for name in layers):
+            raise AdapterError(
+                f"the existing adapter '{adapter.name}' adapts no layer that this start does "
+                f"({next(iter(layers))}, say): it belongs to another model or other target modules."
+            )
     if solver.needs_own and own is None:
         raise SubspaceError(
             f"the solver '{solver.name}' needs the task's own statistics: pass own=, or --own."

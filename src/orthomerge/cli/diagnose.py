@@ -23,6 +23,7 @@ def diagnose(
     stats: list[Path] | None = None,
     method: list[str] | None = None,
     option: list[str] | None = None,
+    base: str | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,6 +41,7 @@ def diagnose(
         stats: Statistics of each adapter's task, in that order; repeat.
         method: Compare this method with the plain sum; repeat. Default: two quick ones.
         option: Of the methods, as key=value; repeat.
+        base: Base model of adapters that do not name theirs, or one that lies elsewhere.
     """
     from orthomerge.diagnostics import METHODS
     from orthomerge.diagnostics import diagnose as examine
@@ -50,7 +52,7 @@ def diagnose(
     with work_bar("trial merges") as progress:
         found = examine(
             adapters, stats or None, methods=method or METHODS,
-            options=parse_options(option or []), progress=progress,
+            options=parse_options(option or []), base=base, progress=progress,
         )  # fmt: skip
     if json:
         print_json(found.record())

@@ -170,7 +170,9 @@ def _make(
     from orthomerge.models.loading import language_task_type, load_for
     from orthomerge.records import start_record
 
-    found, trained = resolve_model(model), [adapters.read_adapter(p) for p in existing]
+    found = resolve_model(model)
+    trained = [adapters.read_adapter(p) for p in existing]
+    trained = adapters.align_adapters(trained, base=found.path_or_id) if trained else []
     read, mine = statistics.read, statistics.mine
     words, kind = read[0].meta.form == "text", shape.task_type
     kind = kind or (language_task_type(found.path_or_id) if words else "SEQ_CLS")

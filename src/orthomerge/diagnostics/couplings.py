@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,15 +63,18 @@ def couplings(
     return Couplings([a.name for a in read], layers)
 
 
-def read_all(adapters: Sequence[str | Path | Adapter]) -> list[Adapter]:
-    """The adapters, read where they are folders, all of one base model.
+def read_all(adapters: Sequence[str | Path | Adapter], *, base: str | None = None) -> list[Adapter]:
+    """The adapters, read where they are folders, all of one base model: `base`, where it is given.
 
     Raises:
         AdapterError: unreadable adapters, adapters of different base models, or values that are
             not finite.
     """
-    read = [a if isinstance(a, Adapter) else read_adapter(a) for a in adapters]
-    read = align_adapters(read)
+    read = [a if isinstance(a, Adapter) else read_adapter(a, base=base) for a in adapters]
+    read = align_adapters(read, base=base)
+    if base:  # asked again below, they are of one base
+        named = {"base_model_name_or_path": base, "revision": None}
+        read = [replace(a, config={**a.config, **named}) for a in read]
     for adapter in read:
         if adapter.path is None:  # those of files are held to it when a layer is read
             for name, factors in adapter.layers.items():

@@ -81,6 +81,7 @@ def diagnose(
     *,
     methods: Sequence[str | MergeConfig] = METHODS,
     options: Mapping[str, Any] | None = None,
+    base: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Compare adapters before merging them; with statistics, predict what a merge does.
@@ -92,6 +93,7 @@ def diagnose(
         methods: compared with the plain sum, each at the weight of least predicted shift. Names,
             or what is asked of a merge whose weights are not looked at.
         options: of the methods that are named; each takes the ones it has.
+        base: the base model, where the adapters name none or call one model by several names.
         progress: called with the trials done and their number.
 
     Raises:
@@ -101,7 +103,7 @@ def diagnose(
             option that none of the methods has.
     """
     asked = _asked(methods, options or {})
-    read = read_all(adapters)
+    read = read_all(adapters, base=base)
     compared = overlap(read)
     if statistics is None:
         return Diagnosis(compared, notes(compared))

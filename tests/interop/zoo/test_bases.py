@@ -6,8 +6,11 @@ import json
 
 import pytest
 from odd_adapters import configured, llama, refusal, saved
+from typer.testing import CliRunner
 
 from orthomerge.adapters import merge_adapters, merge_to_model
+from orthomerge.cli import app
+from orthomerge.diagnostics import diagnose
 
 
 @pytest.fixture
@@ -30,6 +33,15 @@ def test_different_bases_behind_one_that_names_none(tmp_path, made, first):
     assert all(word in said for word in (str(b), "'org/x'", str(c), "'org/y'", "--base"))
     merge_adapters([a, b, c], weights=1.0, base="org/x", output=tmp_path / "out")
     assert settings(tmp_path / "out")["base_model_name_or_path"] == "org/x"
+
+
+def test_a_diagnosis_of_adapters_that_call_one_base_by_two_names(made):
+    b, c = made("bb", "org/x"), made("ccc", "org/y")
+    said = refusal("diagnose", b, c)
+    assert all(word in said for word in (str(b), "'org/x'", str(c), "'org/y'", "--base"))
+    assert diagnose([b, c], base="org/x").overlap.names == ["bb", "ccc"]
+    done = CliRunner().invoke(app, ["diagnose", str(b), str(c), "--base", "org/x", "--json"])
+    assert done.exit_code == 0, done.output
 
 
 def test_the_base_and_its_revision_are_kept(tmp_path, made):
