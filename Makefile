@@ -46,6 +46,7 @@ pages: $(STAMP)           ## what pages and pictures are made of files, made aga
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.evidence
 	$(BIN)/python -m benchmarks.convert
+	$(BIN)/python -m benchmarks.paper
 	$(BIN)/python -m benchmarks.privacy_page
 	$(BIN)/python docs/figures/architecture.py
 	$(BIN)/python -m docs.figures.theory
