@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from blocks import ROOT
 
 from orthomerge.io.rows import ResultRow, append_rows
 
