@@ -7,8 +7,9 @@ on this machine.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from orthomerge.adapters.architecture import CONFIG, Architecture, architectures_of
+from orthomerge.adapters.experts import expert_layers, layer_at, place_of
 from orthomerge.adapters.files import (
     Adapter,
     common_base,
@@ -29,6 +31,8 @@ from orthomerge.io.files import local
 from orthomerge.io.tensors import renamed_tensors, shapes_of
 from orthomerge.models.packaged import carrying
 from orthomerge.models.wheels import packaged_model
+
+_LAYOUT = (0, 19, 1)
 
 
 def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> list[Adapter]:
@@ -48,9 +52,17 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
     classes = _Classes(folder, adapters) if folder is not None else None
     if classes is not None and classes.known:
         found = [_renamed(a, classes, base or named) for a in adapters]
+        classes.require_one_form(found)
     else:
         found = list(adapters)
         _refuse_prefixes(found)
+        for adapter in found:
+            if _of_old_peft(adapter) and any(n > 1 for n in adapter.parameters.values()):
+                raise AdapterError(
+                    f"'{adapter.called}' adapts experts and was saved by PEFT "
+                    f"{adapter.config['peft_version']}, whose layout depends on the model: name "
+                    "the base, in a folder, with --base (base=...), so that it can be looked up."
+                )
     require_same_shapes(found)
     _warn_of_nothing_shared(found)
     return found
@@ -83,18 +95,12 @@ class _Classes:
         self._made: list[Architecture] = []
         self._kept: dict[str, str] = {}
         self.known = self._next() is not None
-        found = [
-            (layer, *place)
-            for adapter in adapters
-            for layer in adapter.shapes
-            if (place := self._look_up(layer)) is not None
-        ]
+        tensors = {place_of(n, a.parameters)[0]: None for a in adapters for n in a.shapes}
+        found = [(key, *place) for key in tensors if (place := self._look_up(key)) is not None]
         # Names of the model with a head, or of an older Transformers, are longer than bare ones.
-        self._headed = any(
-            bare != layer or not shape.in_backbone(f"{bare}.weight") for layer, shape, bare in found
-        )
+        self._headed = any(bare != key or not shape.in_backbone(bare) for key, shape, bare in found)
         self._below = any(shape.inner for shape in self._made) or any(
-            layer == f"{shape.prefix}.{bare}" for layer, shape, bare in found
+            key == f"{shape.prefix}.{bare}" for key, shape, bare in found
         )
 
     def _next(self) -> Architecture | None:
@@ -103,17 +109,17 @@ class _Classes:
             self._made.append(found)
         return found
 
-    def _look_up(self, layer: str) -> tuple[Architecture, str] | None:
-        """`_find`, for a layer that may lie in a wrapper's `module`."""
-        return self._find(layer) or self._find(layer.removeprefix("module."))
+    def _look_up(self, key: str) -> tuple[Architecture, str] | None:
+        """`_find`, for a tensor that may lie in a wrapper's `module`."""
+        return self._find(key) or self._find(key.removeprefix("module."))
 
-    def _find(self, layer: str) -> tuple[Architecture, str] | None:
-        """The first class that has a layer, and its bare name."""
-        key, place = f"{layer}.weight", 0
+    def _find(self, key: str) -> tuple[Architecture, str] | None:
+        """The first class that has a tensor, and its bare name."""
+        place = 0
         while place < len(self._made) or self._next() is not None:
             shape = self._made[place]
             if shape.own_key(key) is not None or shape.fuses(key):
-                return shape, shape.bare(key).removesuffix(".weight")
+                return shape, shape.bare(key)
             place += 1
         return None
 
@@ -124,6 +130,8 @@ class _Classes:
             AdapterError: the base has no such layer, or two of them are one.
         """
         found = {layer: self._layer(layer, adapter, base) for layer in adapter.shapes}
+        for tensor, count in adapter.parameters.items():
+            self._check_experts(tensor, count, adapter)
         own: dict[str, str] = {}
         for layer, name in found.items():
             if own.setdefault(name, layer) != layer:
@@ -133,15 +141,27 @@ class _Classes:
                 )
         return found
 
+    def require_one_form(self, adapters: Sequence[Adapter]) -> None:
+        """Refuse experts as one tensor beside single ones: two names of one weight."""
+        packed = [a for a in adapters if a.parameters]
+        if self._kept and packed:
+            single = next(iter(self._kept.values())).removesuffix(".weight")
+            raise AdapterError(
+                f"'{packed[0].called}' adapts all experts of a layer by target_parameters, and "
+                f"another adapter single experts ('{single}'): only one of the two forms can be "
+                "merged; train both with one Transformers."
+            )
+
     def _layer(self, layer: str, adapter: Adapter, base: str | None) -> str:
-        found = self._look_up(layer)
+        key, number = place_of(layer, adapter.parameters)
+        found = self._look_up(key)
         if found is not None:
             shape, bare = found
-            if shape.own_key(f"{bare}.weight") is None:
+            if shape.own_key(bare) is None:
                 # Kept together with others, so that the class has no name: the first adapter's own.
-                own = layer.removeprefix("module.").removeprefix(f"{shape.prefix}.")
+                own = key.removeprefix("module.").removeprefix(f"{shape.prefix}.")
                 bare = self._kept.setdefault(bare, own)
-            return self._called(shape, f"{bare}.weight").removesuffix(".weight")
+            return layer_at(self._called(shape, bare), number)
         known = [k.removesuffix(".weight") for shape in self._made for k in shape.shapes]
         close = nearest(layer, known)
         hint = f", the nearest is '{close}'" if close else ""
@@ -150,6 +170,25 @@ class _Classes:
             f"has ({self._made[0].called}{hint}): name the base that it was trained on with --base "
             "(base=...)."
         )
+
+    def _check_experts(self, tensor: str, count: int, adapter: Adapter) -> None:
+        """Refuse experts of another base, or in a layout that PEFT had once."""
+        found = self._look_up(tensor)
+        own = None if found is None else found[0].own_key(found[1])
+        if count == 1 or found is None or own is None:
+            return
+        shape, has = found[0].shapes[own], adapter.shapes[expert_layers(tensor, count)[0]]
+        transposed = found[0].transposes(own)
+        expected = shape[:0:-1] if transposed else shape[1:]
+        if shape[0] != count or sorted(has) != sorted(expected):
+            raise AdapterError(
+                f"'{adapter.called}' adapts '{tensor}' as {count} experts of {list(has)}, which "
+                f"its base has as {list(shape)}: name the base that it was trained on with --base "
+                "(base=...)."
+            )
+        odd_layout = _of_old_peft(adapter) and not transposed and has[0] == has[1]
+        if has != expected or odd_layout:
+            raise _old_layout(adapter, tensor)
 
     def whole(self, name: str) -> str:
         """What a whole tensor is called here; one that no class so far has keeps its name."""
@@ -192,6 +231,30 @@ def _renamed(adapter: Adapter, classes: _Classes, base: str | None) -> Adapter:
         embeddings=frozenset(layers[name] for name in adapter.embeddings),
         kernels={layers[name]: kernel for name, kernel in adapter.kernels.items()},
         renamed={new: old for old, new in layers.items() if new != old},
+        parameters=_renamed_parameters(adapter, layers),
+    )
+
+
+def _renamed_parameters(adapter: Adapter, layers: Mapping[str, str]) -> dict[str, int]:
+    """The tensors of experts by the names that their layers have here."""
+    found: dict[str, int] = {}
+    for tensor, count in adapter.parameters.items():
+        first = layers[expert_layers(tensor, count)[0]]
+        found[f"{first}.weight" if count == 1 else first.removesuffix(".0")] = count
+    return found
+
+
+def _of_old_peft(adapter: Adapter) -> bool:
+    """Whether it was saved by a PEFT that took experts for `[experts, d_in, d_out]` everywhere."""
+    said = re.match(r"(\d+)\.(\d+)\.(\d+)", str(adapter.config.get("peft_version")))
+    return said is not None and tuple(map(int, said.groups())) < _LAYOUT
+
+
+def _old_layout(adapter: Adapter, tensor: str) -> AdapterError:
+    return AdapterError(
+        f"'{adapter.called}' keeps the factors of '{tensor}' in the layout of PEFT before 0.19.1"
+        ", which no later PEFT reads: merge its update into the base with the PEFT that wrote it "
+        "(merge_and_unload)."
     )
 
 

@@ -82,10 +82,9 @@ class Architecture:
             yield renamed.removeprefix(start)
             yield self.renamed(start + key)
 
-    def transposes(self, layer: str) -> bool:
-        """Whether the class keeps a layer's weight as `[d_in, d_out]`: Conv1D and embeddings do."""
-        own = self.own_key(f"{layer}.weight")
-        return own is not None and own.removesuffix(".weight") in self.transposed
+    def transposes(self, key: str) -> bool:
+        """Whether the class keeps a weight as `[d_in, d_out]`: Conv1D, embeddings, some experts."""
+        return self.own_key(key) in self.transposed
 
     def renamed(self, key: str) -> str:
         """The key after Transformers' renamings of older checkpoints."""
@@ -228,12 +227,21 @@ def _described(build: Callable[[Any], Any], _: str, held: _Held) -> Architecture
         bool(prefix) and getattr(model, prefix, None) is not None,
         {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         tuple(model.all_tied_weights_keys.items()),
-        frozenset(n for n, m in modules.items() if isinstance(m, Conv1D | nn.Embedding)),
+        frozenset(_transposed(modules)),
         tuple(c for c in changes if isinstance(c, WeightRenaming)),
         tuple(c for c in changes if not isinstance(c, WeightRenaming)),
         type(model).__name__,
         _ends(model, modules),
     )
+
+
+def _transposed(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    for name, module in modules.items():
+        if isinstance(module, Conv1D | nn.Embedding):
+            yield f"{name}.weight"
+        elif getattr(module, "is_transposed", False):  # as PEFT asks, for tensors of experts alone
+            own = cast(Iterable[tuple[str, nn.Parameter]], module.named_parameters(recurse=False))
+            yield from (f"{name}.{key}" for key, tensor in own if tensor.ndim == 3)
 
 
 def _ends(model: Any, modules: Mapping[str, nn.Module]) -> tuple[str | None, str | None]:

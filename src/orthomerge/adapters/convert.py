@@ -176,6 +176,11 @@ def _check(
                 f"'{adapter.called}' adapts '{next(iter(adapter.kernels))}', a convolution, "
                 "whose inputs no statistics cover: it cannot be converted."
             )
+        if adapter.parameters:
+            raise AdapterError(
+                f"'{adapter.called}' adapts '{next(iter(adapter.parameters))}' by "
+                "target_parameters: such cannot be converted."
+            )
         if adapter.embeddings:
             raise AdapterError(
                 f"'{adapter.called}' adapts '{next(iter(adapter.embeddings))}', an embedding, "

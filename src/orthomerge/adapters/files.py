@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.adapters.base import BaseWeights, dora_update
+from orthomerge.adapters.experts import unpacked
 from orthomerge.adapters.hub import locate_adapter
 from orthomerge.adapters.keys import parse_keys
 from orthomerge.adapters.kinds import StoredLayer, check_kind, sort_keys
@@ -21,7 +22,7 @@ from orthomerge.errors import AdapterError
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import known_sha256
 from orthomerge.io.names import HEAD, WEIGHTS
-from orthomerge.io.tensors import LazyTensors, open_tensors, read_tensor, require_finite
+from orthomerge.io.tensors import LazyTensors, Stored, open_tensors, read_tensor, require_finite
 from orthomerge.models.assets import ResolvedModel, resolve_model
 
 
@@ -37,7 +38,9 @@ class Adapter:
     user called it, or the hub's id and commit; `renamed` holds, by the names here, what its own
     file calls the layers that have other names there; `copies` holds the base's own embeddings as
     they were when it was trained, by name, where the adapter brings them; `kernels` the window of
-    the layers that are convolutions, whose update is `[d_out, channels · window]`.
+    the layers that are convolutions, whose update is `[d_out, channels · window]`; `parameters` the
+    number of experts (1 for a matrix) of every tensor that `target_parameters` adapts, whose
+    experts are layers by the tensor's name and their number.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Adapter:
     renamed: Mapping[str, str] = field(default_factory=dict[str, str])
     copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    parameters: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def base_model(self) -> str | None:
@@ -79,7 +83,10 @@ class Adapter:
 
 
 class LazyLayers(Mapping[str, LoraFactors]):
-    """The layers of an adapter's file, each read when it is asked for; none is kept."""
+    """The layers of an adapter's file, each read when it is asked for; none is kept.
+
+    But for B of the last experts, which all of one tensor share.
+    """
 
     def __init__(
         self,
@@ -93,10 +100,12 @@ class LazyLayers(Mapping[str, LoraFactors]):
         self._source = source
         self.shapes = {name: layer.shape for name, layer in layers.items()}
         self.base_sha256 = base.sha256 if base is not None else None
+        self._last: tuple[Stored, Tensor] | None = None
 
     def __getitem__(self, name: str) -> LoraFactors:
         layer = self._layers[name]
-        A, B = (self._finite(name, read_tensor(f).flatten(1)) for f in (layer.A, layer.B))
+        factors = read_tensor(layer.A).flatten(1), self._B(layer)
+        A, B = (self._finite(name, factor) for factor in factors)
         factors = LoraFactors(A, B.to(A.dtype), layer.scaling)
         if layer.magnitude is None:
             return factors
@@ -104,6 +113,14 @@ class LazyLayers(Mapping[str, LoraFactors]):
         turned = layer.embedding or self._transposed
         weight = self._base.weight(name, layer.shape, transposed=turned)
         return dora_update(factors, self._finite(name, read_tensor(layer.magnitude)), weight)
+
+    def _B(self, layer: StoredLayer) -> Tensor:
+        if layer.expert is None:
+            return read_tensor(layer.B).flatten(1)
+        last = self._last
+        if last is None or last[0] != layer.B:
+            last = self._last = layer.B, read_tensor(layer.B)
+        return unpacked(last[1], *layer.expert)
 
     def _finite(self, name: str, tensor: Tensor) -> Tensor:
         return require_finite(tensor, f"layer '{name}'", self._source)
@@ -169,6 +186,11 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
         source,
         copies=LazyTensors(copies, source),
         kernels={n: item.kernel for n, item in layers.items() if item.kernel},
+        parameters={
+            item.parameter: item.expert[1] if item.expert else 1
+            for item in layers.values()
+            if item.parameter
+        },
     )
 
 
@@ -256,11 +278,20 @@ def require_same_base(adapters: Sequence[Adapter], *, base: str | None = None) -
 
 
 def require_same_shapes(adapters: Sequence[Adapter]) -> None:
-    """Refuse a layer that has two shapes.
+    """Refuse a layer that has two shapes, and experts of two numbers.
 
     Raises:
-        AdapterError: there is one; the message names it and both shapes.
+        AdapterError: there are such; the message names them and both shapes.
     """
+    counts: dict[str, tuple[Adapter, int]] = {}
+    for other in adapters:
+        for tensor, count in other.parameters.items():
+            known, expected = counts.setdefault(tensor, (other, count))
+            if count != expected:
+                raise AdapterError(
+                    f"'{tensor}' is of {expected} experts in '{known.called}' and of {count} in "
+                    f"'{other.called}': merge adapters of the same base model."
+                )
     seen: dict[str, tuple[Adapter, tuple[int, ...]]] = {}
     for other in adapters:
         for layer, flat in other.shapes.items():

@@ -103,7 +103,7 @@ def save_full_model(
     layers = {key_of(name, here, base): name for name in names}
     report = Count(len(layers), progress)
     planned = {
-        key: summed(item, layers[key], update_of, shape.transposes(layers[key]), report)
+        key: summed(item, layers[key], update_of, shape.transposes(f"{layers[key]}.weight"), report)
         if key in layers
         else Planned.copy(item)
         for key, item in stored.items()

@@ -47,10 +47,12 @@ def require_runnable(adapter: Adapter) -> None:
     """Use before a model runs with an adapter's layers and head: it leaves all else of it out.
 
     Raises:
-        AdapterError: it has biases, rows for added tokens, or parts of the model trained whole.
+        AdapterError: it has biases, experts, rows for added tokens, or parts of the model trained
+            whole.
     """
     beside = [
         *("biases (lora_bias)" for _ in [*adapter.biases][:1]),
+        *(f"factors of '{name}' (target_parameters)" for name in adapter.parameters),
         *(f"rows of its own for tokens ('{name}')" for name in adapter.copies),
         *(f"'{name}' trained whole" for name in _shared(adapter)),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import peft
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+from orthomerge.adapters.experts import expert_layers, parameters_of
 from orthomerge.adapters.keys import EMPTY, parse_keys
 from orthomerge.adapters.settings import LayerPatterns, check_names
 from orthomerge.errors import AdapterError
@@ -23,7 +24,6 @@ _FLAGS = {
     "use_bdlora": "block-diagonal",
     "arrow_config": "Arrow, which routes every token to adapters of its own",
     "kasa_config": "KaSA, which cuts the base's own weights (kasa_config)",
-    "target_parameters": "of single parameters of a layer (target_parameters)",
     "trainable_token_indices": "LoRA with single tokens trained (trainable_token_indices)",
     "layer_replication": "made for a base whose layers are repeated (layer_replication)",
     "megatron_config": "made for Megatron's parallel layers",
@@ -50,7 +50,9 @@ class StoredLayer:
 
     `shape` is (d_out, d_in); an embedding is read as the linear layer over one-hot tokens that it
     is, so its d_in is the vocabulary. A convolution is read as the linear layer over its patches:
-    its d_in is channels times `kernel`, which has the sizes of the window.
+    its d_in is channels times `kernel`, which has the sizes of the window. `parameter` is the
+    tensor of `target_parameters` that the layer is of; where that is of several experts, B holds
+    those of all, and `expert` is the number of this one and their count.
     """
 
     A: Stored
@@ -61,6 +63,8 @@ class StoredLayer:
     magnitude: Stored | None = None
     embedding: bool = False
     kernel: tuple[int, ...] = ()
+    parameter: str | None = None
+    expert: tuple[int, int] | None = None
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
@@ -162,14 +166,18 @@ def sort_keys(
     ranks = LayerPatterns(config.get("rank_pattern"), config["r"], where)
     alphas = LayerPatterns(config.get("alpha_pattern"), config["lora_alpha"], where)
     check_names(parts, (ranks, alphas), where)
-    return (
-        {
-            layer: _layer(layer, found, entries, config, where, ranks.of(layer), alphas.of(layer))
-            for layer, found in parts.items()
-        },
-        modules,
-        copies,
-    )
+    rows = {n: entries[f["A"]].shape[:1] for n, f in parts.items() if "A" in f}
+    plain = [name for name, found in rows.items() if found == (ranks.of(name),)]
+    tensors = parameters_of(parts, config.get("target_parameters") or (), plain, where)
+    layers: dict[str, StoredLayer] = {}
+    for name, found in parts.items():
+        tensor = tensors.get(name)
+        rank, alpha = (pattern.of(tensor or name) for pattern in (ranks, alphas))
+        if tensor is None:
+            layers[name] = _layer(name, found, entries, config, where, rank, alpha)
+        else:
+            layers |= _experts(tensor, found, entries, config, where, rank, alpha)
+    return layers, modules, copies
 
 
 def is_copy(name: str, config: Mapping[str, Any]) -> bool:
@@ -235,9 +243,43 @@ def _layer(
         raise AdapterError(
             f"layer '{layer}' of '{where}' and its config do not agree on use_dora: save it again."
         )
-    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    shape, kernel = (b[0], math.prod(a[1:])), a[2:]
-    return StoredLayer(factor_A, factor_B, scaling, shape, bias, magnitude, embedding, kernel)
+    scaling, shape = _scaling(config, rank, alpha), (b[0], math.prod(a[1:]))
+    return StoredLayer(factor_A, factor_B, scaling, shape, bias, magnitude, embedding, a[2:])
+
+
+def _scaling(config: Mapping[str, Any], rank: int, alpha: float) -> float:
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _experts(
+    tensor: str,
+    found: Mapping[str, str],
+    entries: Mapping[str, Stored],
+    config: Mapping[str, Any],
+    where: str,
+    rank: int,
+    alpha: float,
+) -> dict[str, StoredLayer]:
+    """The layers of a tensor that `target_parameters` adapts: its experts, or its one matrix."""
+    rows = entries[found["A"]].shape[:1] if "A" in found else ()
+    count = rows[0] // rank if rows and rows[0] and rows[0] % rank == 0 else 1
+    whole = _layer(tensor, found, entries, config, where, count * rank, alpha)
+    if (count == 1 and not tensor.endswith(".weight")) or set(found) != {"A", "B"}:
+        raise AdapterError(
+            f"'{where}' adapts '{tensor}' by target_parameters, which is neither a layer's weight "
+            "nor a tensor of experts: adapters of such cannot be merged."
+        )
+    scaling = _scaling(config, rank, alpha)
+    return {
+        layer: replace(
+            whole,
+            A=whole.A.rows(i * rank, (i + 1) * rank),
+            scaling=scaling,
+            parameter=tensor,
+            expert=(i, count) if count > 1 else None,
+        )
+        for i, layer in enumerate(expert_layers(tensor, count))
+    }
 
 
 def _check_factors(

@@ -10,18 +10,19 @@ from peft import PeftModel
 from peft import (
     set_peft_model_state_dict as put,  # pyright: ignore[reportUnknownVariableType]
 )
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from orthomerge.adapters.base import dora_update
+from orthomerge.adapters.experts import expert_layers, split, tensor_of
 from orthomerge.adapters.files import Adapter
 from orthomerge.adapters.heads import check_heads, head_of
 from orthomerge.adapters.kinds import check_kind
 from orthomerge.adapters.output import MergeOutput
 from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.weights import weighed
-from orthomerge.adapters.write import Frame, as_factors, lora_config, tensors_of, whole_keys
+from orthomerge.adapters.write import Frame, WrittenLayers, as_factors, lora_config, whole_keys
 from orthomerge.errors import AdapterError, unknown_name
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import MergeConfig, MergedUpdate, get_method, merge_layers
@@ -105,6 +106,7 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
     modules: dict[str, Tensor] = {}
     embeddings: set[str] = set()
     kernels: dict[str, tuple[int, ...]] = {}
+    parameters: dict[str, int] = {}
     named = cast(Iterable[tuple[str, Any]], peft_model.get_base_model().named_modules())
     for layer, module in named:
         if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
@@ -115,6 +117,13 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
             A = cast(Tensor, module.lora_embedding_A[adapter])
             B = cast(Tensor, module.lora_embedding_B[adapter])
             layers[layer] = _factors(module, adapter, layer, A, B)
+        elif isinstance(module, ParamWrapper) and adapter in module.lora_A:
+            tensor, count = tensor_of(layer, module.parameter_name), int(module.num_experts)
+            down, up = cast(Any, module.lora_A[adapter]), cast(Any, module.lora_B[adapter])
+            A, B = down.weight.detach(), up.weight.detach()
+            experts = split(A, B, float(module.scaling[adapter]), count)
+            layers |= dict(zip(expert_layers(tensor, count), experts, strict=True))
+            parameters[tensor] = count
         elif isinstance(module, LoraLayer) and adapter in module.lora_A:
             down, up = cast(Any, module.lora_A[adapter]), cast(Any, module.lora_B[adapter])
             A, B = down.weight.flatten(1), up.weight.flatten(1)
@@ -127,7 +136,7 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
         raise AdapterError(f"the adapter '{adapter}' of the model has no LoRA layer.")
     return Adapter(
         adapter, layers, modules, config, biases=biases, embeddings=frozenset(embeddings),
-        kernels=kernels,
+        kernels=kernels, parameters=parameters,
     )  # fmt: skip
 
 
@@ -180,10 +189,14 @@ def _require_free_name(peft_model: PeftModel, name: str) -> None:
 
 def _add(peft_model: PeftModel, name: str, merged: MergedUpdate, frame: Frame) -> None:
     """Put the merged layers into the model, and leave all else in it as it was."""
-    factors = {layer: as_factors(update) for layer, update in merged.layers.items()}
-    tensors = {k: t for n, f in factors.items() for k, t in tensors_of(n, f, frame).items()}
-    tensors |= {key: whole[n] for key, (whole, n) in whole_keys(factors, frame).items()}
-    config = lora_config({layer: f.rank for layer, f in factors.items()}, frame)
+    written = WrittenLayers(frame)
+    tensors = {
+        key: tensor
+        for layer, update in merged.layers.items()
+        for key, tensor in written.add(layer, as_factors(update)).items()
+    }
+    tensors |= {key: whole[n] for key, (whole, n) in whole_keys(merged.layers, frame).items()}
+    config = lora_config(written.ranks, frame)
     active = cast(str, peft_model.active_adapter)
     trained = {key: p.requires_grad for key, p in peft_model.named_parameters()}
     try:

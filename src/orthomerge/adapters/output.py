@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthomerge.adapters.experts import place_of
 from orthomerge.adapters.files import Adapter, common_base
 from orthomerge.adapters.heads import (
     CLASSIFIERS,
@@ -132,10 +133,14 @@ class MergeOutput:
         kinds = {a.config.get("task_type") for a in self.adapters}
         kind = kinds.pop() if len(kinds) == 1 else None
         named, revision = common_base(self.adapters)
+        parameters = {name: n for a in self.adapters for name, n in a.parameters.items()}
+        layers = [n for n in self._layers() if place_of(n, parameters)[0] not in parameters]
         frame = Frame(
             base_model=self.config.base or named,
             revision=revision if self.config.base in (None, named) else None,
-            targets=_targets(self.adapters, self._layers()),
+            targets=_targets(self.adapters, "target_modules", layers),
+            target_parameters=_targets(self.adapters, "target_parameters", list(parameters)),
+            parameters=parameters,
             embeddings=frozenset[str]().union(*(a.embeddings for a in self.adapters)),
             kernels={n: k for a in self.adapters for n, k in a.kernels.items()},
             biases=self._biases(range(len(self.adapters))),
@@ -145,10 +150,11 @@ class MergeOutput:
             task_type=kind if whole.with_head or kind not in CLASSIFIERS else None,
             transposed=any(a.config.get("fan_in_fan_out") for a in self.adapters),
         )
-        if frame.biases and frame.embeddings:
+        if frame.biases and (frame.embeddings or frame.parameters):
+            other = "adapt embeddings" if frame.embeddings else "have target_parameters"
             raise AdapterError(
-                "some adapters have lora_bias and some adapt embeddings, which PEFT cannot have in "
-                "one adapter: merge them apart."
+                f"some adapters have lora_bias and some {other}, which PEFT cannot have in one "
+                "adapter: merge them apart."
             )
         return frame
 
@@ -201,18 +207,20 @@ def _column(bias: Tensor) -> LoraFactors:
     return LoraFactors(bias.new_ones(1, 1), bias[:, None])
 
 
-def _targets(adapters: Sequence[Adapter], layers: Sequence[str]) -> list[str] | None:
-    """The union of the adapters' target modules where it means their layers and no others.
+def _targets(adapters: Sequence[Adapter], key: str, names: Sequence[str]) -> list[str] | None:
+    """The union of the adapters' targets of a kind where it means `names` and no others.
 
     It does where each is a plain list: PEFT adapts every module a list names, so an adapter has all
-    of them. Else None, for the layers' full names.
+    of them. Else None, for the full names.
     """
     found: set[str] = set()
     for adapter in adapters:
-        named = adapter.config.get("target_modules")
+        named = adapter.config.get(key)
+        if named is None and (adapter.parameters or key == "target_parameters"):
+            continue
         narrowed = ("layers_to_transform", "layers_pattern", "exclude_modules")
         if not is_array(named) or any(adapter.config.get(key) for key in narrowed):
             return None
         found |= set(named)
     ends = tuple(f".{name}" for name in found)
-    return sorted(found) if all(f".{layer}".endswith(ends) for layer in layers) else None
+    return sorted(found) if found and all(f".{n}".endswith(ends) for n in names) else None

@@ -41,6 +41,7 @@ class _Settings(BaseModel):
     base_model_name_or_path: StrictStr | None = None
     revision: StrictStr | None = None
     target_modules: StrictStr | _Names | None = None
+    target_parameters: _Names | None = None
     modules_to_save: _Names | None = None
     bias: StrictStr | None = None
     use_rslora: StrictBool | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from orthomerge.adapters.base import dense_factors
+from orthomerge.adapters.experts import expert_layers, packed, place_of, wrapped_name
 from orthomerge.adapters.keys import PREFIX, Key
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
@@ -34,8 +35,9 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 class Frame:
     """What an adapter is beside its factors.
 
-    `revision` is the base model's; `targets` are PEFT's target modules, None for the full names of
-    the layers; `embeddings` the layers that are embeddings; `kernels` the window of those that are
+    `revision` is the base model's; `targets` and `target_parameters` are PEFT's own, None for the
+    full names of the layers and of `parameters`, the tensors of experts with the number of those;
+    `embeddings` are the layers that are embeddings; `kernels` the window of those that are
     convolutions; `biases` what `lora_bias` adds to a layer's output; `modules` the weights of
     `modules_to_save`, by name, and `copies` the base's own embeddings where tokens were added.
     """
@@ -43,6 +45,8 @@ class Frame:
     base_model: str | None
     revision: str | None = None
     targets: list[str] | None = None
+    target_parameters: list[str] | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict[str, int])
     embeddings: frozenset[str] = frozenset()
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     biases: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -78,10 +82,11 @@ class AdapterWriter:
 
     def __init__(self, folder: Path, names: Collection[str], frame: Frame) -> None:
         self._folder, self._frame = folder, frame
-        self.ranks: dict[str, int] = {}
+        self._layers = WrittenLayers(frame)
         folder.mkdir(parents=True)
         self._whole = whole_keys(set(names), frame)
-        announced = [key for name in names for key in _keys(name, frame)] + [*self._whole]
+        targets = dict.fromkeys(target_of(name, frame) for name in names)
+        announced = [key for name in targets for key in _keys(name, frame)] + [*self._whole]
         self._file = TensorWriter(folder / WEIGHTS, announced)
 
     def __enter__(self) -> AdapterWriter:
@@ -89,10 +94,8 @@ class AdapterWriter:
 
     def add(self, name: str, update: LoraFactors | Tensor) -> None:
         """Write one layer."""
-        factors = as_factors(update)
-        for key, tensor in tensors_of(name, factors, self._frame).items():
+        for key, tensor in self._layers.add(name, as_factors(update)).items():
             self._file.add(key, tensor)
-        self.ranks[name] = factors.rank
 
     def __exit__(
         self,
@@ -107,7 +110,7 @@ class AdapterWriter:
             for key, (tensors, name) in self._whole.items():
                 self._file.add(key, tensors[name])
         self._even_experts()
-        lora_config(self.ranks, self._frame).save_pretrained(str(self._folder))
+        lora_config(self._layers.ranks, self._frame).save_pretrained(str(self._folder))
 
     def _even_experts(self) -> None:
         """Give the experts of all layers one rank, by rows and columns of zeros.
@@ -115,9 +118,10 @@ class AdapterWriter:
         Transformers 5 keeps the experts of a layer as one tensor, and PEFT reads adapters of single
         experts into it only if they all have the configuration's own rank.
         """
-        experts = [name for name in self.ranks if _EXPERT.search(name)]
-        rank = max((self.ranks[name] for name in experts), default=0)
-        odd = [name for name in experts if self.ranks[name] != rank]
+        ranks = self._layers.ranks
+        experts = [name for name in ranks if _EXPERT.search(name)]
+        rank = max((ranks[name] for name in experts), default=0)
+        odd = [name for name in experts if ranks[name] != rank]
         if not odd:
             return
         file = self._folder / WEIGHTS
@@ -128,7 +132,7 @@ class AdapterWriter:
         }
         write_tensors(file.with_suffix(".part"), planned)
         file.with_suffix(".part").replace(file)
-        self.ranks.update(dict.fromkeys(odd, rank))
+        ranks.update(dict.fromkeys(odd, rank))
 
 
 def _padded(item: Stored, rank: int, dim: int) -> Planned:
@@ -138,8 +142,43 @@ def _padded(item: Stored, rank: int, dim: int) -> Planned:
     return Planned.copy(Held(lambda: pad(read_tensor(item), room), item.dtype, shape))
 
 
+def target_of(layer: str, frame: Frame) -> str:
+    """What PEFT is to adapt for a layer: a tensor of `target_parameters`, or the layer's module."""
+    tensor, _ = place_of(layer, frame.parameters)
+    return tensor if tensor in frame.parameters else layer
+
+
+class WrittenLayers:
+    """PEFT's tensors of layers that come one after another, those of experts with their last.
+
+    `ranks` has the rank of every target so far.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+        self._experts: dict[str, dict[str, LoraFactors]] = {}
+        self.ranks: dict[str, int] = {}
+
+    def add(self, name: str, factors: LoraFactors) -> dict[str, Tensor]:
+        """The tensors that this layer completes, by their keys in PEFT's files."""
+        target = target_of(name, self._frame)
+        count = self._frame.parameters.get(target, 1)
+        if count == 1:
+            self.ranks[target] = factors.rank
+            return tensors_of(target, factors, self._frame)
+        held = self._experts.setdefault(target, {})
+        held[name] = factors
+        if len(held) < count:
+            return {}
+        del self._experts[target]
+        A, B, self.ranks[target] = packed([held[n] for n in expert_layers(target, count)])
+        return tensors_of(target, LoraFactors(A, B), self._frame)
+
+
 def _keys(name: str, frame: Frame) -> tuple[str, str, str]:
-    """What PEFT calls a layer's A, B and bias in its files."""
+    """What PEFT calls A, B and bias of a layer, or of a tensor of experts, in its files."""
+    if name in frame.parameters:
+        name = wrapped_name(name, frame.parameters, "the merge")
     if name in frame.embeddings:
         return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B", ""
     stem = f"{PREFIX}{name}.lora_"
@@ -158,7 +197,7 @@ def whole_keys(
 
 
 def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tensor]:
-    """One layer's tensors by their keys in PEFT's files, the scaling in B."""
+    """The tensors of a target by their keys in PEFT's files, the scaling in B."""
     key_A, key_B, key_bias = _keys(name, frame)
     A, B, window = factors.A, factors.B * factors.scaling, frame.kernels.get(name, ())
     if window:
@@ -172,16 +211,18 @@ def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tenso
 
 
 def lora_config(ranks: Mapping[str, int], frame: Frame) -> LoraConfig:
-    """PEFT's configuration of an adapter whose layers have these ranks and a scaling of 1."""
+    """PEFT's configuration of an adapter whose targets have these ranks and a scaling of 1."""
     expert = next((r for name, r in ranks.items() if _EXPERT.search(name)), None)
     common = expert or max(set(ranks.values()), key=list(ranks.values()).count)
     odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
+    tensors = sorted(ranks.keys() & frame.parameters.keys())
     return LoraConfig(
         r=common,
         lora_alpha=common,
         rank_pattern=odd,
         alpha_pattern=dict(odd),
-        target_modules=frame.targets or sorted(ranks),
+        target_modules=frame.targets or sorted(ranks.keys() - frame.parameters.keys()),
+        target_parameters=(frame.target_parameters or tensors) if tensors else None,
         fan_in_fan_out=frame.transposed,
         lora_bias=bool(frame.biases),
         modules_to_save=frame.modules_to_save,

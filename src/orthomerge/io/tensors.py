@@ -12,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -60,6 +60,16 @@ class Stored:
     def size(self) -> int:
         """Its bytes."""
         return self.end - self.begin
+
+    def rows(self, first: int, end: int) -> Stored:
+        """Where some of its rows lie, those of the first dimension."""
+        size = self.size // self.shape[0]
+        return replace(
+            self,
+            shape=(end - first, *self.shape[1:]),
+            begin=self.begin + first * size,
+            end=self.begin + end * size,
+        )
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes as they are, a block at a time."""
