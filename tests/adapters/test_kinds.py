@@ -140,7 +140,7 @@ def _nothing(tensors):
         (_nothing, {"peft_type": "IA3"}, ["IA3", "only LoRA"]),
         (_nothing, {"init_lora_weights": "pissa_niter_4"}, ["pissa_niter_4", "changes the base"]),
         (_nothing, {"trainable_token_indices": [1]}, ["trainable_token_indices"]),
-        (_nothing, {"target_parameters": ["w"]}, ["target_parameters"]),
+        (_nothing, {"target_parameters": ["query.w"]}, ["target_parameters"]),
         (_nothing, {"use_dora": True, "base_model_name_or_path": ""}, ["do not agree on use_dora"]),
         (lambda t: t.update({"base_model.model.q.bias": torch.ones(2)}), {"bias": "all"},
          ["the base's own biases", "lora_bias=True"]),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from orthomerge.errors import AdapterError, nearest
@@ -37,6 +38,19 @@ _OTHER_HEADS = (
     "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING",
 )
+
+
+class Piece(NamedTuple):
+    """What a checkpoint's tensor is of a tensor of experts that the class keeps as one.
+
+    `tensor` is the class's name; the piece is of one expert, and the `place`-th of the
+    `places` that make up its matrix, one below the other.
+    """
+
+    tensor: str
+    expert: int
+    place: int
+    places: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,27 @@ class Architecture:
         """Whether the class keeps this tensor of a checkpoint together with others as one."""
         renamed = self.renamed(key)
         return any(c.rename_source_key(renamed)[1] is not None for c in self.converters)
+
+    def piece(self, key: str) -> Piece | None:
+        """Which piece of a tensor of experts a checkpoint's tensor is; None where it is none.
+
+        Nor where Transformers makes it of its pieces in another way than expert by expert.
+        """
+        renamed = self.renamed(key)
+        for converter in self.converters:
+            target, pattern = converter.rename_source_key(renamed)
+            own = None if pattern is None else self.own_key(target)
+            number = re.search(str(pattern).replace("*.", r"(\d+)\."), renamed)
+            if own is None or number is None or not number.groups():
+                continue
+            several = len(converter.source_patterns) > 1
+            made = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+            if made == [(MergeModulelist, 0)] + [(Concatenate, 1)] * several and not (
+                several and own in self.transposed
+            ):
+                place = converter.source_patterns.index(pattern)
+                return Piece(own, int(number[1]), place, len(converter.source_patterns))
+        return None
 
     def bare(self, key: str) -> str:
         """What identifies a tensor whatever name it has: its name in the backbone.

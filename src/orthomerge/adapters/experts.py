@@ -134,4 +134,4 @@ def unpacked(
     B: Float[Tensor, "d_out columns"], expert: int, count: int
 ) -> Float[Tensor, "d_out rank"]:
     """One expert's part of B."""
-    return B.unflatten(1, (-1, count))[..., expert].contiguous()
+    return B.reshape(len(B), -1, count)[:, :, expert].contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from orthomerge.adapters.architecture import (
     untied,
 )
 from orthomerge.adapters.checkpoint import INDEX, index_of, partition, read_checkpoint
-from orthomerge.adapters.sums import Count, UpdateOf, add_biases, check_floats, summed
+from orthomerge.adapters.experts import place_of
+from orthomerge.adapters.sums import Count, Part, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, copy_inside, write_json
@@ -47,6 +48,7 @@ def save_full_model(
     modules: Mapping[str, Tensor] | None = None,
     copies: Mapping[str, Tensor] | None = None,
     biases: Mapping[str, Tensor] | None = None,
+    parameters: Mapping[str, int] | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     finish: Callable[[Path], None] | None = None,
@@ -65,6 +67,9 @@ def save_full_model(
     are written and the tie is undone in the configuration: a change belongs to one of them. Where
     tokens were added, the configuration's `vocab_size` follows.
 
+    The experts of a layer may lie in the checkpoint as one tensor or each on its own, as
+    Transformers reads both.
+
     Args:
         output: a folder that does not exist or is empty; complete or absent, whatever happens.
         base: a folder with `config.json` and safetensors, in one file or in shards.
@@ -77,6 +82,7 @@ def save_full_model(
         modules: whole tensors by name (a head) that replace the checkpoint's or are added to it.
         copies: the base's own embeddings by name, with rows for added tokens.
         biases: what is added to the biases of layers, `[d_out]` a layer (LoRA's `lora_bias`).
+        parameters: the tensors of experts among the layers, with the number of experts of each.
         config: keys of `config.json` to change, as `architectures` and `id2label` for a new head.
         progress: called with the number of layers done and their total.
         finish: called with the folder once all else is in it, before it is seen at `output`.
@@ -96,14 +102,16 @@ def save_full_model(
     refuse_quantized(settings, base)
     shape = architecture_of(base, settings)
     stored = _with_copies(copies or {}, checkpoint.tensors, shape, base)
-    changed = [*(f"{name}.weight" for name in names), *(modules or {})]
+    changed = [*(place_of(name, parameters or {})[0] for name in names), *(modules or {})]
     tied = untied(map(shape.bare, changed), stored, Names(shape, stored), shape, base)
     stored |= tied or {}
     here = Names(shape, stored)
-    layers = {key_of(name, here, base): name for name in names}
-    report = Count(len(layers), progress)
+    layers = _changes(names, parameters or {}, stored, here, shape, base)
+    report = Count(sum(p is not None for parts in layers.values() for p in parts), progress)
+    # The pieces of one expert's matrix lie close to each other.
+    cached = lru_cache(maxsize=2)(update_of) if parameters else update_of
     planned = {
-        key: summed(item, layers[key], update_of, shape.transposes(f"{layers[key]}.weight"), report)
+        key: summed(item, layers[key], cached, _transposed(shape, key), report)
         if key in layers
         else Planned.copy(item)
         for key, item in stored.items()
@@ -138,6 +146,62 @@ def save_full_model(
         if finish is not None:
             finish(folder)
     return output
+
+
+def _transposed(shape: Architecture, key: str) -> bool:
+    piece = shape.piece(key)
+    return shape.transposes(key if piece is None else piece.tensor)
+
+
+def _changes(
+    names: Sequence[str],
+    parameters: Mapping[str, int],
+    stored: Mapping[str, Stored | Held],
+    here: Names,
+    shape: Architecture,
+    base: Path,
+) -> dict[str, list[Part | None]]:
+    """Which updates every tensor of the checkpoint takes, by its key.
+
+    Raises:
+        AdapterError: a layer that it does not have, or experts of another number or form.
+    """
+    found: dict[str, list[Part | None]] = {}
+    experts: dict[str, dict[int, str]] = {}
+    for name in names:
+        tensor, number = place_of(name, parameters)
+        if number is None:
+            found[key_of(name, here, base)] = [Part(name)]
+        else:
+            experts.setdefault(tensor, {})[number] = name
+    keys: dict[str, dict[tuple[int, int], str]] = {}
+    places: dict[str, int] = {}
+    for key in stored if experts else ():
+        if (piece := shape.piece(key)) is not None:
+            keys.setdefault(piece.tensor, {})[piece.expert, piece.place] = key
+            places[piece.tensor] = piece.places
+    for tensor, layers in experts.items():
+        count, key = parameters[tensor], here.find(tensor)
+        own = shape.own_key(tensor) or tensor
+        pieces = keys.get(own, {})
+        has = len(pieces) // places.get(own, 1) if key is None else stored[key].shape[0]
+        if has != count or (key is not None and len(stored[key].shape) != 3):
+            raise AdapterError(
+                f"'{base}' has {has} experts for '{tensor}', of {count} in the adapters, or keeps "
+                "them in a form that is not known here: name the base model that they were trained "
+                "on, or write the merge as an adapter."
+            )
+        if key is not None:
+            found[key] = [Part(layers[i]) if i in layers else None for i in range(count)]
+            continue
+        for number, layer in layers.items():
+            first = 0
+            for place in sorted(place for expert, place in pieces if expert == number):
+                piece = pieces[number, place]
+                end = first + stored[piece].shape[0]
+                found[piece] = [Part(layer, slice(first, end))]
+                first = end
+    return found
 
 
 def _with_copies(

@@ -118,10 +118,10 @@ def read_loaded(peft_model: PeftModel, adapter: str) -> Adapter:
             B = cast(Tensor, module.lora_embedding_B[adapter])
             layers[layer] = _factors(module, adapter, layer, A, B)
         elif isinstance(module, ParamWrapper) and adapter in module.lora_A:
-            tensor, count = tensor_of(layer, module.parameter_name), int(module.num_experts)
-            down, up = cast(Any, module.lora_A[adapter]), cast(Any, module.lora_B[adapter])
-            A, B = down.weight.detach(), up.weight.detach()
-            experts = split(A, B, float(module.scaling[adapter]), count)
+            wrapper = cast(Any, module)
+            tensor, count = tensor_of(layer, module.parameter_name), int(wrapper.num_experts)
+            A, B = wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight
+            experts = split(A.detach(), B.detach(), float(wrapper.scaling[adapter]), count)
             layers |= dict(zip(expert_layers(tensor, count), experts, strict=True))
             parameters[tensor] = count
         elif isinstance(module, LoraLayer) and adapter in module.lora_A:

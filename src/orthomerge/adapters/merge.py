@@ -171,6 +171,7 @@ def merge_to_model(
         copies=frame.copies,
         config=_labels(frame.modules, frame.task_type),
         biases=frame.biases,
+        parameters=frame.parameters,
         progress=progress,
         finish=lambda folder: plan.describe(folder, errors, tasks=False, model=True),
     )

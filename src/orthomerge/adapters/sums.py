@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,17 +36,44 @@ class Count:
             self.progress(self.done, self.total)
 
 
+class Part(NamedTuple):
+    """The update that a matrix takes: a layer's, or some of its rows where it holds those alone."""
+
+    layer: str
+    rows: slice | None = None
+
+    def of(self, update_of: UpdateOf) -> Update | None:
+        """The update."""
+        update = update_of(self.layer)
+        if self.rows is None or update is None:
+            return update
+        if isinstance(update, LoraFactors):
+            return LoraFactors(update.A, update.B[self.rows], update.scaling)
+        return update[self.rows]
+
+
 def summed(
-    stored: Stored | Held, layer: str, update_of: UpdateOf, transposed: bool, count: Count
+    stored: Stored | Held,
+    parts: Sequence[Part | None],
+    update_of: UpdateOf,
+    transposed: bool,
+    count: Count,
 ) -> Planned:
-    """`W + ΔW` of one layer, of the stored shape and dtype, worked out when it is written."""
+    """`W + ΔW` of one layer, or of each matrix of a tensor of experts, in the stored dtype.
+
+    It is worked out when it is written.
+    """
 
     def chunks() -> Iterator[Any]:
-        update = update_of(layer)
-        yield from (
-            stored.chunks() if update is None else _sum_blocks(stored, layer, update, transposed)
-        )
-        count.one_more()
+        for place, part in enumerate(parts):
+            matrix = stored if len(parts) == 1 else stored.matrix(place)
+            update = None if part is None else part.of(update_of)
+            if part is None or update is None:
+                yield from matrix.chunks()
+            else:
+                yield from _sum_blocks(matrix, part.layer, update, transposed)
+            if part is not None:
+                count.one_more()
 
     return Planned(stored.dtype, stored.shape, stored.size, chunks)
 
@@ -126,11 +153,12 @@ def _adding(update: Update, working: torch.dtype) -> Callable[[Tensor, slice], T
     return lambda block, rows: block.addmm_(left[rows], right)
 
 
-def check_floats(stored: Tensors, layers: Mapping[str, str], base: Path) -> None:
-    """Only a matrix, or a convolution, of plain floats can take an update."""
-    for key, layer in layers.items():
+def check_floats(stored: Tensors, changes: Mapping[str, Sequence[Part | None]], base: Path) -> None:
+    """Only a matrix, a convolution or experts of plain floats can take an update."""
+    for key, parts in changes.items():
         _check_float(key, stored[key], base)
         if len(stored[key].shape) < 2:
+            layer = next(part.layer for part in parts if part is not None)
             raise AdapterError(
                 f"layer '{layer}' is {list(stored[key].shape)} in '{base}': only matrices and "
                 "convolutions take an update."

@@ -61,6 +61,10 @@ class Stored:
         """Its bytes."""
         return self.end - self.begin
 
+    def matrix(self, place: int) -> Stored:
+        """Where one matrix of a tensor of such lies."""
+        return replace(self.rows(place, place + 1), shape=self.shape[1:])
+
     def rows(self, first: int, end: int) -> Stored:
         """Where some of its rows lie, those of the first dimension."""
         size = self.size // self.shape[0]
@@ -116,6 +120,10 @@ class Held:
     def chunks(self) -> Iterator[Any]:
         """Its bytes in the stored dtype."""
         yield as_bytes(self.make().to(DTYPES[self.dtype]))
+
+    def matrix(self, place: int) -> Held:
+        """One matrix of a tensor of such."""
+        return Held(lambda: self.make()[place], self.dtype, self.shape[1:])
 
     def row_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows of a matrix as one block."""

@@ -23,9 +23,10 @@ from odd_adapters import (
 from peft.tuners.lora import LoraLayer
 from peft.utils.merge_utils import ties
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from orthomerge import merge_loaded_adapters
-from orthomerge.adapters import merge_adapters, read_adapter
+from orthomerge.adapters import merge_adapters, merge_to_model, read_adapter
 from orthomerge.adapters.experts import packed, split
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import list_methods
@@ -256,3 +257,44 @@ def test_packed_and_single_experts_together_are_refused(tmp_path):
     tensors[f"{single}.lora_B.weight"] = torch.ones(WIDE, 3)
     save_file(tensors, b / WEIGHTS)
     assert "single experts" in refusal("merge", a, b, "-o", tmp_path / "out")
+
+
+@EVERY
+@pytest.mark.parametrize("form", ["as the hub has it", "experts in one tensor", "in shards"])
+def test_a_full_model_is_what_peft_makes(tmp_path, make, form):
+    base, options = tmp_path / "base", {}
+    if form == "experts in one tensor":
+        options["save_original_format"] = False
+    if form == "in shards":
+        options["max_shard_size"] = "8KB"
+    make().save_pretrained(base, **options)
+    a = adapter(tmp_path / "a", make, 1, base)
+    b = adapter(tmp_path / "b", make, 2, base, target_parameters=BOTH[1:], target_modules=[])
+    merge_adapters([a, b], weights=[0.7, 0.4], output=tmp_path / "out")
+    seen = []
+    merge_to_model([a, b], tmp_path / "model", weights=[0.7, 0.4],
+                   progress=lambda done, total: seen.append((done, total)))  # fmt: skip
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    close(logits(full.eval()), logits(by_peft(tmp_path / "out", make())))
+    files = {p.name for p in (tmp_path / "model").glob("*.safetensors")}
+    assert files == {p.name for p in base.glob("*.safetensors")}
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("make", [MIXTURES["mixtral"], MIXTURES["gpt_oss"]])
+def test_square_experts_lie_as_their_class_has_them(tmp_path, make):
+    square = lambda: make(intermediate_size=WIDE // 2)  # noqa: E731
+    square().save_pretrained(tmp_path / "base")
+    a = adapter(tmp_path / "a", square, 1, tmp_path / "base")
+    merge_to_model([a], tmp_path / "model", weights=1.0)
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    close(logits(full.eval()), logits(by_peft(a, square())))
+
+
+def test_a_full_model_of_other_experts_is_refused(tmp_path):
+    make = MIXTURES["gpt_oss"]
+    make(num_local_experts=EXPERTS + 1).save_pretrained(tmp_path / "base")
+    a = adapter(tmp_path / "a", make, 1, tmp_path / "base")
+    said = refusal("merge", a, "--save-as", "full", "-o", tmp_path / "model")
+    assert "experts" in said
+    assert not (tmp_path / "model").exists()
