@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Two runs with the same tasks, rows and rule for the learning rate.
-RUNS = ("offline8", "offline8-penalty")
+# Runs with the same tasks and rows, and what is added to the names of their arms.
+RUNS = {"offline8": "", "offline8-penalty": "", "offline8-penalty-no-dropout": ", no dropout"}
 PICTURE = Path(__file__).with_suffix(".svg")
 UNTUNED = "sum × 1"
 # Title, colour and mark; any other arm of the penalty's run is drawn in grey under its own name.
@@ -22,6 +22,9 @@ ARMS = {
     "contrastive-project": ("contrastive-project", "#7a5c00", "v"),
     "penalty": ("penalty (λ = 10)", "#b00020", "*"),
     "isotropic": ("isotropic (control)", "#3d4a57", "X"),
+    "default, no dropout": ("default, no dropout", "#7fb2ea", "o"),
+    "penalty, no dropout": ("penalty, no dropout", "#ff6b81", "*"),
+    "isotropic, no dropout": ("isotropic, no dropout", "#98a4b0", "X"),
 }
 OTHER = ("#8a94a0", "oPdhp<>")
 
@@ -29,12 +32,12 @@ OTHER = ("#8a94a0", "oPdhp<>")
 def found() -> dict[str, Any]:
     """For every arm: seeds, and mean and spread × 100 alone, at weight 1 and at the best weight."""
     points: dict[str, Any] = {}
-    for run in RUNS:
-        points |= _of_run(run)
+    for run, suffix in RUNS.items():
+        points |= _of_run(run, suffix)
     return points
 
 
-def _of_run(run: str) -> dict[str, Any]:
+def _of_run(run: str, suffix: str) -> dict[str, Any]:
     from orthomerge.io.rows import read_rows
     from orthomerge.report import summarize
 
@@ -44,12 +47,12 @@ def _of_run(run: str) -> dict[str, Any]:
     for arm in summary.arms:
         scores = {c.label: s for c in columns if (s := summary.cell(arm, c).score)}
         alone = scores.pop("single", None)
-        if alone is None or UNTUNED not in scores or (run == RUNS[0] and arm.name not in ARMS):
+        if alone is None or UNTUNED not in scores or (run == "offline8" and arm.name not in ARMS):
             continue
         # Some weights were tried in some seeds only.
         whole = {label: s for label, s in scores.items() if s.seeds == alone.seeds}
         best = max(whole, key=lambda label: whole[label].mean)
-        points[arm.name] = {
+        points[arm.name + suffix] = {
             "seeds": len(alone.seeds),
             "single": _numbers(alone),
             "untuned": _numbers(scores[UNTUNED]),

@@ -88,12 +88,37 @@ def test_the_table_of_limits_is_that_of_the_kept_rows(title, folder, name):
 
 
 def test_the_penaltys_table_is_that_of_its_rows():
-    told = table_after("**The penalty instead of a constraint**")
-    kept = cells(markdown_table(read_rows(ROOT / "results/offline8-penalty/results.jsonl")))
-    head = kept["arm"]
-    places = [head.index(column) for column in told["arm"]]
-    for arm in ("default", "penalty", "isotropic"):
-        assert told[arm] == [kept[arm][place] for place in places]
+    shown = table_after("**The penalty instead of a constraint.**")
+    for run, suffix in (("offline8-penalty", ""), ("offline8-penalty-no-dropout", ", no dropout")):
+        kept = cells(markdown_table(read_rows(ROOT / f"results/{run}/results.jsonl")))
+        places = [kept["arm"].index(column) for column in shown["arm"]]
+        for arm in ("default", "penalty", "isotropic"):
+            assert shown[arm + suffix] == [kept[arm][place] for place in places]
+
+
+def test_what_is_said_of_the_penalty_is_so():
+    run = ROOT / "results/offline8-penalty-no-dropout/results.jsonl"
+    rows = [r for r in read_rows(run) if r.split == "test" and r.weight != 0.2]
+
+    def scores(arm, weight):
+        for seed in range(5):
+            of = [r for r in rows if (r.arm, r.seed, r.weight) == (arm, seed, weight)]
+            assert len(of) == 8
+            yield 100 * sum(r.value for r in of) / 8
+
+    def best(arm):
+        return [max(of) for of in zip(*(scores(arm, w) for w in (0.4, 0.6, 0.8, 1.0)), strict=True)]
+
+    said = README[README.index("**The penalty instead of a constraint.**") :].replace("\n", " ")
+    penalty, isotropic, default = (best(arm) for arm in ("penalty", "isotropic", "default"))
+    means = [sum(of) / 5 for of in (penalty, default)]
+    assert f"best weight {means[0]:.1f} against {means[1]:.1f}" in " ".join(said.split())
+    gains = [a - b for a, b in zip(penalty, isotropic, strict=True)]
+    untuned = [a - b for a, b in zip(scores("penalty", 1.0), scores("isotropic", 1.0), strict=True)]
+    sentence = " ".join(said.split())
+    for found in (gains, untuned):
+        assert f"by {sum(found) / 5:.1f} ± {stdev(found):.1f}" in sentence
+    assert f"({min(gains):.1f} to {max(gains):.1f})" in sentence
 
 
 def test_the_distilled_table_is_that_of_its_rows():
