@@ -1,6 +1,7 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
 from orthomerge.adapters.align import align_adapters
+from orthomerge.adapters.behaviour import Behaviour, TaskBehaviour, verify_outputs
 from orthomerge.adapters.config import (
     CONSTRAINTS,
     CONVERT_ENERGY_FRACTION,
@@ -95,6 +96,7 @@ __all__ = [
     "STRENGTH",
     "SUBSPACES",
     "Adapter",
+    "Behaviour",
     "Charge",
     "Charges",
     "Chosen",
@@ -106,6 +108,7 @@ __all__ = [
     "Penalty",
     "Projection",
     "Started",
+    "TaskBehaviour",
     "Trained",
     "align_adapters",
     "as_factors",
@@ -152,6 +155,7 @@ __all__ = [
     "total_loss",
     "unit_rows",
     "verify",
+    "verify_outputs",
     "write_training",
 ]
 

@@ -102,7 +102,7 @@ def merge_adapters(
     if output is not None:
         inputs = [*adapters, *(statistics or ()), *(fisher or ())]
         require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
-    plan, layers, given = _prepare(adapters, config, statistics, fisher)
+    plan, layers, given = prepare_merge(adapters, config, statistics, fisher)
     if output is not None:
         _require_apart_from_bases(output, plan.adapters)
     run: dict[str, Any] = {"workers": workers, "devices": devices, "progress": progress}
@@ -146,7 +146,7 @@ def merge_to_model(
         )
     inputs = [*adapters, *(statistics or ()), *(fisher or ())]
     require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
-    plan, layers, given = _prepare(adapters, config, statistics, fisher)
+    plan, layers, given = prepare_merge(adapters, config, statistics, fisher)
     _require_apart_from_bases(output, plan.adapters)
     frame = plan.frame(room_for_head=True)
     found = find_base(config.base or frame.base_model, None if config.base else frame.revision)
@@ -198,7 +198,7 @@ def _labels(modules: Mapping[str, Tensor], task_type: str | None) -> dict[str, A
     }
 
 
-def _prepare(
+def prepare_merge(
     adapters: Sequence[str | Path | Adapter],
     config: MergeConfig,
     statistics: Sequence[str | Path | Statistics] | None,

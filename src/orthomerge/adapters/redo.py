@@ -88,8 +88,8 @@ def _made_again(found: Recorded, base: str | None) -> dict[str, str]:
             f"'{folder}' was distilled on texts that its record does not hold, so it is not done "
             "again: leave out --redo (redo=True)."
         )
-    base_now = base or _recorded_base(record, folder)
-    read = [_named(e, p, base_now) for e, p in zip(found.entries, found.places, strict=True)]
+    base_now = base or recorded_base(record, folder)
+    read = [named(e, p, base_now) for e, p in zip(found.entries, found.places, strict=True)]
     again = _convert if name == CONVERT else _merge
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.parent) as at:
@@ -106,11 +106,8 @@ def _merge(
     found: Recorded, read: Sequence[Adapter], base: str | None, target: Path
 ) -> dict[str, str]:
     folder, record = found.folder, found.record
-    config = _config_of(record, found.entries, base)
-    needed: dict[str, Any] = {
-        "statistics": _again(record.get("statistics"), "statistics", folder) or None,
-        "fisher": _again(record.get("fisher"), "fisher", folder) or None,
-    }
+    config = config_of(record, found.entries, base)
+    needed: dict[str, Any] = inputs_of(record, folder)
     if record["form"] == "model":
         merge_to_model(read, target, config, max_shard_size=record["max_shard_size"], **needed)
     else:
@@ -118,7 +115,15 @@ def _merge(
     return read_record(target)[1]["files"]
 
 
-def _config_of(
+def inputs_of(record: dict[str, Any], folder: Path) -> dict[str, list[Path] | None]:
+    """The statistics and Fisher files that a merge was given; errors are those of a redo."""
+    return {
+        what: _again(record.get(what), called, folder) or None
+        for what, called in (("statistics", "statistics"), ("fisher", "Fisher information"))
+    }
+
+
+def config_of(
     record: dict[str, Any], entries: Sequence[dict[str, Any]], base: str | None
 ) -> MergeConfig:
     """What was asked of a merge, as its record says it."""
@@ -168,14 +173,19 @@ def _require_untrained(folder: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _recorded_base(record: dict[str, Any], output: Path) -> str | None:
+def recorded_base(record: dict[str, Any], output: Path) -> str | None:
     """The folder of the base that the record names, where it is here and the one it was."""
     found = base_here(record, output)
     written = record.get("base_sha256")
     return found.path_or_id if found and written in (None, found.sha256) else None
 
 
-def _named(entry: dict[str, Any], place: Path | None, base: str | None) -> Adapter:
+def named(entry: dict[str, Any], place: Path | None, base: str | None) -> Adapter:
+    """An adapter that a record names, from where it is now.
+
+    Raises:
+        AdapterError: it is not here, or cannot be read.
+    """
     if place is None:
         raise AdapterError(
             f"the adapter '{entry.get('path')}' is not here, so nothing can be made of it again: "
