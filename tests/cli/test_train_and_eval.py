@@ -10,14 +10,23 @@ import pytest
 import torch
 from conftest import call, printed, tiny_bert, write_task
 from huggingface_hub import ModelCard
+from safetensors import safe_open
 from tiny_text import LLAMA_TARGETS, easy_task, save_tiny
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from orthomerge.adapters import new_lora, read_adapter, save_start
 from orthomerge.cli import _app
-from orthomerge.errors import AdapterError, OutputError, RecipeError, TaskError, TrainingError
+from orthomerge.errors import (
+    AdapterError,
+    MergeError,
+    OutputError,
+    RecipeError,
+    TaskError,
+    TrainingError,
+)
 from orthomerge.models.loading import load_for
 from orthomerge.records import learnt_by
+from orthomerge.tasks import get_task
 
 WORDS = "{text}\nAnswer:"
 
@@ -250,3 +259,31 @@ def test_a_classifiers_adapter_is_not_merged_with_a_language_models(writer, clas
         call("merge", classifier / "whole", writer / "mine", "--output", tmp_path / "merged")
     with pytest.raises(AdapterError, match="no model is both"):
         call("diagnose", classifier / "whole", writer / "mine")
+
+
+def test_distill_asks_each_adapter_as_it_was_trained(writer, tmp_path):
+    rows = writer / "rows.jsonl"
+    call("train", writer / "start", "--train-file", rows, "--chat", "--rows", 40, "--epochs", 1,
+         "--output", tmp_path / "chat")  # fmt: skip
+    data = ("--data", rows, "--data", rows)
+    both = ("distill", writer / "mine", tmp_path / "chat", *data, "--samples", 6)
+
+    def asked(*how):
+        call(*both, "--steps", 1, "--cache", tmp_path / f"cache{how}", *how, "--overwrite",
+             "--output", tmp_path / "out")  # fmt: skip
+        tokenizer, found = AutoTokenizer.from_pretrained(writer / "base"), []
+        for file in sorted((tmp_path / f"cache{how}").glob("*.safetensors")):
+            with safe_open(file, framework="pt") as kept:
+                example = json.loads(kept.metadata()["examples"])[0]
+            ids = example["input_ids"][: example["asked"]]
+            found.append((tokenizer.decode(ids), len(ids)))
+        return found
+
+    chat, mine = asked()  # by name
+    words = get_task(str(rows)).labels
+    assert mine[0].endswith("\nAnswer") and not any(word in mine[0] for word in words)
+    assert mine[1] <= 40 and "</s>" in chat[0] and "</s>" not in mine[0]
+    assert all(word in chat[0] for word in words)  # a table's own prompt lists its answers
+    assert all("</s>" in text for text, _ in asked("--chat"))
+    with pytest.raises(MergeError, match="--template asks tasks"):
+        call(*both, "--template", WORDS, "--output", tmp_path / "none")

@@ -261,3 +261,20 @@ def test_a_plan_counts_the_passes_that_scoring_takes(tmp_path, kind):
     assert passes == {"CAUSAL_LM": 2, "SEQ_2_SEQ_LM": 1}[kind]
     # As many scores of each of the two tasks; numbers are written, at a pass a row.
     assert ours / theirs == pytest.approx((passes + 1) / 2)
+
+
+def test_a_chat_and_the_bases_precision_make_other_statistics(tmp_path):
+    values = make(tmp_path, "CAUSAL_LM")
+
+    def recipe_and_key(**changes):
+        exp = Experiment(parse_recipe({**values, **changes}), tmp_path / "out")
+        return exp.recipe, next(iter(StatisticsStep.for_merging(exp).values())).key(exp)
+
+    plain, key = recipe_and_key()
+    chat, of_chat = recipe_and_key(text={**values["text"], "chat": True})
+    for task in values["tasks"]:
+        assert chat.prompt_of(task).chat and not plain.prompt_of(task).chat
+    training = {**values["training"], "precision": "float32"}
+    assert recipe_and_key(training=training)[1] == key
+    of_bf16 = recipe_and_key(training={**training, "precision": "bf16"})[1]
+    assert len({key, of_chat, of_bf16}) == 3

@@ -152,3 +152,16 @@ def test_in_words_too(tmp_path):
     assert record["prompt"] == prompt.record() and record["form"] == "text"
     # Two answers, an end after each: the constant answer's loss is spread over their tokens.
     assert 0 < record["constant_loss"] < 0.7 / 2
+
+
+def test_a_checkpoint_asks_no_hub_for_the_base(train, start, tmp_path, monkeypatch):
+    config = json.loads((start / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "minilm"  # a packaged id: neither a folder nor the hub's
+    (start / "adapter_config.json").write_text(json.dumps(config))
+    asked = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a: asked.append(a)
+    )
+    with pytest.raises(TrainingStopped):
+        train("out", checkpoints=tmp_path / "kept", stop=stop_after(2))
+    assert not asked and list((tmp_path / "kept").glob("checkpoint-*"))

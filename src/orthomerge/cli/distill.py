@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._form import Chat
 from orthomerge.cli._options import Count, CountOrNone, Json, MethodOptions, Output, Overwrite, Rate
 from orthomerge.cli._progress import Quiet, Report, work_bar
 from orthomerge.errors import MergeError
@@ -39,6 +41,7 @@ def distill(
     problem: list[str] | None = None,
     form: str | None = None,
     template: str | None = None,
+    chat: Chat = False,
     answer_tokens: CountOrNone = None,
     pooling: str | None = None,
     cache: Path | None = None,
@@ -84,14 +87,16 @@ def distill(
             merge. Default the merge's own, the sum of the adapters' ranks.
         samples: Texts of each task.
         batch_size: Texts of each task in a step.
-        max_length: Tokens of a text; default 48 with heads, otherwise 128.
+        max_length: Tokens of a text; default 48 with heads, in words what the adapter was trained
+            with, otherwise 128.
         held_out: Share of the texts that measures the agreement.
         patience: Stop after so many measurements without gain; default never.
         problem: What each head's outputs are: single_label_classification,
             multi_label_classification or regression; default by their number. Repeat, in order.
         form: classifier, text (a language model's words) or embedding; default what the adapters
             say.
-        template: With tasks in words: an instruction with {text}, or a file of one.
+        template: With tasks in words: an instruction with {text}, or a file of one; default the
+            one the adapter was trained with, else the task's own.
         answer_tokens: Tokens that each adapter writes after a text that is no task, to be compared;
             default none, the text's own are.
         pooling: Embedding models: mean, cls or last; default what the base says.
@@ -111,7 +116,14 @@ def distill(
     given = parse_numbers(weights, "weights")
     form = form_of_adapters(adapters, form, base=base)
     tasks = [_task(item) for item in data]
-    prompts = [_prompt(task, template) for task in tasks] if form == "text" else None
+    prompts = None
+    if form == "text":
+        prompts = [
+            _prompt(named, task, template, chat)
+            for named, task in zip(adapters, tasks, strict=False)
+        ]
+    elif chat:
+        raise MergeError("--chat is for language models, which answer in words.")
     with several_processes() as job, work_bar("distilling") as bar:
         distilled = distill_adapters(
             adapters,
@@ -163,13 +175,28 @@ def _texts(data: str, task: Task | None) -> Any:
     return [(r.text, r.pair) for r in task.pools()["train"]] if task else data
 
 
-def _prompt(task: Task | None, template: str | None) -> Prompt | None:
-    """How a language model is asked the task; None for texts that are no task."""
+def _prompt(named: str, task: Task | None, template: str | None, chat: bool) -> Prompt | None:
+    """How a language model is asked: as is said, else as it was trained, else the task's own way.
+
+    None for texts that are no task, under an adapter whose record does not say how it is asked.
+    """
+    from orthomerge.adapters import read_adapter
+    from orthomerge.records import learnt_by, learnt_for
     from orthomerge.tasks import prompt_of
 
-    if task is None and template is not None:
-        raise MergeError("--template asks tasks of 'orthomerge list tasks': name some with --data.")
-    return prompt_of(task, template) if task else None
+    known = [item for item in learnt_by(read_adapter(named).path) if item.prompt]
+    if task is None:
+        prompt = known[0].prompt if len(known) == 1 else None
+        if template is not None or (chat and prompt is None):
+            raise MergeError(
+                f"--{'chat' if template is None else 'template'} asks tasks of 'orthomerge list "
+                "tasks': name some with --data."
+            )
+        return replace(prompt, chat=True) if chat and prompt else prompt
+    learnt = learnt_for(known, task.name, task.labels)
+    if learnt is None or template is not None or chat:
+        return prompt_of(task, template, chat=chat)
+    return learnt.prompt
 
 
 def _rank(text: str | None) -> int | str | None:

@@ -82,12 +82,14 @@ class StatisticsPart(Part):
 class TextPart(Part):
     """Tasks in words (`form: text`): how they are asked, and how answers are scored.
 
+    With `chat` every instruction goes through the chat template of the base's tokenizer.
     `templates` are by task, each an instruction, a file of one, or a mapping of `prompt` and
     `answers` (docs/text-to-text.md); a task without one has its own. `scoring` is "likelihood" or
     "generation"; numbers are always generated.
     """
 
     scoring: Literal["likelihood", "generation"] = "likelihood"
+    chat: bool = False
     templates: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
 
 

@@ -167,7 +167,7 @@ class Recipe(Part):
         """How the task that the recipe calls so is asked in words; None for a classifier."""
         if self.form != "text":
             return None
-        return prompt_of(get_task(task), self.text.templates.get(task))
+        return prompt_of(get_task(task), self.text.templates.get(task), chat=self.text.chat)
 
     def _require_task(self, name: str, where: str) -> None:
         if name not in self.tasks:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -129,6 +130,9 @@ def train_adapter(
     if settings.base_dropout is not None:
         set_dropout(model, settings.base_dropout)
     peft_model = load_trainable(agree_on_padding(model, tokenizer), start)
+    # Checkpoints too: for "auto" PEFT asks the hub for the base's configuration at each of them.
+    saves = partial(peft_model.save_pretrained, save_embedding_layers=False)
+    cast(Any, peft_model).save_pretrained = saves
     charges = None
     if constraint == "penalty":
         charges = (
@@ -189,7 +193,7 @@ def train_adapter(
     peft_model.peft_config["default"].inference_mode = True
     if rank == 0:  # every process holds the same weights, or the first one the whole
         with atomic_path(output) as folder:
-            peft_model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
+            peft_model.save_pretrained(str(folder), state_dict=whole)
             config = peft_model.peft_config["default"]
             card = trained_card(said, config.base_model_name_or_path, config.task_type)
             write_text(folder / CARD, card)

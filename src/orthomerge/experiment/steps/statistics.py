@@ -68,6 +68,7 @@ class StatisticsStep(Artifact[Statistics]):
                 "targets": sorted(self.targets),
                 "granularity": self.granularity,
             }
+            | exp.recipe.training.model_dump(include={"precision"}, exclude_defaults=True)
             | exp.words(self.task)
         )
 

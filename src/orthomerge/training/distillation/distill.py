@@ -149,7 +149,8 @@ def distill_adapters(
         settings: of the training.
         problems: what each head's outputs are, where it is not one class of several, or a value for
             one output.
-        prompts: how a language model is asked each task; None takes texts as they stand.
+        prompts: how a language model is asked each task, in a list None for texts as they stand;
+            default as each adapter's record says that it was trained.
         answer_tokens: tokens that a language model's teacher writes after a text without a prompt;
             None compares the text's own (32 for an encoder-decoder, which has none).
         pooling: how an embedding model pools; by default what its folder says, else the mean.

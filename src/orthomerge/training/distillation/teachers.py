@@ -19,7 +19,7 @@ from orthomerge.adapters import (
 from orthomerge.adapters.output import distinct_names
 from orthomerge.errors import AdapterError, MergeError, UnknownNameError, unknown_name
 from orthomerge.io.names import HEADS, MERGE
-from orthomerge.records import record_of
+from orthomerge.records import Learnt, learnt_by, record_of
 from orthomerge.statistics import read_texts, sample_texts
 from orthomerge.tasks import Prompt
 from orthomerge.training.distillation.settings import FORMS, PROBLEMS
@@ -41,7 +41,8 @@ class Teacher:
 
     Several tasks may share one adapter, a merge with a head for each: `part` is the adapter's
     number. `problem` says what the head's outputs are, `outputs` how many there are; `prompt` is
-    how a language model is asked; `kind` is PEFT's task type.
+    how a language model is asked, and `max_length` the tokens it learnt with, where its record says
+    them; `kind` is PEFT's task type.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Teacher:
     outputs: int = 0
     prompt: Prompt | None = None
     kind: str | None = None
+    max_length: int | None = None
 
     @property
     def head(self) -> Mapping[str, Tensor]:
@@ -82,7 +84,8 @@ def read_teachers(
 
     A merge's folder with several heads under `heads/` is one adapter that teaches a task for each
     head, all on the same texts; a head's file in it (`merged/heads/a.safetensors`) is one of these
-    tasks, on texts of its own.
+    tasks, on texts of its own. Without `prompts` each is asked as its record says that it was
+    trained.
 
     Raises:
         AdapterError: no adapters, unreadable ones, different bases, or biases that were trained.
@@ -111,15 +114,23 @@ def read_teachers(
             outputs = _outputs(head)
             problem = _problem(problems[place] if problems else None, outputs)
             adapter = replace(parts[part], name=name, modules=head)
-            prompt = prompts[place] if prompts else None
-            kind = _kind(read)
-            found.append(Teacher(name, adapter, part, drawn, problem, outputs, prompt, kind))
+            learnt = _learnt(read)
+            prompt = prompts[place] if prompts else learnt and learnt.prompt
+            length = learnt.max_length if learnt and learnt.prompt else None
+            how = (prompt, _kind(read), length)
+            found.append(Teacher(name, adapter, part, drawn, problem, outputs, *how))
     require_same_base(parts, base=base)
     names = distinct_names([t.adapter for t in found])
     return [
         replace(t, name=name, adapter=replace(t.adapter, name=name))
         for t, name in zip(found, names, strict=True)
     ]
+
+
+def _learnt(adapter: Adapter) -> Learnt | None:
+    """The one task that the adapter's record says it learnt."""
+    learnt = learnt_by(adapter.path)
+    return learnt[0] if len(learnt) == 1 else None
 
 
 def parts_of(teachers: Sequence[Teacher]) -> list[Adapter]:

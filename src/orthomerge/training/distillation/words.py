@@ -57,10 +57,13 @@ class Words(Form):
             _check(teacher)
         self.model = load_language_model(base.path_or_id, name=base.name).requires_grad_(False)
         self.backbone = Backbone(self.model, language=True)
-        length, config = max_length or MAX_LENGTH, self.model.config
         self._wordings = [
-            Wording.of(t.prompt or _BARE, tokenizer, config, length) for t in teachers
-        ]
+            Wording.of(
+                t.prompt or _BARE, tokenizer, self.model.config,
+                max_length or t.max_length or MAX_LENGTH,
+            )
+            for t in teachers
+        ]  # fmt: skip
         self._asked = [t.prompt is not None for t in teachers]
         if answer_tokens is None and self._wordings[0].seq2seq:
             answer_tokens = ANSWER_TOKENS
