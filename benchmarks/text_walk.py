@@ -2,8 +2,8 @@
 
 Two small tables are made of the offline corpora (plot or review; fear, knowledge or clothing), then
 each command of the page is called on SmolLM2. What the commands print, and the seconds they took,
-are lines of `results/smollm2-walk/results.jsonl`; the page quotes them. Called again, it goes on
-with what is missing. About a quarter of an hour on two free cores.
+are lines of `results/smollm2-walk/results.jsonl`; the page's table is written from them. Called
+again, it goes on with what is missing. About a quarter of an hour on two free cores.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orthomerge.io.files import append_lines
+from orthomerge.report.written import markdown_grid
 from orthomerge.tasks import get_task
 
-ROWS = Path(__file__).parents[1] / "results" / "smollm2-walk" / "results.jsonl"
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "results" / "smollm2-walk" / "results.jsonl"
+PAGE = ROOT / "docs" / "text-to-text.md"
+BEGIN, END = "<!-- walk -->\n", "<!-- walk: end -->"
 BASE = "smollm2-135m"
 # Offline task, its labels that are used, the most words of a text.
 TABLES = {
     "reviews": ("subjectivity", ("plot", "review"), 20),
     "words": ("topic", ("fear", "knowledge", "clothing"), 20),
 }
-TRAIN, TEST = 96, 60
+TRAIN, TEST = 80, 40
+BY_LAYER = ("layers", "representations", "ranks")
+"""What a command prints for each layer: too long to be kept."""
 
 
 def write_tables(folder: Path) -> None:
@@ -49,13 +56,13 @@ def steps(training: list[str]) -> list[tuple[str, str]]:
     (a, b), found = TABLES, []
     both = f"--stats {a}.stats.safetensors --stats {b}.stats.safetensors"
     for name in TABLES:
-        found.append((f"stats {name}", f"stats {BASE} --form text --chat --data {name}.jsonl "
+        found.append((f"stats {name}", f"stats {BASE} --form text --data {name}.jsonl "
                       f"--output {name}.stats.safetensors"))  # fmt: skip
     for name, other in ((a, b), (b, a)):
         found += [
             (f"init {name}", f"init {BASE} --others {other}.stats.safetensors "
              f"--own {name}.stats.safetensors --output start-{name}"),
-            (f"train {name}", f"train start-{name} --train-file {name}.jsonl --chat "
+            (f"train {name}", f"train start-{name} --train-file {name}.jsonl "
              f"{' '.join(training)} --output {name}"),
         ]  # fmt: skip
     found += [
@@ -66,7 +73,7 @@ def steps(training: list[str]) -> list[tuple[str, str]]:
         for model in (name, "linear", "regmean"):
             found.append((f"eval {model} on {name}", f"eval {model} --test-file {name}-test.jsonl"))
         found.append((f"eval base on {name}", f"eval {BASE} --test-file {name}-test.jsonl "
-                      "--form text --chat"))  # fmt: skip
+                      "--form text"))  # fmt: skip
     return [*found, ("diagnose", f"diagnose {a} {b} {both}")]
 
 
@@ -77,14 +84,44 @@ def call(command: str, folder: Path) -> dict[str, Any]:
         [sys.executable, "-m", "orthomerge", *command.split(), "--json"],
         cwd=folder, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    return {"seconds": round(time.perf_counter() - began, 1), "found": json.loads(found.stdout)}
+    said = {k: v for k, v in json.loads(found.stdout).items() if k not in BY_LAYER}
+    return {"seconds": round(time.perf_counter() - began, 1), "found": said}
+
+
+def table(rows: Path = ROWS) -> str:
+    """The scores of the page: every model on the test rows of both tables."""
+    found = {r["step"]: r["found"] for r in map(json.loads, rows.read_text().splitlines())}
+    grid = [["", *(f"{name}, accuracy of {TEST} rows" for name in TABLES)]]
+
+    def line(said: str, model: str, read: Callable[[dict[str, Any]], float]) -> None:
+        evals = [found[f"eval {model or name} on {name}"] for name in TABLES]
+        grid.append([said, *(f"{read(of):.3f}" for of in evals)])
+
+    line("a constant answer", "base", lambda of: of["majority"]["accuracy"])
+    for said, model in (
+        ("the base", "base"), ("each its own adapter", ""), ("merged by `linear`", "linear"),
+        ("merged by `regmean`", "regmean"),
+    ):  # fmt: skip
+        line(said, model, lambda of: of["metrics"]["accuracy"])
+    losses = [
+        f"{name} {of['first']:.2f} → {of['last']:.2f} (a constant answer: {of['constant']:.2f})"
+        for name in TABLES
+        if (of := found[f"train {name}"]["loss"])
+    ]
+    return f"{markdown_grid(grid)}\n\nLosses: {'; '.join(losses)}.\n"
+
+
+def page(text: str, rows: Path = ROWS) -> str:
+    """The page with its table."""
+    before, rest = text.split(BEGIN, 1)
+    return before + BEGIN + table(rows) + END + rest.split(END, 1)[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where tables, adapters and merges go")
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--train", default="", help="more options of 'train'")
+    parser.add_argument("--train", default="--batch-size 4", help="more options of 'train'")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.rows.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +134,8 @@ def main() -> None:
             print(f"orthomerge {command}", flush=True)
             row = {"step": step, "command": command, **call(command, options.folder)}
             append_lines(options.rows, [json.dumps(row)])
+    if options.rows == ROWS:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

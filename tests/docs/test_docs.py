@@ -65,3 +65,11 @@ def test_the_page_of_privacy_is_made_of_what_was_measured(monkeypatch):
     from benchmarks.privacy_page import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.privacy_page"
+
+
+def test_the_table_of_the_page_on_words_is_made_of_the_kept_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.text_walk import PAGE, page
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(text), "run: python -m benchmarks.text_walk FOLDER"

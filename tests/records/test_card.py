@@ -7,6 +7,7 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,25 @@ def test_an_averaged_head_and_a_decoder_are_loaded_as_the_card_says(base, tmp_pa
     assert type(carried_out(tmp_path / "both", tmp_path / "decoder")).__name__ == (
         "PeftModelForCausalLM"
     )
+
+
+def test_a_packaged_base_is_loaded_from_its_package(tmp_path, monkeypatch):
+    llama().save_pretrained(tmp_path / "decoder")
+    words = [
+        save_adapter(tmp_path / n, llama, i, base_name="smollm2-135m", target_modules=["q_proj"],
+                     task_type="CAUSAL_LM")
+        for i, n in enumerate("ab")
+    ]  # fmt: skip
+    merge_adapters(words, output=tmp_path / "both")
+    asked = []
+
+    def resolve(name):
+        asked.append(name)
+        return SimpleNamespace(path_or_id=str(tmp_path / "decoder"))
+
+    monkeypatch.setattr("orthomerge.models.resolve_model", resolve)
+    assert type(carried_out(tmp_path / "both")).__name__ == "PeftModelForCausalLM"
+    assert asked == ["smollm2-135m"]
 
 
 def test_an_adapter_a_task_has_a_card_a_task(two, base, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orthomerge.io.names import HEAD, HEADS
+from orthomerge.models.packaged import carrying
 
 # The class that has the layers' names, by PEFT's task type, and what the hub calls its task.
 AUTO = {
@@ -61,7 +62,11 @@ def peft_code(
     auto, _ = AUTO.get(record.get("task_type") or "", ("AutoModel", ""))
     named = base_name(record)
     base = json.dumps(named if named == record["base_model"] else f"path/to/{named}")
-    lines = ["from peft import PeftModel"]
+    # A packaged id that is no id of the hub: Transformers does not know it.
+    ours = "/" not in named and carrying(named) is not None
+    base = f"resolve_model({base}).path_or_id" if ours else base
+    lines = ["from orthomerge.models import resolve_model"] if ours else []
+    lines += ["from peft import PeftModel"]
     lines += ["from safetensors.torch import load_file"] if beside else []
     lines += [f"from transformers import {auto}", ""]
     lines.append(f"base = {auto}.from_pretrained({base}{_labels(auto, head or beside)})")
