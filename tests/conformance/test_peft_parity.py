@@ -28,6 +28,10 @@ from peft.tuners.lora import model as lora_model  # noqa: E402
 from peft.tuners.lora.layer import LoraLayer  # noqa: E402
 from peft.utils import merge_utils  # noqa: E402
 
+# PEFT 0.18 applied the scaling and the sign twice, and did not rescale what DARE left.
+RIGHT = bool((merge_utils.random_pruning(torch.ones(64), 0.5, rescale=True) > 1).any())
+pytestmark = pytest.mark.skipif(not RIGHT, reason="this PEFT's own merges are wrong")
+
 NAMES = ["one", "two", "three"]
 WEIGHTS = [0.7, 1.3, 0.4]
 RANK = 4
