@@ -51,6 +51,16 @@ USUAL = {
 }
 """The options that most calls need, by verb; `--help` lists the others under "More"."""
 
+HIDDEN = {
+    "merge": "--task --trials --rows",  # of --tune validation, which 'tune' does
+    "stats collect": "--rows --size --noise-seed --batch-size",
+    "stats publish": "--noise-seed",
+    "stats fisher": "--batch-size",
+    "convert": "--ridge --layers",
+    "tune": "--init --batch-size --data-seed",
+}
+"""Options that no help shows: another verb has them, or hardly anyone changes them."""
+
 _EXAMPLE = re.compile(r"Examples?:|\[bold\]orthomerge ")
 
 
@@ -65,11 +75,11 @@ def arrange(name: str, command: Any) -> None:
     said = dict(_described(described))
     for parameter in command.params:
         parameter.help = said.get(parameter.name, parameter.help)
-    if name not in USUAL:
-        return
-    usual = {*USUAL[name].split(), "--help"}
+    hidden, usual = HIDDEN.get(name, "").split(), USUAL.get(name, "").split()
     for parameter in command.params:
-        if parameter.opts[0].startswith("-") and not usual & set(parameter.opts):
+        parameter.hidden = parameter.hidden or not {*parameter.opts}.isdisjoint(hidden)
+        rare = {*parameter.opts}.isdisjoint([*usual, "--help"])
+        if usual and rare and parameter.opts[0].startswith("-"):
             parameter.rich_help_panel = "More"
 
 

@@ -82,13 +82,8 @@ def merge(
             they name.
         save_as: 'adapter', or 'full': the base model with the merge, in safetensors.
         max_shard_size: With --save-as full: size of a file, as 5GB; default the base's files.
-        tune: Find the weights first. 'statistics': the common weight that the tasks' --stats
-            predict to shift their outputs least, without labels. 'validation': weights that score
-            best on each --task's selection rows, as 'orthomerge tune'; the study stays in
-            OUTPUT.tune and goes on when called again.
-        task: With --tune: the task of each adapter, in order; repeat.
-        trials: With --tune: trials in all.
-        rows: With --tune: selection rows per task.
+        tune: 'statistics': find the common weight that the tasks' --stats predict to shift their
+            outputs least, without labels. Weights by labelled rows: 'orthomerge tune'.
         seed: For methods that draw.
         workers: Number of layers merged in parallel.
         device: Device that takes layers, as cuda:0; repeat.
