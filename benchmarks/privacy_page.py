@@ -22,7 +22,7 @@ def page() -> str:
     filled = {
         "{membership}": _membership(_of(rows, "membership")),
         "{words}": _words(_of(rows, "words")),
-        "{rows}": _told(_of(rows, "rows")),
+        "{rows}": _counts(_of(rows, "rows")),
         "{about}": (
             f"{record['model']}; {record['data']} ({record['tokens_a_text']:g} tokens a text); the "
             f"reader has {record['reader']:,} other reviews."
@@ -86,7 +86,7 @@ def _found(row: dict[str, Any]) -> str:
     return f"{row['found']:.0%} / {rare}"
 
 
-def _told(rows: list[dict[str, Any]]) -> str:
+def _counts(rows: list[dict[str, Any]]) -> str:
     return ", ".join(
         f"{row['real']} of {row['rows']} ({row['samples']} text{'s' if row['samples'] > 1 else ''})"
         for row in rows

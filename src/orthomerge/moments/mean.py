@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
-from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite
+from orthomerge.moments.moment import Moment, mixed_granularity
 
 
 class MeanMoment(Moment):
@@ -22,13 +22,9 @@ class MeanMoment(Moment):
     kind: ClassVar[str] = "mean"
 
     def __init__(self, dim: int) -> None:
+        super().__init__(dim)
         self._sum = torch.zeros(dim, dtype=torch.float64)
         self._tokens = 0
-
-    @property
-    def dim(self) -> int:
-        """Width of a row, d_in."""
-        return self._sum.shape[0]
 
     @property
     def count(self) -> int:
@@ -46,14 +42,9 @@ class MeanMoment(Moment):
         self._require_rows()
         return (self._sum / self._tokens)[None, :]
 
-    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> MeanMoment:
-        """Add rows to the mean; returns self."""
-        self._check_rows(rows)
-        rows = rows.detach()
-        refuse_not_finite(rows)
+    def _add_rows(self, rows: Tensor, draw: int | None) -> None:
         self._sum = self._sum.to(rows.device) + rows.double().sum(dim=0)
         self._tokens += rows.shape[0]
-        return self
 
     def __add__(self, other: Moment) -> MeanMoment:
         """The mean over both sets of rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from orthomerge import linalg
 from orthomerge.errors import StatisticsError
+
+_M = TypeVar("_M", bound="Moment")
 
 
 class Moment(ABC):
@@ -24,25 +26,31 @@ class Moment(ABC):
 
     kind: ClassVar[str]
 
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """Width of a row, d_in."""
+    def __init__(self, dim: int) -> None:
+        self._dim: int = dim
+        self._count: int = 0
+        self._exact: bool = True
+        self._slack: float | None = 0.0
 
     @property
-    @abstractmethod
+    def dim(self) -> int:
+        """Width of a row, d_in."""
+        return self._dim
+
+    @property
     def count(self) -> int:
-        """Number of rows seen."""
+        """Number of rows seen, represented or not."""
+        return self._count
 
     @property
     def exact(self) -> bool:
         """Whether every row seen is represented with nothing left out."""
-        return True
+        return self._exact
 
     @property
     def slack(self) -> float | None:
         """The most energy of a unit direction that is not represented; None where unknown."""
-        return 0.0
+        return self._slack
 
     @property
     def matrix(self) -> Float[Tensor, "d_in d_in"]:
@@ -98,13 +106,25 @@ class Moment(ABC):
             return (wide @ factor.T).square().sum(dim=1)
         return (wide * self.apply(wide.T).T).sum(dim=1)
 
-    @abstractmethod
-    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> Moment:
+    def update(self: _M, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> _M:
         """Add rows; returns self. `draw` seeds a representation that samples; others ignore it.
 
         Raises:
-            StatisticsError: rows of another width, or rows with NaN or infinity.
+            StatisticsError: rows of another width, or rows with NaN or infinity; nothing is added.
         """
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise StatisticsError(
+                f"feature rows {list(rows.shape)} do not fit a moment of width {self.dim}: "
+                "pass rows [n, d_in] of one layer."
+            )
+        rows = rows.detach()
+        refuse_not_finite(rows)
+        self._add_rows(rows, draw)
+        return self
+
+    @abstractmethod
+    def _add_rows(self, rows: Tensor, draw: int | None) -> None:
+        """Add rows that fit and are finite."""
 
     @abstractmethod
     def __add__(self, other: Moment) -> Moment:
@@ -143,13 +163,6 @@ class Moment(ABC):
         tensors, fields = self.state()
         return type(self).restore({k: v.to(device) for k, v in tensors.items()}, fields)
 
-    def _check_rows(self, rows: Tensor) -> None:
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise StatisticsError(
-                f"feature rows {list(rows.shape)} do not fit a moment of width {self.dim}: "
-                "pass rows [n, d_in] of one layer."
-            )
-
     def _check_width(self, other: Moment) -> None:
         if other.dim != self.dim:
             raise StatisticsError(f"moments of width {self.dim} and {other.dim} do not add up.")
@@ -183,6 +196,19 @@ def mixed_granularity() -> StatisticsError:
         "a task mean and statistics of another granularity do not add up: collect both "
         "with one --granularity."
     )
+
+
+def slack_of(fields: Mapping[str, Any]) -> float | None:
+    """The slack that a stored state names.
+
+    Raises:
+        StatisticsError: one that no moment has.
+    """
+    found = fields.get("slack", 0.0)
+    slack = None if found is None else float(found)
+    if slack is not None and not 0 <= slack < float("inf"):
+        raise StatisticsError(f"a moment leaves out no energy of {slack}: collect it again.")
+    return slack
 
 
 def weighted_slack(moments: Sequence[Moment], shares: Sequence[float]) -> float | None:

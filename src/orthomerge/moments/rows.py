@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthomerge import linalg
 from orthomerge.errors import StatisticsError
-from orthomerge.moments.moment import Moment, refuse_not_finite, weighted_slack
+from orthomerge.moments.moment import Moment, slack_of, weighted_slack
 
 DEFAULT_ROWS = 1024
 
@@ -30,13 +30,11 @@ class RowMoment(Moment):
     def __init__(self, dim: int, limit: int = DEFAULT_ROWS) -> None:
         if limit < 1:
             raise StatisticsError(f"a row moment keeps at least one row, not {limit}.")
-        self._dim = dim
+        super().__init__(dim)
         self._limit = limit
-        # Settled rows are a factor of a normalised moment; sampled ones still compete for a place.
+        # Settled rows are a factor of a normalised moment (`_count`, `_exact` and `_slack` are
+        # theirs); sampled ones still compete for a place.
         self._settled = torch.zeros(0, dim, dtype=torch.float64)
-        self._settled_count = 0
-        self._settled_exact = True
-        self._slack: float | None = 0.0
         self._sample = torch.zeros(0, dim)
         self._priority = torch.zeros(0, dtype=torch.float64)
         self._seen = 0
@@ -60,21 +58,14 @@ class RowMoment(Moment):
         """A moment from a factor of its normalised matrix, `S = RᵀR`; `gram` is `R Rᵀ` if known."""
         moment = cls(factor.shape[1], DEFAULT_ROWS)
         moment._settled = factor.double()
-        moment._settled_count = count
-        moment._settled_exact = exact
-        moment._slack = slack
+        moment._count, moment._exact, moment._slack = count, exact, slack
         moment._gram = gram
         return moment
 
     @property
-    def dim(self) -> int:
-        """Width of a row, d_in."""
-        return self._dim
-
-    @property
     def count(self) -> int:
         """Number of rows seen, kept or not."""
-        return self._settled_count + self._seen
+        return self._count + self._seen
 
     @property
     def kept(self) -> int:
@@ -84,7 +75,7 @@ class RowMoment(Moment):
     @property
     def exact(self) -> bool:
         """Whether no row was left out."""
-        return self._settled_exact and self._seen == self._sample.shape[0]
+        return self._exact and self._seen == self._sample.shape[0]
 
     @property
     def slack(self) -> float | None:
@@ -100,9 +91,9 @@ class RowMoment(Moment):
         # Each row of the sample represents seen / kept of them.
         weight = self._seen / self._sample.shape[0] / self.count
         sample = self._sample.double() * weight**0.5
-        if not self._settled_count:
+        if not self._count:
             return sample
-        share = self._settled_count / self.count
+        share = self._count / self.count
         return torch.cat([self._settled.to(sample.device) * share**0.5, sample])
 
     @property
@@ -118,11 +109,8 @@ class RowMoment(Moment):
         """`tr(S)`."""
         return float(self.factor.square().sum() if self._gram is None else self._gram.trace())
 
-    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> RowMoment:
-        """Add rows; returns self. Beyond the limit a uniform sample stays, drawn by `draw`."""
-        self._check_rows(rows)
-        rows = rows.detach()
-        refuse_not_finite(rows)
+    def _add_rows(self, rows: Tensor, draw: int | None) -> None:
+        """Beyond the limit a uniform sample stays, drawn by `draw`."""
         seed = self._seen if draw is None else draw
         generator = torch.Generator().manual_seed(seed)
         priority = torch.rand(rows.shape[0], generator=generator, dtype=torch.float64)
@@ -132,7 +120,6 @@ class RowMoment(Moment):
             enters = priority < self._priority.max()
             priority, rows = priority[enters], rows[enters.to(rows.device)]
         self._enter(rows, priority)
-        return self
 
     def _enter(self, rows: Tensor, priority: Tensor) -> None:
         self._gram = None
@@ -214,17 +201,15 @@ class RowMoment(Moment):
             StatisticsError: not a matrix of finite rows, or no row.
         """
         factor, count = tensors["factor"], int(fields["count"])
-        slack = None if fields["slack"] is None else float(fields["slack"])
-        bounded = slack is None or 0 <= slack < float("inf")
         limit = int(fields.get("limit", DEFAULT_ROWS))
         if limit < 1:
             raise StatisticsError(f"a row moment keeps at least one row, not {limit}.")
-        if factor.ndim != 2 or count < 1 or not bounded or not bool(factor.isfinite().all()):
+        if factor.ndim != 2 or count < 1 or not bool(factor.isfinite().all()):
             raise StatisticsError(
                 f"a factor {list(factor.shape)} of {count} rows is not finite or not a matrix: "
                 "collect it again."
             )
-        moment = cls.from_factor(factor, count, exact=bool(fields["exact"]), slack=slack)
+        moment = cls.from_factor(factor, count, exact=bool(fields["exact"]), slack=slack_of(fields))
         moment._limit = limit
         return moment
 

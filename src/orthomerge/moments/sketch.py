@@ -12,7 +12,7 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.errors import StatisticsError
 from orthomerge.moments.full import SecondMoment
-from orthomerge.moments.moment import Moment, mixed_granularity, refuse_not_finite
+from orthomerge.moments.moment import Moment, mixed_granularity
 from orthomerge.moments.rows import RowMoment
 
 DEFAULT_SIZE = 64
@@ -35,28 +35,17 @@ class SketchMoment(Moment):
     def __init__(self, dim: int, size: int = DEFAULT_SIZE) -> None:
         if size < 1:
             raise StatisticsError(f"a sketch keeps at least one direction, not {size}.")
-        self._dim = dim
+        super().__init__(dim)
         self._size = size
         self._rows = torch.zeros(0, dim, dtype=torch.float64)
         self._filled = 0
-        self._count = 0
         # What was taken off, over all rows; None once a sample went in, which bounds nothing.
         self._shrunk: float | None = 0.0
-
-    @property
-    def dim(self) -> int:
-        """Width of a row, d_in."""
-        return self._dim
 
     @property
     def size(self) -> int:
         """Directions kept."""
         return self._size
-
-    @property
-    def count(self) -> int:
-        """Number of rows seen."""
-        return self._count
 
     @property
     def exact(self) -> bool:
@@ -77,14 +66,9 @@ class SketchMoment(Moment):
         self._shrink()
         return self._rows[: self._filled] / self._count**0.5
 
-    def update(self, rows: Float[Tensor, "n d_in"], draw: int | None = None) -> SketchMoment:
-        """Add rows; returns self."""
-        self._check_rows(rows)
-        rows = rows.detach()
-        refuse_not_finite(rows)
+    def _add_rows(self, rows: Tensor, draw: int | None) -> None:
         self._push(rows)
         self._count += rows.shape[0]
-        return self
 
     def _push(self, rows: Tensor) -> None:
         capacity = 2 * self._size
