@@ -11,11 +11,9 @@ from conftest import call, make_texts, write_task
 from typer.testing import CliRunner
 
 from orthomerge.adapters import (
-    Trained,
     read_adapter,
     read_excluded,
     read_penalty,
-    read_trained,
 )
 from orthomerge.cli import app
 from orthomerge.errors import OrthomergeError, RecipeError
@@ -209,8 +207,8 @@ def test_the_penalty_goes_from_a_start_to_a_training_and_is_said_beside_the_adap
     told = train("t")
     assert (told["constraint"], told["strength"]) == ("penalty", 3)
     assert all(step > 0 and value >= 0 for step, value in told["penalties"])
-    assert read_trained(tmp_path / "t") == Trained("penalty", 3.0)
-    assert read_trained(files / "a") == Trained("freeze", None)
+    held = json.loads((files / "a" / "training.json").read_text())
+    assert held["constraint"] == "freeze" and "strength" not in held
     assert not (tmp_path / "t" / "penalty.safetensors").exists()  # others' statistics stay here
     assert train("still", "--base-dropout", 0)["losses"] != told["losses"]
     stronger = train("stronger", "--strength", 1000)

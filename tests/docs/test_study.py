@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from blocks import ROOT
 from conftest import write_task
 
-from orthomerge.adapters import read_adapter, read_trained
+from orthomerge.adapters import read_adapter
 from orthomerge.evaluation import Evaluator
 from orthomerge.models import load_tokenizer
 from orthomerge.tasks import get_task
@@ -41,7 +42,9 @@ def test_the_study_trains_merges_and_scores_two_tasks(tiny_base, tmp_path, monke
 
     # The folders are the adapters that were scored, trained under their arm's constraint.
     for arm, config in arms.items():
-        assert read_trained(output / "seed0" / arm / "one").constraint == config.constraint
+        folder = output / "seed0" / arm / "one"
+        found = json.loads((folder / "training.json").read_text())
+        assert found["constraint"] == config.constraint
     adapter, task = read_adapter(output / "seed0" / "penalty" / "one"), get_task(tasks[0])
     judge = Evaluator(str(tiny_base), load_tokenizer(str(tiny_base)), max_length=48)
     again = judge.score(task, task.data(train=24, test=12).test, adapter.layers, adapter.modules)

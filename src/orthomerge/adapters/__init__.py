@@ -75,7 +75,6 @@ from orthomerge.adapters.redo import verify
 from orthomerge.adapters.resize import resize_adapter
 from orthomerge.adapters.solve import excluded_directions, plan_ranks
 from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
-from orthomerge.adapters.trained import Trained, read_trained, write_training
 from orthomerge.adapters.write import as_factors
 from orthomerge.io.tensors import require_finite
 
@@ -109,7 +108,6 @@ __all__ = [
     "Projection",
     "Started",
     "TaskBehaviour",
-    "Trained",
     "align_adapters",
     "as_factors",
     "base_of",
@@ -140,7 +138,6 @@ __all__ = [
     "read_loaded",
     "read_needed",
     "read_penalty",
-    "read_trained",
     "require_finite",
     "require_form",
     "require_runnable",
@@ -156,7 +153,6 @@ __all__ = [
     "unit_rows",
     "verify",
     "verify_outputs",
-    "write_training",
 ]
 
 # The names of version 0.1, for one release.

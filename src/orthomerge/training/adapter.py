@@ -27,7 +27,6 @@ from orthomerge.adapters import (
     OsrmConfig,
     Penalty,
     Projection,
-    Trained,
     freeze_A,
     freeze_B,
     load_trainable,
@@ -46,7 +45,12 @@ from orthomerge.records import seal, trained_card
 from orthomerge.statistics import Statistics
 from orthomerge.tasks import Prompt, Row
 from orthomerge.training.answers import AnswerTrainer
-from orthomerge.training.callbacks import PenaltyCallback, ProjectionCallback, require_whole
+from orthomerge.training.callbacks import (
+    PenaltyCallback,
+    ProjectionCallback,
+    require_whole,
+    trained_under,
+)
 from orthomerge.training.checkpoints import Checkpoints
 from orthomerge.training.settings import TrainingSettings, planned_steps, trainer_arguments
 from orthomerge.training.tracking import following
@@ -138,7 +142,7 @@ def train_adapter(
         charges = (
             penalty_charges(peft_model, *charged) if charged else read_penalty(start, strength)
         )
-    trained = Trained(constraint, None if charges is None else charges.strength)
+    trained = trained_under(constraint, charges)
     callbacks = _held(peft_model, start, constraint, charges)
     priced = next((c for c in callbacks if isinstance(c, PenaltyCallback)), None)
     callbacks += [_Progress(progress)] if progress else []
@@ -184,7 +188,7 @@ def train_adapter(
         kept.require_done()
     said = {
         **(record or {}),
-        **trained.describe(),
+        **trained,
         **_asked(prompt, settings, regression=regression),
         "losses": _history(trainer, "loss"),
         "constant_loss": constant_loss(rows, encoded, prompt, regression=regression),
@@ -210,7 +214,7 @@ def _key(
     rows: Sequence[Row],
     model: Any,
     settings: TrainingSettings,
-    trained: Trained,
+    trained: Mapping[str, Any],
     charged: Charged | None,
     seed: int,
     prompt: Prompt | None,
@@ -222,7 +226,7 @@ def _key(
             "start": {p.name: file_sha256(p) for p in files},
             "rows": [list(row) for row in rows],
             "base": model.name_or_path,
-            "settings": asdict(settings), **trained.describe(), "seed": seed,
+            "settings": asdict(settings), **trained, "seed": seed,
             "charged": None if charged is None else [*map(_named, charged)],
             "prompt": prompt.fingerprint if prompt else None,
         }

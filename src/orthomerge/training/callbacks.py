@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 
 from orthomerge.adapters import (
     Adapter,
+    Charges,
     OsrmConfig,
     Penalty,
     Projection,
     Started,
-    Trained,
     constraint_of,
     excluded_directions,
     freeze_A,
@@ -29,9 +29,10 @@ from orthomerge.adapters import (
     read_penalty,
     settled,
     start_adapter,
-    write_training,
 )
 from orthomerge.errors import AdapterError
+from orthomerge.io.files import write_json
+from orthomerge.io.names import TRAINING
 from orthomerge.statistics import Statistics
 
 _log = logging.getLogger("orthomerge")
@@ -111,6 +112,12 @@ class PenaltyCallback(TrainerCallback):
         self.history.append((int(state.global_step), logs["penalty"]))
         if state.log_history:
             state.log_history[-1]["penalty"] = logs["penalty"]
+
+
+def trained_under(constraint: str, charges: Charges | None) -> dict[str, Any]:
+    """What `training.json` says of a training's constraint, with λ of a penalty."""
+    strength = {} if charges is None else {"strength": charges.strength}
+    return {"constraint": constraint, **strength}
 
 
 def require_whole(constraint: str) -> None:
@@ -219,20 +226,23 @@ class OsrmCallback(TrainerCallback):
             self._projection = Projection(peft_model, started.directions, adapter_name=name)
         if started.charges is not None:
             self.penalty = PenaltyCallback(Penalty(peft_model, started.charges, adapter_name=name))
-        strength = None if started.charges is None else started.charges.strength
-        self.trained = Trained(constraint, strength)
+        self.trained = trained_under(constraint, started.charges)
 
     def record(self, folder: str | Path) -> None:
-        """Say in an adapter's folder under which constraint it was trained."""
+        """Say in an adapter's folder under which constraint it was trained.
+
+        The file holds no hashes: what is not orthomerge's own work is not to be replaced by it.
+        """
         history = [] if self.penalty is None else self.penalty.history
-        write_training(folder, self.trained, {"penalties": history} if history else {})
+        penalties = {"penalties": history} if history else {}
+        write_json(Path(folder) / TRAINING, {**penalties, **self.trained})
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
     ) -> None:
         """The start itself obeys; a model that was wrapped anew would escape."""
         if self._projection is not None or self.penalty is not None:
-            require_whole(self.trained.constraint)
+            require_whole(self.trained["constraint"])
         trained = {id(parameter) for parameter in model.parameters()} if model is not None else None
         if trained is not None and not all(id(A) in trained for A in self._held):
             raise AdapterError(

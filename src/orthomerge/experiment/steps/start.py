@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,15 +152,12 @@ class StartStep(Artifact[Path]):
         exp, arm = space.exp, space.exp.recipe.arms[self.arm]
         config = OsrmConfig(
             solver=arm.solver or PEFT_START,
-            granularity=arm.granularity,
-            constraint=arm.constraint,
-            energy_fraction=arm.energy_fraction,
-            subspace_dim=arm.subspace_dim,
-            strength=arm.strength,
-            penalty_moment=arm.penalty_moment,
-            isotropic_share=arm.isotropic_share,
             seed=self.draw(exp),
-            options=arm.options,
+            **{
+                f.name: getattr(arm, f.name)
+                for f in fields(OsrmConfig)
+                if f.name in type(arm).model_fields
+            },
         )
         found = {t: space.get(step) for t, step in StatisticsStep.for_arm(exp, self.arm).items()}
         own = found.pop(self.task)
