@@ -12,6 +12,7 @@ import torch
 import yaml
 from blocks import SHELL, Block
 from conftest import call, write_task
+from diffusion_files import SDXL, kohya
 from small_adapters import make_adapter
 
 NAMED = ("a", "b", "c", "mine", "monday", "tuesday")
@@ -32,6 +33,8 @@ def build(folder: Path, base: Path) -> None:
     call("init", base, "--others", folder / "b.stats.safetensors", "--own",
          folder / "mine.stats.safetensors", "--rank", 2, "--output", folder / "start")  # fmt: skip
     tasks = [write_task(folder / "topic.jsonl", 90, seed=1), write_task(folder / "one.jsonl", 90)]
+    for seed, name in enumerate(("style", "subject")):
+        kohya(folder / f"{name}.safetensors", SDXL, seed)
     (folder / "recipes").mkdir()
     (folder / "recipes" / "demo.yaml").write_text(yaml.safe_dump(recipe(tasks, base)))
 

@@ -35,6 +35,7 @@ from orthomerge.adapters.convert import (
     described,
     total_loss,
 )
+from orthomerge.adapters.convert_format import convert_format
 from orthomerge.adapters.distilled import save_distilled
 from orthomerge.adapters.files import (
     Adapter,
@@ -116,6 +117,7 @@ __all__ = [
     "check_statistics",
     "constraint_of",
     "convert_adapters",
+    "convert_format",
     "default_targets",
     "described",
     "excluded_directions",

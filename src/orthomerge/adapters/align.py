@@ -17,6 +17,13 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from orthomerge.adapters.architecture import CONFIG, Architecture, architectures_of
+from orthomerge.adapters.diffusion import (
+    Layers,
+    named_as_diffusers,
+    named_as_kohya,
+    of_one_style,
+)
+from orthomerge.adapters.diffusion_names import dotted, family_of
 from orthomerge.adapters.experts import expert_layers, layer_at, place_of
 from orthomerge.adapters.files import (
     Adapter,
@@ -46,6 +53,8 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
         AdapterError: adapters of different bases, a layer that the base does not have or that has
             two shapes, or names that differ by a prefix alone where the base cannot be looked at.
     """
+    if any(a.form for a in adapters):
+        return _of_diffusion(adapters)
     require_one_base(adapters, base=base)
     named, revision = common_base(adapters)
     folder = config_folder(base or named, None if base else revision)
@@ -66,6 +75,44 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
     require_same_shapes(found)
     _warn_of_nothing_shared(found)
     return found
+
+
+def _of_diffusion(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Adapters of one diffusion model under one name per layer: diffusers' where theirs differ."""
+    families = {family: a for a in adapters if (family := family_of(a.shapes, a.header, a.called))}
+    if len(families) > 1:
+        (one, first), (other, second) = list(families.items())[:2]
+        raise AdapterError(
+            f"'{first.called}' is of {one} and '{second.called}' of {other}: only adapters of one "
+            "model can be merged."
+        )
+    own: dict[str, str] = {}
+    styles = {"" if a.form is None else of_one_style(a.shapes) for a in adapters}
+    differ = [
+        name
+        for a in adapters
+        for name in a.shapes
+        for part in dotted(name) or ()
+        if own.setdefault(part, name) != name
+    ]
+    found = list(adapters)
+    if len(styles) > 1 or differ:
+        dotted_form = next((a.form for a in adapters if a.form not in (None, "kohya")), "peft")
+        found = [renamed_in_form(a, dotted_form) for a in adapters]
+    require_same_shapes(found)
+    return [replace(a, form=found[0].form) for a in found]
+
+
+def renamed_in_form(adapter: Adapter, form: str) -> Adapter:
+    """An adapter of a diffusion model with the names of its layers in a form of `FORMS`.
+
+    Raises:
+        AdapterError: a layer that has no name there.
+    """
+    naming = named_as_kohya if form == "kohya" else named_as_diffusers
+    given = Layers(adapter.layers, adapter.shapes, adapter.kernels, adapter.header, adapter.called)
+    found = naming(given)
+    return replace(adapter, layers=found.factors, kernels=found.kernels, form=form)
 
 
 def config_folder(model: str | None, revision: str | None = None) -> Path | None:

@@ -171,22 +171,6 @@ def vocabulary_size(settings: Mapping[str, Any]) -> int | None:
     return None
 
 
-def refuse_quantized(settings: Mapping[str, Any], base: Path) -> None:
-    """Refuse a base whose weights are packed: an update cannot be added to them.
-
-    Raises:
-        AdapterError: its configuration says that it is quantized.
-    """
-    packed = settings.get("quantization_config")
-    if packed:
-        how = packed.get("quant_method") if is_object(packed) else packed
-        raise AdapterError(
-            f"the base model '{base}' is quantized ({how}), so no update can be added to its "
-            "weights: name the base in 16 or 32 bits with --base (base=...), or write the merge as "
-            "an adapter, which loads on either."
-        )
-
-
 def architecture_of(base: Path, settings: Mapping[str, Any]) -> Architecture:
     """The class that the configuration names, built without weights; empty if it is not known."""
     config = _config_of(base)

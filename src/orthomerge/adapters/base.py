@@ -11,9 +11,10 @@ from torch import Tensor
 from orthomerge import linalg
 from orthomerge.adapters.architecture import Names, architecture_of, read_config
 from orthomerge.adapters.checkpoint import read_checkpoint
+from orthomerge.adapters.quantized import packed_weights, plain_tensors
 from orthomerge.errors import AdapterError, AssetError
 from orthomerge.factors import LoraFactors
-from orthomerge.io.tensors import read_tensor
+from orthomerge.io.tensors import Held, read_tensor
 from orthomerge.models.assets import ResolvedModel, resolve_model
 
 
@@ -45,8 +46,10 @@ class BaseWeights:
         self._model, found = model, find_base(model, revision)
         self.sha256 = found.sha256
         folder = Path(found.path_or_id)
-        self._weights = read_checkpoint(folder).tensors
-        self._names = Names(architecture_of(folder, read_config(folder)), self._weights)
+        tensors, settings = read_checkpoint(folder).tensors, read_config(folder)
+        packed = packed_weights(tensors, settings, folder)
+        self._weights = plain_tensors(tensors, packed, settings)
+        self._names = Names(architecture_of(folder, settings), self._weights)
 
     def weight(
         self, layer: str, shape: tuple[int, int], *, transposed: bool
@@ -62,7 +65,8 @@ class BaseWeights:
                 f"the base model '{self._model}' has no weight for layer '{layer}': name the model "
                 "that the adapter was trained on."
             )
-        weight = read_tensor(self._weights[name])
+        stored = self._weights[name]
+        weight = stored.make() if isinstance(stored, Held) else read_tensor(stored)
         weight = weight.flatten(1) if weight.ndim > 2 else weight
         if tuple(weight.shape) not in (shape, shape[::-1]):
             raise AdapterError(

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthomerge.adapters.base import BaseWeights, dora_update
+from orthomerge.adapters.diffusion import DerivedLayers, read_diffusion_file
+from orthomerge.adapters.diffusion_names import find_diffusion_file
 from orthomerge.adapters.experts import unpacked
 from orthomerge.adapters.hub import locate_adapter
 from orthomerge.adapters.keys import parse_keys
@@ -40,7 +42,8 @@ class Adapter:
     they were when it was trained, by name, where the adapter brings them; `kernels` the window of
     the layers that are convolutions, whose update is `[d_out, channels · window]`; `parameters` the
     number of experts (1 for a matrix) of every tensor that `target_parameters` adapts, whose
-    experts are layers by the tensor's name and their number.
+    experts are layers by the tensor's name and their number; `form` one of `diffusion.FORMS` where
+    it is the file of a diffusion model, `header` what that file's says.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Adapter:
     copies: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     parameters: Mapping[str, int] = field(default_factory=dict[str, int])
+    form: str | None = None
+    header: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def base_model(self) -> str | None:
@@ -72,7 +77,7 @@ class Adapter:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape (d_out, d_in) of every layer's update, without reading a layer."""
-        if isinstance(self.layers, LazyLayers):
+        if isinstance(self.layers, LazyLayers | DerivedLayers):
             return self.layers.shapes
         return {name: factors.shape for name, factors in self.layers.items()}
 
@@ -150,7 +155,7 @@ def renamed_layers(
 
 
 def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
-    """Open a PEFT LoRA folder, or the hub's `org/name` or `org/name@revision`.
+    """Open a PEFT LoRA folder, a diffusion model's file, or the hub's `org/name[@revision]`.
 
     Names and shapes are read now, tensors when they are asked for. Scaling follows rank and alpha
     patterns and rsLoRA. DoRA needs the base model's weights: `base`, a folder or an id, or else
@@ -162,6 +167,11 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
             where a layer is asked for, values that are not finite.
     """
     folder, name, source = locate_adapter(path)
+    file = find_diffusion_file(folder)
+    if file is not None:
+        if file != folder and source == str(path):
+            source = str(Path(path) / file.name)
+        return _of_diffusion(file, name.removesuffix(".safetensors"), source)
     config, weights = read_settings(folder, source), folder / WEIGHTS
     require_safetensors(folder, source)
     check_kind(config, source)
@@ -191,6 +201,20 @@ def read_adapter(path: str | Path, *, base: str | None = None) -> Adapter:
             for item in layers.values()
             if item.parameter
         },
+    )
+
+
+def _of_diffusion(file: Path, name: str, source: str) -> Adapter:
+    found = read_diffusion_file(file, source)
+    return Adapter(
+        name,
+        LazyLayers(found.layers, source=source),
+        path=file,
+        sha256=known_sha256(file),
+        source=source,
+        kernels={n: item.kernel for n, item in found.layers.items() if item.kernel},
+        form=found.form,
+        header=found.header,
     )
 
 

@@ -19,11 +19,16 @@ from orthomerge.adapters.architecture import (
     key_of,
     missing_prefix,
     read_config,
-    refuse_quantized,
     untied,
 )
 from orthomerge.adapters.checkpoint import INDEX, index_of, partition, read_checkpoint
 from orthomerge.adapters.experts import place_of
+from orthomerge.adapters.quantized import (
+    packed_again,
+    packed_weights,
+    plain_tensors,
+    require_repackable,
+)
 from orthomerge.adapters.sums import Count, Part, UpdateOf, add_biases, check_floats, summed
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import is_object
@@ -34,6 +39,9 @@ from orthomerge.io.units import parse_size
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt)(\.index\.json)?$")
 
+# The card, and what AutoGPTQ and AutoAWQ say of weights beside the configuration.
+_NOT_COPIED = ("README.md", "quantize_config.json", "quant_config.json")
+
 
 def save_full_model(
     output: str | Path,
@@ -42,6 +50,7 @@ def save_full_model(
     *,
     names: Sequence[str],
     max_shard_size: int | str | None = None,
+    requantize: Callable[[str, float], None] | None = None,
     overwrite: bool = False,
     extra: Mapping[str, Any] | None = None,
     readme: str | None = None,
@@ -70,12 +79,17 @@ def save_full_model(
     The experts of a layer may lie in the checkpoint as one tensor or each on its own, as
     Transformers reads both.
 
+    A quantized base is read as plain weights, a layer at a time (`packed_weights`), and the result
+    is a model of its 16-bit type; with `requantize`, what bitsandbytes quantized is so again.
+
     Args:
         output: a folder that does not exist or is empty; complete or absent, whatever happens.
         base: a folder with `config.json` and safetensors, in one file or in shards.
         update_of: the update of a layer, or None where it stays as it is.
         names: the layers to ask for; all must be in the checkpoint.
         max_shard_size: bytes, or a string such as "5GB", to cut the shards anew.
+        requantize: quantize changed weights as the base's are (bitsandbytes' alone), and be told
+            each layer's relative error; the others stay as they are, byte for byte.
         overwrite: replace a folder that orthomerge wrote, known by the record that `finish` seals.
         extra: JSON files to write beside, by name.
         readme: the text of README.md.
@@ -99,15 +113,21 @@ def save_full_model(
     size = None if max_shard_size is None else parse_size(str(max_shard_size), AdapterError)
     checkpoint = read_checkpoint(base)
     settings = read_config(base)
-    refuse_quantized(settings, base)
+    packed = packed_weights(checkpoint.tensors, settings, base)
+    if requantize is not None:
+        require_repackable(settings, base)
+    plain = plain_tensors(checkpoint.tensors, packed, settings, "F32" if requantize else "")
     shape = architecture_of(base, settings)
-    stored = _with_copies(copies or {}, checkpoint.tensors, shape, base)
+    stored = _with_copies(copies or {}, plain, shape, base)
     changed = [*(place_of(name, parameters or {})[0] for name in names), *(modules or {})]
     tied = untied(map(shape.bare, changed), stored, Names(shape, stored), shape, base)
     stored |= tied or {}
     here = Names(shape, stored)
     layers = _changes(names, parameters or {}, stored, here, shape, base)
-    report = Count(sum(p is not None for parts in layers.values() for p in parts), progress)
+    # What is quantized again is summed twice, for its codes and for their scales.
+    twice = packed if requantize is not None else {}
+    counts = ((1 + (key in twice)) * len([p for p in parts if p]) for key, parts in layers.items())
+    report = Count(sum(counts), progress)
     # The pieces of one expert's matrix lie close to each other.
     cached = lru_cache(maxsize=2)(update_of) if parameters else update_of
     planned = {
@@ -122,18 +142,26 @@ def save_full_model(
     ends = [f"{end}.weight" for end in shape.ends if end is not None] + list(copies or ())
     ends = [key for end in ends if (key := here.find(end)) is not None]
     changes = {
-        **_vocabulary(settings, checkpoint.tensors, planned, ends),
+        **_vocabulary(settings, plain, planned, ends),
         **({"tie_word_embeddings": False} if tied is not None else {}),
         **(config or {}),
     }
     home = {key: checkpoint.file(key) for key in checkpoint.tensors}
-    rename = missing_prefix(checkpoint.tensors, planned, shape)
+    home |= {key: checkpoint.file(item.keys[0]) for key, item in packed.items()}
+    rename = missing_prefix(plain, planned, shape)
+    if requantize is not None:
+        for key, item in packed.items():
+            name = key.removesuffix(".weight")
+            tell = partial(requantize, name) if key in layers else None
+            planned |= packed_again(key, planned.pop(key), item, checkpoint.tensors, tell)
+    else:
+        settings.pop("quantization_config", None)
     planned = {rename(key): item for key, item in planned.items()}
     files = partition(planned, {rename(key): file for key, file in home.items()}, size)
     _check_room(output, sum(item.size for item in planned.values()))
     with atomic_path(output) as folder:
         _copy_others(base, folder)
-        if changes:
+        if changes or packed:
             write_json(folder / CONFIG, {**settings, **changes})
         for file, keys in files.items():
             write_tensors(folder / file, {key: planned[key] for key in keys})
@@ -206,7 +234,7 @@ def _changes(
 
 def _with_copies(
     copies: Mapping[str, Tensor],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Stored | Held],
     shape: Architecture,
     base: Path,
 ) -> dict[str, Stored | Held]:
@@ -231,7 +259,7 @@ def _with_copies(
 
 def _vocabulary(
     settings: Mapping[str, Any],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Stored | Held],
     planned: Mapping[str, Planned],
     ends: Collection[str],
 ) -> dict[str, Any]:
@@ -299,7 +327,7 @@ def _copy_others(base: Path, folder: Path) -> None:
     """Make `folder`, with every file of the base but weights and the card."""
     folder.mkdir()
     for path in sorted(base.iterdir()):
-        if path.name.startswith(".") or path.name == "README.md" or _WEIGHTS.search(path.name):
+        if path.name.startswith(".") or path.name in _NOT_COPIED or _WEIGHTS.search(path.name):
             continue
         if path.is_file():
             copy_inside(path, folder / path.name, base)

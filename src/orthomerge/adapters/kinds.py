@@ -174,7 +174,7 @@ def sort_keys(
         tensor = tensors.get(name)
         rank, alpha = (pattern.of(tensor or name) for pattern in (ranks, alphas))
         if tensor is None:
-            layers[name] = _layer(name, found, entries, config, where, rank, alpha)
+            layers[name] = stored_layer(name, found, entries, config, where, rank, alpha)
         else:
             layers |= _experts(tensor, found, entries, config, where, rank, alpha)
     return layers, modules, copies
@@ -201,7 +201,7 @@ def _refuse_many_copies(copies: Mapping[str, Stored], where: str) -> None:
             )
 
 
-def _layer(
+def stored_layer(
     layer: str,
     found: Mapping[str, str],
     entries: Mapping[str, Stored],
@@ -210,6 +210,11 @@ def _layer(
     rank: int,
     alpha: float,
 ) -> StoredLayer:
+    """One layer from the keys of its parts, which must fit each other and the rank.
+
+    Raises:
+        AdapterError: they do not, or one is missing.
+    """
     embedding = any(part.startswith("embedding_") for part in found)
     A, B = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     for part in (A, B):
@@ -263,7 +268,7 @@ def _experts(
     """The layers of a tensor that `target_parameters` adapts: its experts, or its one matrix."""
     rows = entries[found["A"]].shape[:1] if "A" in found else ()
     count = rows[0] // rank if rows and rows[0] and rows[0] % rank == 0 else 1
-    whole = _layer(tensor, found, entries, config, where, count * rank, alpha)
+    whole = stored_layer(tensor, found, entries, config, where, count * rank, alpha)
     if (count == 1 and not tensor.endswith(".weight")) or set(found) != {"A", "B"}:
         raise AdapterError(
             f"'{where}' adapts '{tensor}' by target_parameters, which is neither a layer's weight "

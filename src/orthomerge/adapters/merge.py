@@ -15,7 +15,7 @@ from orthomerge.adapters.base import find_base
 from orthomerge.adapters.files import Adapter, LazyLayers, read_adapter
 from orthomerge.adapters.full_model import save_full_model
 from orthomerge.adapters.heads import check_heads, label_count
-from orthomerge.adapters.output import MergeOutput
+from orthomerge.adapters.output import MergeOutput, is_file_output, require_free_for_file
 from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.tokenizers import tokenizer_of, warn_of_tokens_without_row
 from orthomerge.adapters.weights import weighed
@@ -101,9 +101,14 @@ def merge_adapters(
     ).for_adapter()  # fmt: skip
     if output is not None:
         inputs = [*adapters, *(statistics or ()), *(fisher or ())]
-        require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
+        if is_file_output(output):
+            require_free_for_file(output, inputs=inputs, overwrite=overwrite)
+        else:
+            require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
     plan, layers, given = prepare_merge(adapters, config, statistics, fisher)
     if output is not None:
+        if is_file_output(output):
+            _require_one_file(output, plan)
         _require_apart_from_bases(output, plan.adapters)
     run: dict[str, Any] = {"workers": workers, "devices": devices, "progress": progress}
     if output is None:
@@ -120,6 +125,7 @@ def merge_to_model(
     statistics: Sequence[str | Path | Statistics] | None = None,
     fisher: Sequence[str | Path | Mapping[str, Tensor]] | None = None,
     max_shard_size: int | str | None = None,
+    requantize: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **asked: Any,
@@ -131,8 +137,9 @@ def merge_to_model(
     `asked` being the fields of a `MergeConfig` and the method's options. A model has room for one
     head: with `heads="keep"` it is the one that one adapter has, or on which all agree, and every
     task's is under `heads/` next to the model. A tokenizer beside the adapters goes with it.
-    Nothing is cut where no rank is asked for. Returns the truncation error of every layer that was
-    cut.
+    Nothing is cut where no rank is asked for. A quantized base gives a model in 16 bits or, with
+    `requantize`, one quantized again as bitsandbytes quantized it; what that cost each layer is in
+    `merge.json` (`quantization_error`). Returns the truncation error of every layer that was cut.
 
     Raises:
         AdapterError: besides, a base that is not to be found, is pickled or lacks a layer.
@@ -147,10 +154,19 @@ def merge_to_model(
     inputs = [*adapters, *(statistics or ()), *(fisher or ())]
     require_free(output, inputs=inputs, base=config.base, overwrite=overwrite)
     plan, layers, given = prepare_merge(adapters, config, statistics, fisher)
+    if plan.adapters[0].form is not None:
+        raise AdapterError(
+            f"'{plan.adapters[0].called}' is an adapter of a diffusion model, which is not written "
+            "whole here: write the merge as an adapter, and load it in diffusers "
+            "(load_lora_weights, fuse_lora)."
+        )
     _require_apart_from_bases(output, plan.adapters)
     frame = plan.frame(room_for_head=True)
     found = find_base(config.base or frame.base_model, None if config.base else frame.revision)
-    plan = replace(plan, base_sha256=found.sha256, max_shard_size=max_shard_size)
+    lost: dict[str, float] | None = {} if requantize else None
+    plan = replace(
+        plan, base_sha256=found.sha256, max_shard_size=max_shard_size, quantization_error=lost
+    )
     merge = plan_merge(layers, plan.config, **given)
     errors: dict[str, float] = {}
 
@@ -166,6 +182,7 @@ def merge_to_model(
         update_of,
         names=merge.names,
         max_shard_size=max_shard_size,
+        requantize=None if lost is None else lost.__setitem__,
         overwrite=overwrite,
         modules=frame.modules,
         copies=frame.copies,
@@ -178,6 +195,20 @@ def merge_to_model(
     if plan.tokenizer is not None:
         warn_of_tokens_without_row(plan.tokenizer, vocabulary_size(read_config(Path(output))))
     return errors
+
+
+def _require_one_file(output: str | Path, plan: MergeOutput) -> None:
+    """Refuse a file as the output of what is a folder."""
+    method = plan.config.method
+    if get_method(method).per_task:
+        raise MergeError(
+            f"the method '{method}' leaves one update per task, and '{output}' is one file: name a "
+            "folder."
+        )
+    if plan.adapters[0].form is None:
+        raise AdapterError(
+            f"'{output}' is the name of a file, and a PEFT adapter is a folder: name a folder."
+        )
 
 
 def _require_apart_from_bases(output: str | Path, adapters: Sequence[Adapter]) -> None:

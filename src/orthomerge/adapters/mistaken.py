@@ -6,17 +6,11 @@ import re
 from pathlib import Path
 
 from orthomerge.adapters.checkpoint import INDEX, SINGLE
+from orthomerge.adapters.diffusion_names import is_diffusion_file
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.names import CONFIG, WEIGHTS
-from orthomerge.io.tensors import read_header
 
-_KOHYA = re.compile(r"^lora_(unet|te\d?|transformer|prior_unet)_|\.lora_(down|up)\.weight$")
-_DIFFUSERS = re.compile(r"^(unet|transformer|text_encoder(_\d)?|diffusion_model|prior)\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TO_PEFT = (
-    "; it is an adapter of a diffusion model, and those are not read here: merge such with "
-    "diffusers (load_lora_weights, then fuse_lora)"
-)
 
 
 def no_adapter(folder: Path, source: str) -> AdapterError:
@@ -36,25 +30,11 @@ def _is_file(file: Path) -> str:
     if file.suffix == ".gguf":
         return "it is a GGUF file of llama.cpp; name the PEFT folder it was converted from"
     if file.suffix == ".safetensors":
-        return f"it is a file{_of_diffusion(file) or '; name a folder that save_pretrained wrote'}"
+        return (
+            "it is a file without a diffusion model's layers; name a folder that save_pretrained "
+            "wrote"
+        )
     return "it is a file; name a folder that save_pretrained wrote"
-
-
-def _of_diffusion(file: Path) -> str | None:
-    """What is said of a kohya or diffusers file; None for other files."""
-    try:
-        keys = list(read_header(file))
-    except AdapterError:
-        return None
-    if any(_KOHYA.search(key) for key in keys):
-        return f" in kohya's format ('{_first(keys, _KOHYA)}'){_TO_PEFT}"
-    if any(_DIFFUSERS.search(key) for key in keys):
-        return f" in diffusers' format ('{_first(keys, _DIFFUSERS)}'){_TO_PEFT}"
-    return None
-
-
-def _first(keys: list[str], kind: re.Pattern[str]) -> str:
-    return next(key for key in keys if kind.search(key))[:80]
 
 
 def _in_folder(folder: Path) -> str:
@@ -80,9 +60,8 @@ def _in_folder(folder: Path) -> str:
             "its weights are in several files (adapter_model-0...); load it once in Transformers "
             "(load_adapter) and save it in one file"
         )
-    for name in names:
-        if name.endswith(".safetensors") and (said := _of_diffusion(folder / name)):
-            return f"it has no {missing}, and '{name}' is{said}"
+    if several := [name for name in names if is_diffusion_file(folder / name)]:
+        return f"it holds several adapters of diffusion models ({', '.join(several)}); name one"
     if SINGLE in names or INDEX in names:
         return (
             f"it is a whole model ({SINGLE if SINGLE in names else INDEX}), without {missing}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthomerge.adapters.diffusion import common_header
 from orthomerge.adapters.experts import place_of
 from orthomerge.adapters.files import Adapter, common_base
 from orthomerge.adapters.heads import (
@@ -22,14 +24,18 @@ from orthomerge.adapters.heads import (
 )
 from orthomerge.adapters.tokenizers import put_tokenizer
 from orthomerge.adapters.write import AdapterWriter, Frame, write_heads
-from orthomerge.errors import AdapterError
+from orthomerge.errors import AdapterError, OutputError
 from orthomerge.factors import LoraFactors
-from orthomerge.io.documents import is_array
+from orthomerge.io.documents import is_array, read_json
 from orthomerge.io.files import atomic_path, slug
-from orthomerge.io.names import MERGE, TASKS
+from orthomerge.io.names import DIFFUSION, IN_HEADER, MERGE, TASKS
+from orthomerge.io.outputs import require_apart, require_free_file
+from orthomerge.io.tensors import Planned, open_tensors, read_metadata, write_tensors
 from orthomerge.merging import MergeConfig, merge_layers
 from orthomerge.merging.merged import MergedLayer
 from orthomerge.records import cards, merge_record, seal
+
+_SEAL = ("files", "sha256")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class MergeOutput:
     and `record` what went in. `names` are the tasks', by default the adapters' own; `statistics`
     and `fisher` say which files the method was given, `base_sha256` which base they, or the full
     model, are of; `weights_reason` why the weights are what they are, where the user gave none;
-    `tokenizer` the folder whose tokenizer goes with the merge.
+    `tokenizer` the folder whose tokenizer goes with the merge; `quantization_error` what each layer
+    lost where a full model is quantized again.
     """
 
     adapters: Sequence[Adapter]
@@ -51,6 +58,7 @@ class MergeOutput:
     max_shard_size: int | str | None = None
     base_sha256: str | None = None
     weights_reason: str = ""
+    quantization_error: Mapping[str, float] | None = None
     tokenizer: Path | None = None
 
     def write(
@@ -58,13 +66,15 @@ class MergeOutput:
     ) -> tuple[dict[str, float], list[str]]:
         """Write the merged adapter and each task's own; the truncation errors, the tasks' folders.
 
-        Layers are written as they come. Nothing is seen at `output` before all of it is there.
+        Layers are written as they come. Nothing is seen at `output` before all of it is there. An
+        adapter of a diffusion model may be one file, with the record in its header.
         """
         tasks = [slug(name) for name in self._names()]
         shared, own = self.frame(), [self._task_frame(i) for i in range(len(tasks))]
         errors: dict[str, float] = {}
         written: list[str] = []
-        with atomic_path(output) as folder:
+        with atomic_path(output) as place:
+            folder = place.with_suffix("") if is_file_output(output) else place
             with ExitStack() as open_files:
                 writer = open_files.enter_context(AdapterWriter(folder, self._layers(), shared))
                 writers: list[AdapterWriter] = []
@@ -83,6 +93,10 @@ class MergeOutput:
                     if layer.truncation_error is not None:
                         errors[layer.name] = layer.truncation_error
             self.describe(folder, errors, tasks=bool(written))
+            if folder != place:
+                # Its hashes are of the folder's files.
+                record = read_json(folder / MERGE)
+                write_with_record(folder, place, {k: record[k] for k in record if k not in _SEAL})
         return errors, written
 
     def describe(
@@ -94,10 +108,12 @@ class MergeOutput:
             write_heads(folder, {name: head for name, head in heads if head})
         if self.tokenizer is not None:
             put_tokenizer(self.tokenizer, folder)
+        lost = self.quantization_error
         record = {
             **self.record(),
             "form": "model" if model else "adapter",
             "max_shard_size": self.max_shard_size,
+            **({} if lost is None else {"quantization_error": dict(lost)}),
             "truncation_error": dict(errors),
             "own_adapters": [slug(name) for name in self._names()] if tasks else [],
         }
@@ -149,6 +165,8 @@ class MergeOutput:
             modules_to_save=saved_modules(self.adapters, whole.modules),
             task_type=kind if whole.with_head or kind not in CLASSIFIERS else None,
             transposed=any(a.config.get("fan_in_fan_out") for a in self.adapters),
+            form=self.adapters[0].form,
+            header=common_header([a.header for a in self.adapters]),
         )
         if frame.biases and (frame.embeddings or frame.parameters):
             other = "adapt embeddings" if frame.embeddings else "have target_parameters"
@@ -190,6 +208,37 @@ class MergeOutput:
         sum_of = MergeConfig(weights=weights, layer_weights=self.config.layer_weights)
         summed = merge_layers(columns, sum_of)
         return {name: summed.dense(name)[:, 0] for name in shapes}
+
+
+def is_file_output(output: str | Path) -> bool:
+    """Whether an output is named as one file."""
+    return Path(output).suffix == ".safetensors"
+
+
+def write_with_record(folder: Path, file: Path, record: Mapping[str, Any]) -> None:
+    """The diffusion model's file of a folder as one file, with a record in its header."""
+    stored = folder / DIFFUSION
+    header = read_metadata(stored) | {IN_HEADER: json.dumps(record, ensure_ascii=False)}
+    write_tensors(
+        file, {key: Planned.copy(item) for key, item in open_tensors(stored).items()}, header
+    )
+
+
+def require_free_for_file(
+    output: str | Path, *, inputs: Iterable[Any] = (), overwrite: bool = False
+) -> None:
+    """Refuse an output of one file that is not free, unless it is ours and may be replaced.
+
+    Raises:
+        OutputError: it is there already, is an input or is inside one, or is a folder.
+    """
+    if Path(output).is_file() and not overwrite:
+        require_apart(output, inputs)
+        raise OutputError(
+            f"the output '{output}' is there already: choose another, or replace what orthomerge "
+            "wrote with --overwrite (overwrite=True)."
+        )
+    require_free_file(output, lambda file: IN_HEADER in read_metadata(file), inputs=inputs)
 
 
 def distinct_names(adapters: Sequence[Adapter]) -> list[str]:

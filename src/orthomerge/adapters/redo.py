@@ -109,7 +109,11 @@ def _merge(
     config = config_of(record, found.entries, base)
     needed: dict[str, Any] = inputs_of(record, folder)
     if record["form"] == "model":
-        merge_to_model(read, target, config, max_shard_size=record["max_shard_size"], **needed)
+        again = "quantization_error" in record
+        merge_to_model(
+            read, target, config, max_shard_size=record["max_shard_size"], requantize=again,
+            **needed,
+        )  # fmt: skip
     else:
         merge_adapters(read, config, output=target, **needed)
     return read_record(target)[1]["files"]

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from orthomerge.adapters.base import dense_factors
+from orthomerge.adapters.diffusion import keys_of
 from orthomerge.adapters.experts import expert_layers, packed, place_of, wrapped_name
 from orthomerge.adapters.keys import PREFIX, Key
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
-from orthomerge.io.names import HEAD, HEADS, WEIGHTS
+from orthomerge.io.names import DIFFUSION, HEAD, HEADS, WEIGHTS
 from orthomerge.io.tensors import (
     Held,
     Planned,
@@ -39,7 +40,8 @@ class Frame:
     full names of the layers and of `parameters`, the tensors of experts with the number of those;
     `embeddings` are the layers that are embeddings; `kernels` the window of those that are
     convolutions; `biases` what `lora_bias` adds to a layer's output; `modules` the weights of
-    `modules_to_save`, by name, and `copies` the base's own embeddings where tokens were added.
+    `modules_to_save`, by name, and `copies` the base's own embeddings where tokens were added;
+    `form` is that of a diffusion model's file, and `header` what its header says.
     """
 
     base_model: str | None
@@ -55,6 +57,8 @@ class Frame:
     modules_to_save: list[str] | None = None
     task_type: str | None = None
     transposed: bool = False
+    form: str | None = None
+    header: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def as_factors(update: LoraFactors | Tensor) -> LoraFactors:
@@ -74,7 +78,7 @@ def as_factors(update: LoraFactors | Tensor) -> LoraFactors:
 
 
 class AdapterWriter:
-    """A PEFT folder in the making: add every layer, then leave the block.
+    """A PEFT folder in the making, or one with a diffusion model's file: add every layer.
 
     The scaling goes into B (alpha = r). Ranks may differ by layer (`rank_pattern`). `names` are
     the layers that will be added.
@@ -87,7 +91,8 @@ class AdapterWriter:
         self._whole = whole_keys(set(names), frame)
         targets = dict.fromkeys(target_of(name, frame) for name in names)
         announced = [key for name in targets for key in _keys(name, frame)] + [*self._whole]
-        self._file = TensorWriter(folder / WEIGHTS, announced)
+        metadata = {"format": "pt", **frame.header}
+        self._file = TensorWriter(folder / weights_file(frame), announced, metadata)
 
     def __enter__(self) -> AdapterWriter:
         return self
@@ -109,6 +114,8 @@ class AdapterWriter:
         with self._file:
             for key, (tensors, name) in self._whole.items():
                 self._file.add(key, tensors[name])
+        if self._frame.form:
+            return
         self._even_experts()
         lora_config(self._layers.ranks, self._frame).save_pretrained(str(self._folder))
 
@@ -175,8 +182,15 @@ class WrittenLayers:
         return tensors_of(target, LoraFactors(A, B), self._frame)
 
 
+def weights_file(frame: Frame) -> str:
+    """The name of the file with the factors."""
+    return DIFFUSION if frame.form else WEIGHTS
+
+
 def _keys(name: str, frame: Frame) -> tuple[str, str, str]:
-    """What PEFT calls A, B and bias of a layer, or of a tensor of experts, in its files."""
+    """What a file calls A, B and bias (kohya's: alpha) of a layer, or of a tensor of experts."""
+    if frame.form:
+        return keys_of(name, frame.form)
     if name in frame.parameters:
         name = wrapped_name(name, frame.parameters, "the merge")
     if name in frame.embeddings:
@@ -199,10 +213,15 @@ def whole_keys(
 def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tensor]:
     """The tensors of a target by their keys in PEFT's files, the scaling in B."""
     key_A, key_B, key_bias = _keys(name, frame)
-    A, B, window = factors.A, factors.B * factors.scaling, frame.kernels.get(name, ())
+    alpha = factors.A.new_tensor(factors.rank)
+    # As small types have it, which keep no large odd number.
+    scaling = factors.scaling * (factors.rank / float(alpha) if frame.form == "kohya" else 1.0)
+    A, B, window = factors.A, factors.B * scaling, frame.kernels.get(name, ())
     if window:
         A, B = A.reshape(len(A), -1, *window), B.reshape(*B.shape, *(1 for _ in window))
     found = {key_A: A, key_B: B}
+    if frame.form == "kohya":
+        found[key_bias] = alpha
     if frame.biases:
         bias = frame.biases.get(name)
         zero = factors.B.new_zeros(factors.shape[0])

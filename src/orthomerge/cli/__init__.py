@@ -2,6 +2,7 @@
 
 from orthomerge.cli import (
     convert,
+    convert_format,
     diagnose,
     distill,
     evaluate,
@@ -22,7 +23,7 @@ from orthomerge.cli import (
 from orthomerge.cli._app import app, main
 
 __all__ = [
-    "app", "convert", "diagnose", "distill", "evaluate", "fisher", "init",
+    "app", "convert", "convert_format", "diagnose", "distill", "evaluate", "fisher", "init",
     "listing", "main", "merge", "old", "report", "resize", "run", "stats", "stats_files", "train",
     "tune", "verify",
 ]  # fmt: skip

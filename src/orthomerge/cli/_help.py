@@ -8,7 +8,7 @@ from typing import Any
 
 VERBS = (
     "demo", "run", "stats", "init", "train", "merge", "distill", "tune", "eval", "diagnose",
-    "convert", "resize", "report", "verify", "list",
+    "convert", "convert-format", "resize", "report", "verify", "list",
 )  # fmt: skip
 """The verbs of the main help, in the order in which a person meets them."""
 

@@ -49,6 +49,7 @@ def merge(
     base: str | None = None,
     save_as: str = "adapter",
     max_shard_size: str | None = None,
+    requantize: Annotated[bool, typer.Option("--requantize")] = False,
     tune: str | None = None,
     task: list[str] | None = None,
     trials: Count = 50,
@@ -82,6 +83,8 @@ def merge(
             they name.
         save_as: 'adapter', or 'full': the base model with the merge, in safetensors.
         max_shard_size: With --save-as full: size of a file, as 5GB; default the base's files.
+        requantize: With --save-as full: quantize the merge as bitsandbytes quantized the base, and
+            say what that costs; without it a quantized base gives a model in 16 bits.
         tune: 'statistics': find the common weight that the tasks' --stats predict to shift their
             outputs least, without labels. Weights by labelled rows: 'orthomerge tune'.
         seed: For methods that draw.
@@ -118,10 +121,12 @@ def merge(
         config, given["statistics"] = tuned_weights(adapters, output, search, config, **given)
     given["overwrite"] = overwrite
     if save_as == "full":
-        given["max_shard_size"] = max_shard_size
+        given |= {"max_shard_size": max_shard_size, "requantize": requantize}
         _write_model(adapters, output, config, given, as_json=json)
     elif max_shard_size is not None:
         raise MergeError("--max-shard-size goes with --save-as full: an adapter is one file.")
+    elif requantize:
+        raise MergeError("--requantize goes with --save-as full: an adapter is not quantized.")
     else:
         given |= {"workers": workers, "devices": device or ()}
         _write_adapter(adapters, output, config, given, as_json=json)
@@ -193,22 +198,34 @@ def _write_model(
         return
     out.print(
         f"{output}: the base model with {len(adapters)} adapters merged, method {config.method}, "
-        f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors, config)}.",
+        f"{len(files)} file{'' if len(files) == 1 else 's'}{_cut(errors, config)}"
+        f"{_quantized(about)}.",
         soft_wrap=True,
     )
+
+
+def _quantized(about: Mapping[str, Any]) -> str:
+    """What quantizing the merge took, where it was."""
+    lost: dict[str, float] = about.get("quantization_error", {})
+    if not lost:
+        return ""
+    return f"; quantizing took at most {max(lost.values()):.1%} of a layer's weights"
 
 
 def _say_why(output: Path, *, as_json: bool) -> dict[str, Any]:
     """Say a default weight with its reason; returns what is said of the weights as JSON."""
     from orthomerge.cli._app import err
-    from orthomerge.records import read_record
+    from orthomerge.records import written_record
 
-    record = read_record(output)[1]
+    record = written_record(output)
     reason = record.get("weights_reason")
     if reason and not as_json:
         text = f"note: weight {reason}; --weights decides otherwise."
         err.print(text, highlight=False, markup=False, soft_wrap=True)
-    return {"weights": [a["weight"] for a in record["adapters"]], "weights_reason": reason}
+    said = {key: record[key] for key in ("quantization_error",) if key in record}
+    return {
+        "weights": [a["weight"] for a in record["adapters"]], "weights_reason": reason, **said,
+    }  # fmt: skip
 
 
 def _weights(text: str | None, what: str) -> list[float] | float | None:

@@ -198,6 +198,19 @@ def read_header(path: Path) -> dict[str, Stored]:
     }
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a file says beside its tensors.
+
+    Raises:
+        AdapterError: the file is cut or no safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as problem:
+        raise AdapterError(f"'{path}' cannot be read as safetensors ({problem}).") from problem
+
+
 def open_tensors(path: Path) -> dict[str, Stored]:
     """Every tensor's name, shape, type and place, from the header alone.
 
@@ -347,10 +360,12 @@ class TensorWriter:
     is not needed is filled with blanks, as the format allows.
     """
 
-    def __init__(self, path: Path, names: Iterable[str]) -> None:
-        room = 64 + sum(len(json.dumps(name)) + _ENTRY for name in names)
+    def __init__(
+        self, path: Path, names: Iterable[str], metadata: Mapping[str, str] = _FORMAT
+    ) -> None:
+        self._header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        room = len(_compact(self._header)) + sum(len(json.dumps(n)) + _ENTRY for n in names)
         self._room = room + -(8 + room) % 64
-        self._header: dict[str, Any] = {"__metadata__": _FORMAT}
         self._end = 0
         self._stream = path.open("wb")
         self._stream.seek(8 + self._room)

@@ -8,7 +8,7 @@ from orthomerge.records.contents import (
     start_record,
     versions,
 )
-from orthomerge.records.file import read_record, record_of, seal, seal_again
+from orthomerge.records.file import read_record, record_of, seal, seal_again, written_record
 from orthomerge.records.inputs import sources_of
 from orthomerge.records.learnt import Learnt, learnt_by, learnt_for
 from orthomerge.records.scores import CardScore, add_scores, read_scores, score_of
@@ -38,4 +38,5 @@ __all__ = [
     "start_record",
     "trained_card",
     "versions",
+    "written_record",
 ]

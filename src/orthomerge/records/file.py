@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orthomerge.errors import AdapterError
-from orthomerge.io.documents import Unreadable, is_object, read_json
+from orthomerge.io.documents import Unreadable, is_object, parse_json, read_json
 from orthomerge.io.files import file_sha256, fingerprint, known_sha256, write_json
-from orthomerge.io.names import RECORDS
+from orthomerge.io.names import IN_HEADER, RECORDS
+from orthomerge.io.tensors import read_metadata
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> None:
@@ -52,6 +53,17 @@ def files_below(folder: Path) -> Iterator[str]:
         inside = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts):
             yield inside.as_posix()
+
+
+def written_record(output: Path) -> dict[str, Any]:
+    """What the record of an output says that was just written: of a folder, or in a file's header.
+
+    Raises:
+        AdapterError: there is none that can be read.
+    """
+    if output.is_file():
+        return parse_json(read_metadata(output)[IN_HEADER])
+    return read_record(output)[1]
 
 
 def read_record(folder: Path) -> tuple[str, dict[str, Any], bool]:

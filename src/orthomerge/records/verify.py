@@ -149,11 +149,12 @@ def _statistics(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _input(entry: dict[str, Any], place: Path | None) -> Check:
     called = str(entry.get("path") or entry.get("name"))
-    if place is None or not (place / WEIGHTS).is_file():
+    file = place if place is None or place.is_file() else place / WEIGHTS
+    if file is None or not file.is_file():
         return Check("input", called, AWAY, "name it with --adapter")
-    if file_sha256(place / WEIGHTS) != entry.get("sha256"):
+    if file_sha256(file) != entry.get("sha256"):
         return Check("input", called, ALTERED, f"other weights in '{place}'")
-    if "config_sha256" in entry and _config(place) != entry["config_sha256"]:
+    if file != place and "config_sha256" in entry and _config(place) != entry["config_sha256"]:
         return Check("input", called, ALTERED, f"another {CONFIG} in '{place}'")
     return Check("input", called, SAME)
 

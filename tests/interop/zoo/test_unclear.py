@@ -65,22 +65,14 @@ def test_shards_of_deepspeed_and_fsdp(tmp_path, adapter, name, config):
         refused(tmp_path, adapter, "shards of DeepSpeed or FSDP", "zero_to_fp32.py")
 
 
-DIFFUSION = {
-    "kohya": "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
-    "kohya's text encoder": "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
-    "diffusers": "unet.down_blocks.0.attentions.0.to_q.lora.down.weight",
-    "diffusers of Flux": "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
-}
-
-
-@pytest.mark.parametrize("kind", DIFFUSION)
-def test_files_of_diffusion_models(tmp_path, kind):
-    folder = tmp_path / "sdxl"
-    folder.mkdir()
-    file = folder / "pytorch_lora_weights.safetensors"
-    save_file({DIFFUSION[kind]: torch.ones(2, 2)}, file)
-    for named in (folder, file):
-        refused(tmp_path, named, kind.split("'")[0].split()[0], DIFFUSION[kind], "fuse_lora")
+def test_a_folder_of_several_adapters_of_diffusion_models(tmp_path):
+    key = "lora_unet_mid_block_attentions_0_proj_in.lora_{}.weight"
+    tensors = {key.format("down"): torch.ones(2, 4), key.format("up"): torch.ones(4, 2)}
+    (tmp_path / "loras").mkdir()
+    for name in ("a", "b"):
+        save_file(tensors, tmp_path / "loras" / f"{name}.safetensors")
+    refused(tmp_path, tmp_path / "loras", "several", "a.safetensors, b.safetensors")
+    merge_adapters([tmp_path / "loras" / "a.safetensors"], output=tmp_path / "out")
 
 
 def test_files_instead_of_folders(tmp_path, adapter):
@@ -135,8 +127,8 @@ def test_other_types_with_the_way_out_that_this_peft_has(tmp_path, kind):
 
 
 QUANTIZED = {
-    "gptq": ({"quant_method": "gptq", "bits": 4}, "qweight", torch.int32),
-    "awq": ({"quant_method": "awq", "bits": 4}, "qweight", torch.int32),
+    "gptq": ({"quant_method": "gptq", "bits": 3}, "qweight", torch.int32),
+    "awq": ({"quant_method": "awq", "version": "gemv"}, "qweight", torch.int32),
     "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "weight", torch.uint8),
     "fp8": ({"quant_method": "fp8"}, "weight", torch.float8_e4m3fn),
 }
