@@ -11,6 +11,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from orthomerge.lazy import first_use
+
 if TYPE_CHECKING:
     from orthomerge.adapters import (
         OsrmConfig,
@@ -30,19 +32,6 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
-    "adapters": (
-        "OsrmConfig", "convert_adapters", "initialize_osrm_weights", "merge_adapters",
-        "merge_loaded_adapters", "merge_to_model", "verify",
-    ),
-    "diagnostics": ("diagnose", "interference"),
-    "errors": ("OrthomergeError",),
-    "merging": ("list_methods",),
-    "statistics": ("Statistics", "collect_statistics", "merge_statistics"),
-    "training.callbacks": ("OsrmCallback", "prepare"),
-    "training.distillation": ("distill_adapters",),
-}  # fmt: skip
-
 PACKAGES = {
     "adapters": (
         "Adapter", "ConvertConfig", "Projection", "freeze_A", "read_adapter", "read_excluded",
@@ -59,10 +48,9 @@ PACKAGES = {
 }  # fmt: skip
 """Public names by package. Version 0.1 had them here too, where they work for one release more."""
 
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 _OLD_HOME = {name: home for home, names in PACKAGES.items() for name in names}
 _OLD_HOME["read_kept_out"] = "adapters"
-_PACKAGES = {home.split(".")[0] for home in (*_HOMES, *PACKAGES, "report")}
+_PACKAGES = {home.split(".")[0] for home in (*PACKAGES, "report", "statistics", "training")}
 
 __all__ = [
     "OrthomergeError",
@@ -85,13 +73,16 @@ __all__ = [
 ]
 
 
+_of_the_package = first_use(__name__)
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("orthomerge")
-    if name in _HOME:
-        return getattr(import_module(f"orthomerge.{_HOME[name]}"), name)
+    if name in __all__:
+        return _of_the_package(name)
     if name in _PACKAGES:
         return import_module(f"orthomerge.{name}")
     if name == "plots":

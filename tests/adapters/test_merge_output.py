@@ -15,7 +15,7 @@ import torch
 from peft_oracle import bert, llama, loaded, outputs, save_adapter, weights
 from safetensors.torch import load_file
 
-from orthomerge.adapters import hub, merge_adapters, read_adapter, read_head, save_merged
+from orthomerge.adapters import merge_adapters, read_adapter, read_head, save_merged
 from orthomerge.errors import AdapterError, OutputError
 from orthomerge.io.tensors import LazyTensors, TensorWriter, open_tensors
 from orthomerge.records import read_record
@@ -224,7 +224,7 @@ def test_a_hub_id_is_fetched_without_its_pickles(two, tmp_path, monkeypatch):
         asked.append((repo, options))
         return str(two[0])
 
-    monkeypatch.setattr(hub, "snapshot_download", fake)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
     adapter = read_adapter("org/some-adapter@v1.0")
     assert adapter.name == "some-adapter"
     assert adapter.source == f"org/some-adapter@{two[0].name}"

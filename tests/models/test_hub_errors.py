@@ -95,7 +95,6 @@ def trouble(request, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr("orthomerge.adapters.hub.snapshot_download", fail)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     glue.pools.cache_clear()
     yield words

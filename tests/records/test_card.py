@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -139,6 +140,16 @@ def test_an_adapter_a_task_has_a_card_a_task(two, base, tmp_path):
     assert torch.equal(outputs(by_folder), outputs(by_task))
     assert by_task.base_model.model.num_labels == 2
     assert carried_out(tmp_path / "out" / "tasks" / "topic", base).base_model.model.num_labels == 3
+
+
+def test_the_card_is_written_as_the_hubs_own_program_writes_it(tmp_path):
+    named = {"base_name": "org/base", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    folders = [save_adapter(tmp_path / n, llama, i, **named) for i, n in enumerate("ab")]
+    for folder in folders:
+        licensed(folder, "apache-2.0")
+    merge_adapters(folders, output=tmp_path / "out")
+    assert str(huggingface_hub.ModelCard(card(tmp_path / "out"))) == card(tmp_path / "out")
+    assert header(tmp_path / "out")["tags"] == ["lora", "merged", "orthomerge"]
 
 
 def test_the_card_names_no_place_on_this_machine(two, tmp_path):

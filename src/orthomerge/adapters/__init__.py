@@ -1,83 +1,97 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
-from orthomerge.adapters.align import align_adapters
-from orthomerge.adapters.behaviour import Behaviour, TaskBehaviour, verify_outputs
-from orthomerge.adapters.config import (
-    CONSTRAINTS,
-    CONVERT_ENERGY_FRACTION,
-    ENERGY_FRACTION,
-    FROZEN_B,
-    OLD_NAMES,
-    PEFT_START,
-    PENALTY_MOMENTS,
-    RECOMMENDED,
-    REFITS,
-    STRENGTH,
-    SUBSPACES,
-    ConvertConfig,
-    OsrmConfig,
-    check_penalty,
-    settled,
-)
-from orthomerge.adapters.constrain import (
-    EXCLUDED,
-    Directions,
-    Projection,
-    freeze_A,
-    freeze_B,
-    lora_layers,
-    read_excluded,
-)
-from orthomerge.adapters.convert import (
-    RECORD,
-    Converted,
-    convert_adapters,
-    described,
-    total_loss,
-)
-from orthomerge.adapters.convert_format import convert_format
-from orthomerge.adapters.distilled import save_distilled
-from orthomerge.adapters.files import (
-    Adapter,
-    base_of,
-    read_adapter,
-    read_head,
-    require_form,
-    require_same_base,
-)
-from orthomerge.adapters.full_model import save_full_model
-from orthomerge.adapters.heads import POLICIES, require_runnable
-from orthomerge.adapters.initialise import (
-    Chosen,
-    Started,
-    captured,
-    check_statistics,
-    constraint_of,
-    default_targets,
-    initialize_osrm_weights,
-    load_trainable,
-    new_lora,
-    orthonormal_B,
-    save_start,
-    start_adapter,
-    unit_rows,
-)
-from orthomerge.adapters.loaded import merge_loaded_adapters, read_loaded
-from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
-from orthomerge.adapters.penalty import (
-    PENALTY,
-    Charge,
-    Charges,
-    Penalty,
-    penalty_charges,
-    read_penalty,
-)
-from orthomerge.adapters.redo import verify
-from orthomerge.adapters.resize import resize_adapter
-from orthomerge.adapters.solve import excluded_directions, plan_ranks
-from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
-from orthomerge.adapters.write import as_factors
-from orthomerge.io.tensors import require_finite
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orthomerge.lazy import first_use
+
+if TYPE_CHECKING:
+    from orthomerge.adapters.align import align_adapters
+    from orthomerge.adapters.behaviour import Behaviour, TaskBehaviour, verify_outputs
+    from orthomerge.adapters.config import (
+        CONSTRAINTS,
+        CONVERT_ENERGY_FRACTION,
+        ENERGY_FRACTION,
+        FROZEN_B,
+        OLD_NAMES,
+        PEFT_START,
+        PENALTY_MOMENTS,
+        RECOMMENDED,
+        REFITS,
+        STRENGTH,
+        SUBSPACES,
+        ConvertConfig,
+        OsrmConfig,
+        check_penalty,
+        settled,
+    )
+    from orthomerge.adapters.constrain import (
+        EXCLUDED,
+        Directions,
+        Projection,
+        freeze_A,
+        freeze_B,
+        lora_layers,
+        read_excluded,
+    )
+
+    # The names of version 0.1, for one release.
+    from orthomerge.adapters.constrain import EXCLUDED as KEPT_OUT  # noqa: F401
+    from orthomerge.adapters.constrain import read_excluded as read_kept_out  # noqa: F401
+    from orthomerge.adapters.convert import (
+        RECORD,
+        Converted,
+        convert_adapters,
+        described,
+        total_loss,
+    )
+    from orthomerge.adapters.distilled import save_distilled
+    from orthomerge.adapters.files import (
+        Adapter,
+        base_of,
+        read_adapter,
+        read_head,
+        require_form,
+        require_same_base,
+    )
+    from orthomerge.adapters.formats import convert_format
+    from orthomerge.adapters.full_model import save_full_model
+    from orthomerge.adapters.heads import POLICIES, require_runnable
+    from orthomerge.adapters.initialise import (
+        Chosen,
+        Started,
+        captured,
+        check_statistics,
+        constraint_of,
+        default_targets,
+        initialize_osrm_weights,
+        load_trainable,
+        new_lora,
+        orthonormal_B,
+        save_start,
+        start_adapter,
+        unit_rows,
+    )
+    from orthomerge.adapters.loaded import merge_loaded_adapters, read_loaded
+    from orthomerge.adapters.merge import merge_adapters, merge_to_model, save_merged
+    from orthomerge.adapters.penalty import (
+        PENALTY,
+        Charge,
+        Charges,
+        Penalty,
+        penalty_charges,
+        read_penalty,
+    )
+    from orthomerge.adapters.redo import verify
+    from orthomerge.adapters.resize import resize_adapter
+    from orthomerge.adapters.solve import excluded_directions, plan_ranks
+    from orthomerge.adapters.solve import (
+        excluded_directions as kept_out_directions,  # noqa: F401
+    )
+    from orthomerge.adapters.statistics import Needed, of_one_model, read_needed
+    from orthomerge.adapters.write import as_factors
+    from orthomerge.io.tensors import require_finite
 
 __all__ = [
     "CONSTRAINTS",
@@ -157,5 +171,4 @@ __all__ = [
     "verify_outputs",
 ]
 
-# The names of version 0.1, for one release.
-KEPT_OUT, read_kept_out, kept_out_directions = EXCLUDED, read_excluded, excluded_directions
+__getattr__ = first_use(__name__)

@@ -14,9 +14,13 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
-from orthomerge.adapters.architecture import CONFIG, Architecture, architectures_of
+from orthomerge.adapters.architecture import (
+    CONFIG,
+    Architecture,
+    architectures_of,
+    read_config,
+)
+from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.diffusion import (
     Layers,
     named_as_diffusers,
@@ -36,10 +40,27 @@ from orthomerge.errors import AdapterError, AssetError, OrthomergeError, Orthome
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import local
 from orthomerge.io.tensors import renamed_tensors, shapes_of
+from orthomerge.models.hub import cached_file
 from orthomerge.models.packaged import carrying
 from orthomerge.models.wheels import packaged_model
 
 _LAYOUT = (0, 19, 1)
+PLAIN_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("bart", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama",
+         "mbart", "mistral", "modernbert", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2",
+         "qwen3", "smollm3", "stablelm", "starcoder2"),
+        "model",
+    ),
+    **dict.fromkeys(("bloom", "codegen", "falcon", "gpt2", "gpt_neo", "gptj"), "transformer"),
+    **dict.fromkeys(("camembert", "roberta", "xlm-roberta"), "roberta"),
+    **dict.fromkeys(("deberta", "deberta-v2"), "deberta"),
+    **{name: name for name in ("albert", "bert", "distilbert", "electra", "mpnet")},
+}  # fmt: skip
+"""Model types whose layers have had one name in every Transformers, and what heads put before it.
+
+Their names can be read in a checkpoint, without a class, whose import takes longer than a merge.
+"""
 
 
 def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> list[Adapter]:
@@ -47,7 +68,9 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
 
     Where the base's configuration is on this machine (a folder, a package, the hub's cache), every
     layer is looked up in the classes that Transformers has for it. Names are those of the model
-    with a head if any adapter has such, else those of the bare model. Elsewhere names stay.
+    with a head if any adapter has such, else those of the bare model. Elsewhere names stay. So they
+    do, without a look at a class, where all adapters have the same ones and the base's checkpoint
+    has them (`PLAIN_NAMES`).
 
     Raises:
         AdapterError: adapters of different bases, a layer that the base does not have or that has
@@ -58,6 +81,8 @@ def align_adapters(adapters: Sequence[Adapter], *, base: str | None = None) -> l
     require_one_base(adapters, base=base)
     named, revision = common_base(adapters)
     folder = config_folder(base or named, None if base else revision)
+    if base is None and folder is not None and _agreed(adapters, folder):
+        folder = None
     classes = _Classes(folder, adapters) if folder is not None else None
     if classes is not None and classes.known:
         found = [_renamed(a, classes, base or named) for a in adapters]
@@ -126,11 +151,29 @@ def config_folder(model: str | None, revision: str | None = None) -> Path | None
         record = carrying(model)
         if record is not None:
             return packaged_model(record, fetch=False)
-        cached = try_to_load_from_cache(model, CONFIG, revision=revision)
+        cached = cached_file(model, CONFIG, revision)
     # No such id, or a package that was altered: then there is nothing to look at.
     except (AssetError, OrthomergeError, ValueError, OSError):
         return None
-    return Path(cached).parent if isinstance(cached, str) else None
+    return cached.parent if cached else None
+
+
+def _agreed(adapters: Sequence[Adapter], folder: Path) -> bool:
+    """Whether these adapters have the same names, each of them that of one layer of the base."""
+    names = [(set(a.shapes), set(a.modules)) for a in adapters]
+    if any(n != names[0] for n in names) or any(
+        a.copies or a.embeddings or a.parameters for a in adapters
+    ):
+        return False
+    try:
+        prefix = PLAIN_NAMES.get(str(read_config(folder).get("model_type")))
+        stored = read_checkpoint(folder).tensors if prefix else {}
+    except AdapterError:
+        return False
+    bare = {key.removeprefix(f"{prefix}.") for key in stored}
+    layers = names[0][0]
+    found = {f"{layer}.weight".removeprefix(f"{prefix}.") for layer in layers}
+    return len(found) == len(layers) and found <= bare
 
 
 class _Classes:

@@ -1,4 +1,7 @@
-"""What a base model is: its classes, the names of its tensors, what is tied, what is transposed."""
+"""What a base model is: its classes, the names of its tensors, what is tied, what is transposed.
+
+Transformers is imported where a class is built, which most merges never need.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import Concatenate, MergeModulelist, WeightRenaming
-from transformers.pytorch_utils import Conv1D
 
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.documents import is_object, read_json
 from orthomerge.io.tensors import Held, Planned, Stored
-from orthomerge.models.loading import quiet
 
 CONFIG = "config.json"
 _HEADS = {
@@ -116,6 +113,8 @@ class Architecture:
 
         Nor where Transformers makes it of its pieces in another way than expert by expert.
         """
+        from transformers.core_model_loading import Concatenate, MergeModulelist
+
         renamed = self.renamed(key)
         for converter in self.converters:
             target, pattern = converter.rename_source_key(renamed)
@@ -174,8 +173,7 @@ def vocabulary_size(settings: Mapping[str, Any]) -> int | None:
 def architecture_of(base: Path, settings: Mapping[str, Any]) -> Architecture:
     """The class that the configuration names, built without weights; empty if it is not known."""
     config = _config_of(base)
-    named = getattr(transformers, (settings.get("architectures") or [""])[0], None)
-    return Architecture() if config is None else described(named or _backbone, config)
+    return Architecture() if config is None else described(_named(settings) or _backbone, config)
 
 
 def architectures_of(base: Path, task_types: Iterable[str | None]) -> Iterator[Architecture]:
@@ -188,7 +186,7 @@ def architectures_of(base: Path, task_types: Iterable[str | None]) -> Iterator[A
     if config is None:
         return
     kinds = [_HEADS[t] for t in task_types if t in _HEADS]
-    named = getattr(transformers, (read_config(base).get("architectures") or [""])[0], None)
+    named = _named(read_config(base))
     made: list[Any] = []
     for kind in (*kinds, named, _backbone, *_HEADS.values(), *_OTHER_HEADS):
         for build in _classes(kind, config) if isinstance(kind, str) else (kind,):
@@ -199,12 +197,25 @@ def architectures_of(base: Path, task_types: Iterable[str | None]) -> Iterator[A
                     yield found
 
 
+def _named(settings: Mapping[str, Any]) -> Any:
+    """The class that a configuration names, None where Transformers has no such."""
+    import transformers
+
+    return getattr(transformers, (settings.get("architectures") or [""])[0], None)
+
+
 def _classes(mapping: str, config: Any) -> tuple[Any, ...]:
+    import transformers
+
     found: Any = getattr(transformers, mapping, {}).get(type(config), ())
     return (found,) if isinstance(found, type) else tuple(found)
 
 
 def _config_of(base: Path) -> Any:
+    from transformers import AutoConfig
+
+    from orthomerge.models.loading import quiet
+
     try:
         with quiet():
             return cast(Any, AutoConfig).from_pretrained(base, trust_remote_code=False)
@@ -214,6 +225,8 @@ def _config_of(base: Path) -> Any:
 
 
 def _backbone(config: Any) -> Any:
+    from transformers import AutoModel
+
     return cast(Any, AutoModel).from_config(config, trust_remote_code=False)
 
 
@@ -231,6 +244,11 @@ class _Held:
 
 @lru_cache(maxsize=32)
 def _described(build: Callable[[Any], Any], _: str, held: _Held) -> Architecture:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    from orthomerge.models.loading import quiet
+
     try:
         with quiet(), torch.device("meta"):
             model: Any = build(held.config)
@@ -255,6 +273,8 @@ def _described(build: Callable[[Any], Any], _: str, held: _Held) -> Architecture
 
 
 def _transposed(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    from transformers.pytorch_utils import Conv1D
+
     for name, module in modules.items():
         if isinstance(module, Conv1D | nn.Embedding):
             yield f"{name}.weight"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, read_index
@@ -83,6 +82,8 @@ def partition(
         for key in tensors:
             kept[files.get(key) or list(kept)[-1]].append(key)
         return kept
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     # Sizes are all that counts, of whatever type: tensors without memory stand for them.
     sizes = {
         key: torch.empty(planned.size, dtype=torch.uint8, device="meta")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,9 +18,11 @@ from orthomerge import linalg
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.tensors import write_tensors
-from orthomerge.models.loading import exact_device
 from orthomerge.statistics import backbone
 from orthomerge.subspace import project_rows_out
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER = "default"
 EXCLUDED = "kept_out.safetensors"  # its name in version 0.1, which folders still have
@@ -35,6 +35,8 @@ def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
     Raises:
         AdapterError: the model has no LoRA layer.
     """
+    from peft.tuners.lora import LoraLayer
+
     named = cast(Iterable[tuple[str, Any]], backbone(model).named_modules())
     found = {
         name: module
@@ -100,6 +102,8 @@ class Projection:
         *,
         adapter_name: str = ADAPTER,
     ) -> None:
+        from orthomerge.models.loading import exact_device
+
         directions = excluded if isinstance(excluded, Directions) else Directions(excluded)
         self._within = directions.within
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
@@ -130,6 +134,8 @@ class Projection:
 
     def _placed(self) -> list[tuple[nn.Parameter, Tensor]]:
         """The pairs, each where its `A` is worked on by now: a Trainer moves the model late."""
+        from orthomerge.models.loading import exact_device
+
         places = [exact_device(A.device) for A, _ in self._pairs]
         if any(place != rows.device for place, (_, rows) in zip(places, self._pairs, strict=True)):
             moved: dict[tuple[int, torch.device], Tensor] = {}

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-
 from orthomerge.errors import AdapterError
 from orthomerge.io.files import local
 from orthomerge.models.hub import hub_reason
@@ -40,6 +38,8 @@ def locate_adapter(named: str | Path) -> Located:
     match = _HUB_ID.match(str(named))
     if folder.exists() or match is None or str(named).startswith((".", "~", "/")):
         return Located(folder, folder.resolve().name, str(named))
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
     try:
         found = Path(
             snapshot_download(

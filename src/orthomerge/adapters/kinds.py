@@ -8,12 +8,9 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, cast
 
-import peft
-from peft import LoraConfig
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
 from orthomerge.adapters.experts import expert_layers, parameters_of
 from orthomerge.adapters.keys import EMPTY, parse_keys
+from orthomerge.adapters.peft_config import DEFAULTS
 from orthomerge.adapters.settings import LayerPatterns, check_names
 from orthomerge.errors import AdapterError
 from orthomerge.io.tensors import FLOATS, Stored
@@ -33,6 +30,7 @@ _PLAIN_VARIANTS = {
     "velora_config": ".lora_velora_",
     "monteclora_config": ".lora_monteclora_",
 }
+_KNOWN = {*DEFAULTS, "peft_version"}
 _HANDLED_VARIANTS = {"use_dora", *_PLAIN_VARIANTS, *_FLAGS}
 # PEFT changes the base weights by these starts, so that B A alone is not the update.
 _STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -78,7 +76,7 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
         raise AdapterError(
             f"'{where}' is of type {kind}: only LoRA adapters can be merged{_way_out(kind)}."
         )
-    for flag, what in {**_FLAGS, **_unknown_variants()}.items():
+    for flag, what in {**_FLAGS, **_unknown_variants(config)}.items():
         if config.get(flag):
             raise AdapterError(
                 f"'{where}' is {what}: only adapters that add a plain update to the base's weights "
@@ -94,6 +92,9 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
 
 def _way_out(kind: Any) -> str:
     """What can be done with an adapter of another type than LoRA, by the PEFT that is here."""
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
     tuner: Any = cast(Any, PEFT_TYPE_TO_TUNER_MAPPING).get(kind)
     layer = getattr(tuner, "tuner_layer_cls", None)
     if hasattr(peft, "convert_to_lora") and layer is not None and _converts(tuner, layer):
@@ -117,8 +118,12 @@ def _converts(tuner: Any, layer: Any) -> bool:
     return any("supports_lora_conversion" in vars(kind) for kind in own)
 
 
-def _unknown_variants() -> dict[str, str]:
+def _unknown_variants(config: Mapping[str, Any]) -> dict[str, str]:
     """Kinds of LoRA that this PEFT knows and nobody looked at: no plain update until one did."""
+    if not any(value and key not in _KNOWN for key, value in config.items()):
+        return {}
+    from peft import LoraConfig
+
     return {
         field.name: f"a variant of LoRA that is not known here ({field.name})"
         for field in fields(LoraConfig)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft import (
     set_peft_model_state_dict as put,  # pyright: ignore[reportUnknownVariableType]
 )
@@ -22,7 +22,7 @@ from orthomerge.adapters.kinds import check_kind
 from orthomerge.adapters.output import MergeOutput
 from orthomerge.adapters.statistics import read_needed
 from orthomerge.adapters.weights import weighed
-from orthomerge.adapters.write import Frame, WrittenLayers, as_factors, lora_config, whole_keys
+from orthomerge.adapters.write import Frame, WrittenLayers, as_factors, lora_settings, whole_keys
 from orthomerge.errors import AdapterError, unknown_name
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import MergeConfig, MergedUpdate, get_method, merge_layers
@@ -196,7 +196,7 @@ def _add(peft_model: PeftModel, name: str, merged: MergedUpdate, frame: Frame) -
         for key, tensor in written.add(layer, as_factors(update)).items()
     }
     tensors |= {key: whole[n] for key, (whole, n) in whole_keys(merged.layers, frame).items()}
-    config = lora_config(written.ranks, frame)
+    config = LoraConfig(**lora_settings(written.ranks, frame))
     active = cast(str, peft_model.active_adapter)
     trained = {key: p.requires_grad for key, p in peft_model.named_parameters()}
     try:

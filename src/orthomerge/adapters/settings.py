@@ -10,10 +10,18 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
-from peft import TaskType
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from orthomerge.adapters.mistaken import no_adapter
 from orthomerge.errors import AdapterError
@@ -28,7 +36,18 @@ _REPEATS = 3
 _Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Rank = Annotated[int, Field(strict=True, gt=0, le=2**31)]
 _Names = list[StrictStr]
-_TASK_TYPES = tuple(str(kind.value) for kind in TaskType)
+_TASK_TYPES = (
+    "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+)  # fmt: skip
+
+
+def _known_task_type(kind: str) -> str:
+    """One of those that PEFT has; a PEFT that came later may have more."""
+    if kind not in _TASK_TYPES:
+        from peft import TaskType
+
+        TaskType(kind)
+    return kind
 
 
 class _Settings(BaseModel):
@@ -37,7 +56,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     peft_type: StrictStr | None = None
-    task_type: Literal[_TASK_TYPES] | None = None  # pyright: ignore[reportInvalidTypeForm]
+    task_type: Annotated[StrictStr, AfterValidator(_known_task_type)] | None = None
     base_model_name_or_path: StrictStr | None = None
     revision: StrictStr | None = None
     target_modules: StrictStr | _Names | None = None

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 
 from orthomerge.adapters.config import OsrmConfig
 from orthomerge.adapters.constrain import ADAPTER, Directions, lora_layers
@@ -27,6 +27,9 @@ from orthomerge.subspace import (
     orthonormal_rows,
     project_rows_out,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass

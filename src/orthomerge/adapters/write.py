@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -16,9 +16,10 @@ from orthomerge.adapters.base import dense_factors
 from orthomerge.adapters.diffusion import keys_of
 from orthomerge.adapters.experts import expert_layers, packed, place_of, wrapped_name
 from orthomerge.adapters.keys import PREFIX, Key
+from orthomerge.adapters.peft_config import config_text
 from orthomerge.factors import LoraFactors
 from orthomerge.io.files import slug
-from orthomerge.io.names import DIFFUSION, HEAD, HEADS, WEIGHTS
+from orthomerge.io.names import CONFIG, DIFFUSION, HEAD, HEADS, WEIGHTS
 from orthomerge.io.tensors import (
     Held,
     Planned,
@@ -117,7 +118,8 @@ class AdapterWriter:
         if self._frame.form:
             return
         self._even_experts()
-        lora_config(self._layers.ranks, self._frame).save_pretrained(str(self._folder))
+        text = config_text(lora_settings(self._layers.ranks, self._frame))
+        (self._folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _even_experts(self) -> None:
         """Give the experts of all layers one rank, by rows and columns of zeros.
@@ -229,27 +231,27 @@ def tensors_of(name: str, factors: LoraFactors, frame: Frame) -> dict[str, Tenso
     return found
 
 
-def lora_config(ranks: Mapping[str, int], frame: Frame) -> LoraConfig:
-    """PEFT's configuration of an adapter whose targets have these ranks and a scaling of 1."""
+def lora_settings(ranks: Mapping[str, int], frame: Frame) -> dict[str, Any]:
+    """What PEFT's `LoraConfig` says of an adapter whose targets have these ranks, scaling 1."""
     expert = next((r for name, r in ranks.items() if _EXPERT.search(name)), None)
     common = expert or max(set(ranks.values()), key=list(ranks.values()).count)
     odd = {_pattern(name, ranks): r for name, r in ranks.items() if r != common}
     tensors = sorted(ranks.keys() & frame.parameters.keys())
-    return LoraConfig(
-        r=common,
-        lora_alpha=common,
-        rank_pattern=odd,
-        alpha_pattern=dict(odd),
-        target_modules=frame.targets or sorted(ranks.keys() - frame.parameters.keys()),
-        target_parameters=(frame.target_parameters or tensors) if tensors else None,
-        fan_in_fan_out=frame.transposed,
-        lora_bias=bool(frame.biases),
-        modules_to_save=frame.modules_to_save,
-        task_type=frame.task_type,
-        base_model_name_or_path=frame.base_model,
-        revision=frame.revision,
-        inference_mode=True,
-    )
+    return {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": odd,
+        "alpha_pattern": dict(odd),
+        "target_modules": frame.targets or sorted(ranks.keys() - frame.parameters.keys()),
+        "target_parameters": (frame.target_parameters or tensors) if tensors else None,
+        "fan_in_fan_out": frame.transposed,
+        "lora_bias": bool(frame.biases),
+        "modules_to_save": frame.modules_to_save,
+        "task_type": frame.task_type,
+        "base_model_name_or_path": frame.base_model,
+        "revision": frame.revision,
+        "inference_mode": True,
+    }
 
 
 def _pattern(name: str, layers: Iterable[str]) -> str:

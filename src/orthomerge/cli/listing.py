@@ -116,7 +116,7 @@ def models() -> Rows:
 
 def recipes() -> Rows:
     """The recipes that come with the package."""
-    from orthomerge.experiment.recipe_file import packaged_recipes
+    from orthomerge.recipes import packaged_recipes
 
     return [{"name": name} for name in sorted(packaged_recipes())]
 

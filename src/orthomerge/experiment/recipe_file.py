@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +33,7 @@ from orthomerge.io.documents import (
     read_text,
 )
 from orthomerge.io.rows import DISTILL
-
-
-def packaged_recipes() -> dict[str, Traversable]:
-    """The recipes that come along, by name: those at the top first, then the folders'."""
-    found = dict(_below(files("orthomerge.recipes"), ""))
-    return {name: found[name] for name in sorted(found, key=lambda n: (n.count("/"), n))}
-
-
-def _below(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for item in folder.iterdir():
-        if item.is_dir():
-            yield from _below(item, f"{prefix}{item.name}/")
-        elif item.name.endswith(".yaml"):
-            yield prefix + item.name, item
+from orthomerge.recipes import packaged_recipes
 
 
 def load_recipe(source: str | Path, changes: Mapping[str, Any] | None = None) -> tuple[Recipe, str]:

@@ -1,7 +1,14 @@
 """Diagonal Fisher information of adapted layers on a task's rows, and the file that carries it."""
 
-from orthomerge.fisher.collect import collect_fisher
-from orthomerge.fisher.file import ENTRY, SUFFIX, Fisher, FisherMeta, load_fisher, save_fisher
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orthomerge.lazy import first_use
+
+if TYPE_CHECKING:
+    from orthomerge.fisher.collect import collect_fisher
+    from orthomerge.fisher.file import ENTRY, SUFFIX, Fisher, FisherMeta, load_fisher, save_fisher
 
 __all__ = [
     "ENTRY",
@@ -12,3 +19,5 @@ __all__ = [
     "load_fisher",
     "save_fisher",
 ]
+
+__getattr__ = first_use(__name__)

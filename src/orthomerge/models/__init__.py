@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orthomerge.lazy import first_use
 
 if TYPE_CHECKING:
     from orthomerge.models.assets import ResolvedModel, resolve_model
@@ -23,11 +24,4 @@ __all__ = [
     "resolve_model",
 ]
 
-_FINDING = ("ResolvedModel", "resolve_model")
-
-
-def __getattr__(name: str) -> Any:  # imported when first used: Transformers takes seconds
-    if name not in __all__:
-        raise AttributeError(f"module 'orthomerge.models' has no attribute '{name}'")
-    home = "assets" if name in _FINDING else "loading"
-    return getattr(import_module(f"orthomerge.models.{home}"), name)
+__getattr__ = first_use(__name__)

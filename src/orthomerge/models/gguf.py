@@ -14,12 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import ModelCard, ModelCardData
-
 from orthomerge.errors import AssetError, reason
 from orthomerge.io.documents import Unreadable, is_object, read_json
 from orthomerge.io.files import atomic_path, file_sha256, fingerprint, known_sha256, write_json
-from orthomerge.models.loading import quiet
 
 RECORD = "dequantised.json"
 SUFFIX = ".gguf"
@@ -53,6 +50,8 @@ def dequantised(file: Path, folder: Path, *, fetch: bool = True) -> Path:
         if not fetch:
             raise AssetError(f"'{file}' is not dequantised on this machine yet.")
         _need_gguf(file)
+        from orthomerge.models.loading import quiet
+
         with quiet(), atomic_path(folder) as written:
             _convert(file, written)
     record = _record(folder)
@@ -138,6 +137,8 @@ def _convert(file: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     names = [path.name for path in sorted(folder.iterdir())]
+    from huggingface_hub import ModelCard, ModelCardData
+
     about = ModelCardData(license=licence)
     text = f"Dequantised from `{file.name}` ({_listed(types)}) to float32."
     ModelCard(f"---\n{about}\n---\n\n{text}\n").save(folder / "README.md")

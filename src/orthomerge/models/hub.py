@@ -1,22 +1,35 @@
-"""What the hub's answers mean, in a clause for a person: what is wrong, and the way out."""
+"""What the hub has left on this machine, and what its answers mean, in a clause for a person.
+
+The hub's client is imported where it is needed: it takes half a second.
+"""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from pathlib import Path
 
 from orthomerge.errors import reason
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
+
+
+def cached_file(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """Where the hub's cache has a file of a repository; None where it does not.
+
+    Raises:
+        ValueError: the name is no repository's.
+    """
+    from huggingface_hub import constants
+
+    # As the client names its folders: most of what is asked for here was never fetched.
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def hub_reason(problem: BaseException, kind: str = "model") -> str:
@@ -25,6 +38,14 @@ def hub_reason(problem: BaseException, kind: str = "model") -> str:
     The clients raise errors of their own, their transport's and the disk's, often one as the cause
     of another: the first known one of the chain is reported, else what the last one says.
     """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
     for cause in _chain(problem):
         if isinstance(cause, GatedRepoError):
             return (

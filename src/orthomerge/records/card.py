@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
 
 from orthomerge.io.names import CARD, TASKS
 from orthomerge.merging import FULL, SUM
@@ -123,22 +123,23 @@ def _asking(record: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 
 def _card(record: Mapping[str, Any], tags: Sequence[str], text: str, *, relation: str) -> str:
-    """A card with the header that the hub reads.
+    """A card with the header that the hub reads, as its `ModelCard` writes it.
 
     A base on this machine is no model of the hub, and a licence is one only if all parts state it.
     """
     base, model = record["base_model"] or "", relation == "merge"
     auto, task = AUTO.get(record.get("task_type") or "", ("", ""))
     on_hub = HUB_ID.fullmatch(base) is not None
-    header = ModelCardData(
-        base_model=base if on_hub else None,
-        base_model_relation=relation if on_hub else None,
-        library_name="transformers" if model else "peft",
-        license=_common(_parts(record).values()),
-        pipeline_tag=task if auto else None,
-        tags=list(tags),
-    )
-    return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n").content
+    stated = {
+        "base_model": base if on_hub else None,
+        "library_name": "transformers" if model else "peft",
+        "license": _common(_parts(record).values()),
+        "pipeline_tag": task if auto else None,
+        "tags": list(tags),
+        "base_model_relation": relation if on_hub else None,
+    }
+    header = {key: value for key, value in stated.items() if value is not None}
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{text}\n"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import try_to_load_from_cache
-
 from orthomerge.io.documents import (
     YAML_BYTES,
     Unreadable,
@@ -22,6 +20,7 @@ from orthomerge.io.documents import (
 )
 from orthomerge.io.files import is_folder, local
 from orthomerge.io.names import CARD
+from orthomerge.models.hub import cached_file
 from orthomerge.models.packaged import carrying
 
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -69,10 +68,10 @@ def licence_of(named: str | None) -> Licence:
         )
     repository, _, revision = named.partition("@")
     try:
-        found = try_to_load_from_cache(repository, CARD, revision=revision or None)
+        found = cached_file(repository, CARD, revision or None)
     except (ValueError, OSError):  # no id of the hub
         return NOT_STATED
-    return (_of_card(Path(found)) if isinstance(found, str) else None) or NOT_STATED
+    return (_of_card(found) if found else None) or NOT_STATED
 
 
 def _of_card(file: Path) -> Licence | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orthomerge.lazy import first_use
 
 if TYPE_CHECKING:
     from orthomerge.training.adapter import Charged, train_adapter
@@ -21,19 +22,4 @@ __all__ = [
     "train_adapter",
 ]
 
-# Imported when first used: the Trainer takes seconds to import, and its trackers need none of it.
-_HOMES = {
-    "Charged": "adapter",
-    "DistillSettings": "distillation",
-    "Precision": "settings",
-    "TrainingSettings": "settings",
-    "distill_adapters": "distillation",
-    "recover_adapter": "recover",
-    "train_adapter": "adapter",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'orthomerge.training' has no attribute '{name}'")
-    return getattr(import_module(f"orthomerge.training.{_HOMES[name]}"), name)
+__getattr__ = first_use(__name__)

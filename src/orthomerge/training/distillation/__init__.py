@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orthomerge.lazy import first_use
 
 if TYPE_CHECKING:
     from orthomerge.training.distillation.distill import Distilled, Progress, distill_adapters
@@ -21,19 +22,4 @@ __all__ = [
     "form_of_adapters",
 ]
 
-# Imported when first used: the Trainer takes seconds to import.
-_HOMES = {
-    "PROBLEMS": "settings",
-    "DistillSettings": "settings",
-    "Distilled": "distill",
-    "Measured": "measure",
-    "Progress": "distill",
-    "distill_adapters": "distill",
-    "form_of_adapters": "teachers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'orthomerge.training.distillation' has no '{name}'")
-    return getattr(import_module(f"orthomerge.training.distillation.{_HOMES[name]}"), name)
+__getattr__ = first_use(__name__)
