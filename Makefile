@@ -56,6 +56,7 @@ pages: $(STAMP)           ## what pages and pictures are made of files, made aga
 check: lint types imports docs test
 
 bench: $(STAMP)           ## speed and memory, and the page that shows them
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python benchmarks/subspace.py
 	$(BIN)/python benchmarks/statistics.py
 	$(BIN)/python -m benchmarks.starts

@@ -23,6 +23,7 @@ def page() -> str:
     """The whole page."""
     parts = [
         _INTRO,
+        _startup(_read("startup")),
         _subspace(_read("subspace")),
         _statistics(_read("statistics")),
         _starts(_read("starts")),
@@ -35,6 +36,24 @@ def page() -> str:
 
 def _read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _startup(record: dict) -> str:
+    lines = [
+        "## The first second",
+        "",
+        f"`python -m benchmarks.startup`; {record['machine']}. Processor time of a whole command, "
+        f"one thread, against `import torch` ({record['torch_s']:g} s).",
+        "",
+        "| `orthomerge` | processor time | of an import of torch | wanted |",
+        "| --- | ---: | ---: | ---: |",
+        *(
+            f"| {row['work']} | {row['cpu_s']:g} s | **{row['ratio']:g}×** | {row['wanted']} |"
+            for row in record["rows"]
+        ),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _subspace(record: dict) -> str:

@@ -22,7 +22,7 @@ from fake_rows import fake_rows
 
 HEAVY = {
     "torch", "transformers", "peft", "sklearn", "pandas", "scipy", "numpy", "datasets",
-    "matplotlib", "huggingface_hub", "accelerate", "torch._dynamo",
+    "matplotlib", "httpx", "accelerate", "torch._dynamo",
 }  # fmt: skip
 
 CALL = """

@@ -125,7 +125,7 @@ BAD = [
     pytest.param("a b --layer-weights query=1,x", ["not numbers"], id="layer weight a word"),
     pytest.param("a b --layer-weights query=1,2,3", ["3 weights", "'query'"], id="layer counts"),
     pytest.param("a b --stats a.stats.safetensors", ["takes no statistics"], id="stats unused"),
-    pytest.param("a b --fisher x.fisher.safetensors", ["takes no Fisher"], id="Fisher unused"),
+    pytest.param("a b --fisher a.fisher.safetensors", ["takes no Fisher"], id="Fisher unused"),
     pytest.param("a b -m fisher", ["needs Fisher information"], id="no Fisher"),
     pytest.param("a b -m fisher --fisher a.fisher.safetensors --fisher a.fisher.safetensors",
                  ["a.fisher.safetensors"], id="Fisher of another adapter"),

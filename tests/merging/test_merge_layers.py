@@ -285,3 +285,26 @@ def test_an_adapter_finds_its_own_update_where_the_method_leaves_one():
     assert shared.of(1) is shared.layers
     assert own.of(0) is own.tasks[0] and own.of(0) is not own.layers
     assert all(isinstance(u, LoraFactors) and u.rank == 2 for u in own.of(1).values())
+
+
+@pytest.mark.parametrize(
+    ("width", "said", "used"), [(32, None, 1), (2048, None, 2), (32, "2", 2)], ids=str
+)
+def test_a_small_layer_takes_one_thread_unless_the_user_says_how_many(
+    width, said, used, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    adapter = {"layer": LoraFactors(torch.ones(1, width), torch.ones(width, 1))}
+    plan = plan_merge([adapter, adapter])
+    seen, own = [], plan._parted
+    monkeypatch.setattr(plan, "_parted", lambda *a: seen.append(torch.get_num_threads()) or own(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plan.merge("layer")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [used]

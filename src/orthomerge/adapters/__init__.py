@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     )
     from orthomerge.adapters.redo import verify
     from orthomerge.adapters.resize import resize_adapter
+    from orthomerge.adapters.settings import check_folders
     from orthomerge.adapters.solve import excluded_directions, plan_ranks
     from orthomerge.adapters.solve import (
         excluded_directions as kept_out_directions,  # noqa: F401
@@ -127,6 +128,7 @@ __all__ = [
     "as_factors",
     "base_of",
     "captured",
+    "check_folders",
     "check_penalty",
     "check_statistics",
     "constraint_of",

@@ -12,9 +12,8 @@ import torch
 
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, read_index
+from orthomerge.io.names import INDEX, MODEL
 from orthomerge.io.tensors import Planned, Stored, read_header
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         AdapterError: no weights in safetensors there, or files that are cut or not as indexed.
     """
     index = folder / INDEX
-    if (folder / SINGLE).is_file():
-        return Checkpoint(folder, read_header(folder / SINGLE))
+    if (folder / MODEL).is_file():
+        return Checkpoint(folder, read_header(folder / MODEL))
     if not index.is_file():
         raise _no_weights(folder)
     try:
@@ -65,7 +64,7 @@ def _no_weights(folder: Path) -> AdapterError:
             "once in Transformers and save it with save_pretrained to get safetensors."
         )
     return AdapterError(
-        f"no model at '{folder}': it has neither {SINGLE} nor {INDEX}; name a folder that "
+        f"no model at '{folder}': it has neither {MODEL} nor {INDEX}; name a folder that "
         "save_pretrained wrote."
     )
 

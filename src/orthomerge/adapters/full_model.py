@@ -21,7 +21,7 @@ from orthomerge.adapters.architecture import (
     read_config,
     untied,
 )
-from orthomerge.adapters.checkpoint import INDEX, index_of, partition, read_checkpoint
+from orthomerge.adapters.checkpoint import index_of, partition, read_checkpoint
 from orthomerge.adapters.experts import place_of
 from orthomerge.adapters.quantized import (
     packed_again,
@@ -33,6 +33,7 @@ from orthomerge.adapters.sums import Count, Part, UpdateOf, add_biases, check_fl
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import is_object
 from orthomerge.io.files import atomic_path, copy_inside, write_json
+from orthomerge.io.names import INDEX
 from orthomerge.io.outputs import require_free
 from orthomerge.io.tensors import Held, Planned, Stored, shapes_of, write_tensors
 from orthomerge.io.units import parse_size

@@ -28,15 +28,20 @@ class Located(NamedTuple):
     source: str
 
 
+def on_disk(named: str | Path) -> bool:
+    """Whether a folder was named, be it there or not; else an id of the hub."""
+    by_place = str(named).startswith((".", "~", "/"))
+    return by_place or local(named).exists() or _HUB_ID.match(str(named)) is None
+
+
 def locate_adapter(named: str | Path) -> Located:
     """The folder of that name, else the hub's snapshot of `org/name` or `org/name@revision`.
 
     Raises:
         AdapterError: neither of the two; the message says what the hub answered.
     """
-    folder = local(named)
-    match = _HUB_ID.match(str(named))
-    if folder.exists() or match is None or str(named).startswith((".", "~", "/")):
+    folder, match = local(named), _HUB_ID.match(str(named))
+    if match is None or on_disk(named):
         return Located(folder, folder.resolve().name, str(named))
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orthomerge.adapters.checkpoint import INDEX, SINGLE
-from orthomerge.adapters.diffusion_names import is_diffusion_file
 from orthomerge.errors import AdapterError, nearest
-from orthomerge.io.names import CONFIG, WEIGHTS
+from orthomerge.io.names import CONFIG, INDEX, MODEL, WEIGHTS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -60,11 +58,13 @@ def _in_folder(folder: Path) -> str:
             "its weights are in several files (adapter_model-0...); load it once in Transformers "
             "(load_adapter) and save it in one file"
         )
+    from orthomerge.adapters.diffusion_names import is_diffusion_file
+
     if several := [name for name in names if is_diffusion_file(folder / name)]:
         return f"it holds several adapters of diffusion models ({', '.join(several)}); name one"
-    if SINGLE in names or INDEX in names:
+    if MODEL in names or INDEX in names:
         return (
-            f"it is a whole model ({SINGLE if SINGLE in names else INDEX}), without {missing}; "
+            f"it is a whole model ({MODEL if MODEL in names else INDEX}), without {missing}; "
             "name an adapter that was trained on it"
         )
     return f"it has no {missing}"

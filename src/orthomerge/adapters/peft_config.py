@@ -45,6 +45,7 @@ def config_text(settings: Mapping[str, Any]) -> str:
     PEFT holds them as a set, whose order differs from process to process.
     """
     installed = version("peft")
+    made: dict[str, Any]
     if installed.startswith(SERIES) and "dev" not in installed:
         made = {**DEFAULTS, "peft_version": installed, **settings}
     else:

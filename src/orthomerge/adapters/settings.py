@@ -23,9 +23,11 @@ from pydantic import (
     ValidationError,
 )
 
+from orthomerge.adapters.hub import on_disk
 from orthomerge.adapters.mistaken import no_adapter
 from orthomerge.errors import AdapterError
 from orthomerge.io.documents import Unreadable, is_object, read_json
+from orthomerge.io.files import local
 from orthomerge.io.names import CONFIG
 
 LONGEST = 1024
@@ -104,6 +106,17 @@ def read_settings(folder: Path, source: str) -> dict[str, Any]:
             "again."
         ) from problem
     return config
+
+
+def check_folders(named: Iterable[str | Path]) -> None:
+    """Refuse paths at which there is nothing, before anything slow is imported.
+
+    Raises:
+        AdapterError: there is such; the message names the nearest.
+    """
+    for item in named:
+        if on_disk(item) and not local(item).exists():
+            raise no_adapter(local(item), str(item))
 
 
 def _short(value: Any) -> str:

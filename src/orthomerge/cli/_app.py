@@ -18,9 +18,10 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
-from orthomerge.cli._help import OLD_OPTIONS, OLD_VERBS, VERBS, arrange
+from orthomerge.cli._help import OLD_OPTIONS, OLD_VERBS, VERBS, Commands
 from orthomerge.errors import (
     OrthomergeError,
     OrthomergeWarning,
@@ -40,10 +41,16 @@ def _new_option(word: str) -> str:
 
 
 class _Verbs(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The visible verbs in the order in which a person meets them, then the old ones."""
-        known: dict[str, int] = {verb: place for place, verb in enumerate(VERBS)}
-        return sorted(super().list_commands(ctx), key=lambda verb: known.get(verb, len(known)))
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = Commands(self.commands, lambda: get_group(app))
+        self._listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of verbs, without importing any of them."""
+        self._listing = True
+        super().format_help(ctx, formatter)
+        self._listing = False
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -56,12 +63,10 @@ class _Verbs(TyperGroup):
         return name, command, [_new_option(word) if word in old else word for word in rest]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            arrange(cmd_name, command)
-            for name, inner in getattr(command, "commands", {}).items():
-                arrange(f"{cmd_name} {name}", inner)
-        return command
+        if self._listing:
+            hidden = cmd_name not in VERBS
+            return TyperCommand(cmd_name, help=VERBS.get(cmd_name), hidden=hidden)
+        return super().get_command(ctx, cmd_name)
 
 
 app = typer.Typer(

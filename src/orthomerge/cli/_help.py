@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from importlib import import_module
 from typing import Any
 
-VERBS = (
-    "demo", "run", "stats", "init", "train", "merge", "distill", "tune", "eval", "diagnose",
-    "convert", "convert-format", "resize", "report", "verify", "list",
-)  # fmt: skip
-"""The verbs of the main help, in the order in which a person meets them."""
+VERBS = {
+    "demo": "Train and merge adapters of four real tasks in a few minutes, and show what merging "
+    "cost.",
+    "run": "Carry out a recipe: statistics, starts, training, merging, scores and a page.",
+    "stats": "Second moments of layer inputs over a small sample: collect, inspect, merge.",
+    "init": "Start an adapter that does not disturb other tasks, from their statistics.",
+    "train": "Train an adapter from its start on one task; a classifier's head is kept beside it.",
+    "merge": "Merge LoRA adapters of one base model into one adapter, straight from their factors.",
+    "distill": "Merge adapters and train the result, without labels, to answer as each of them "
+    "does alone.",
+    "tune": "Find the weights of a merge on data, and merge with them; called again, go on.",
+    "eval": "Score an adapter or a model on a task's test rows.",
+    "diagnose": "Will these adapters work together? Find out before merging.",
+    "convert": "Convert adapters that exist already, so that they disturb each other less in a "
+    "merge.",
+    "convert-format": "Write an adapter of Stable Diffusion, SDXL or Flux in another program's "
+    "form.",
+    "resize": "Make an adapter smaller: the closest one of a lower rank, its head and all else "
+    "kept.",
+    "report": "Build a run's page from its result rows alone, compare runs, or follow them "
+    "(--serve).",
+    "verify": "Is an output what was written, from what it says it is from? Exit status 1 if it is "
+    "not.",
+    "list": "List what can be named: merging methods, solvers, tasks, packaged models, recipes.",
+}
+"""The verbs of the main help, in the order in which a person meets them, and what each does."""
 
 OLD_VERBS = {
     "methods": "list methods",
@@ -22,6 +44,52 @@ OLD_VERBS = {
     "card": "eval --card",
 }
 """Verbs of version 0.1, hidden for one release, each with the words that replace it."""
+
+_FILES = {
+    "demo": "run", "convert-format": "convert_format", "eval": "evaluate", "list": "listing",
+    "stats": "fisher stats_files",
+    **dict.fromkeys(OLD_VERBS, "old"), "fisher": "fisher",
+}  # fmt: skip
+
+
+class Commands(MutableMapping[str, Any]):
+    """All verbs by name; the file of a verb is imported when the verb is asked for.
+
+    `built` makes commands of what the files imported so far have registered.
+    """
+
+    def __init__(self, made: Mapping[str, Any], built: Callable[[], Any]) -> None:
+        self.made, self._built = dict(made), built
+        for name, command in made.items():
+            arrange(name, command)
+            for inner, below in getattr(command, "commands", {}).items():
+                arrange(f"{name} {inner}", below)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.made and name in self:
+            for file in _FILES.get(name, name).split():
+                import_module(f"orthomerge.cli.{file}")
+            self.made = {**self._built().commands.made, **self.made}
+        return self.made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def _names(self) -> Mapping[str, Any]:
+        return {**VERBS, **OLD_VERBS, **self.made}
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self.made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self.made[name]
+
 
 OLD_OPTIONS = {
     "--share": "--energy-fraction",

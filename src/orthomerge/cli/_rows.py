@@ -54,7 +54,7 @@ def check_files(*named: str | Path | None) -> None:
     """
     for item in named:
         if item is not None and Path(item).suffix in SUFFIXES and not local(item).exists():
-            raise TaskError(f"there is no file '{item}' to make a task of.")
+            raise TaskError(f"there is no file '{item}': check the path.")
 
 
 def training_rows(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthomerge.cli._app import app, out, parse_options, print_json, table
+from orthomerge.cli._checks import check_inputs
 from orthomerge.cli._options import Json
 from orthomerge.cli._progress import Quiet, work_bar
 
@@ -43,6 +44,7 @@ def diagnose(
         option: Of the methods, as key=value; repeat.
         base: Base model of adapters that do not name theirs, or one that lies elsewhere.
     """
+    check_inputs(adapters, stats)
     from orthomerge.diagnostics import METHODS
     from orthomerge.diagnostics import diagnose as examine
     from orthomerge.errors import MergeError

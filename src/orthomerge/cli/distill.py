@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._checks import check_inputs
 from orthomerge.cli._form import Chat
 from orthomerge.cli._options import Count, CountOrNone, Json, MethodOptions, Output, Overwrite, Rate
 from orthomerge.cli._progress import Quiet, Report, work_bar
+from orthomerge.cli._rows import check_files
 from orthomerge.errors import MergeError
 from orthomerge.training.distillation.settings import DistillSettings
 
@@ -106,6 +108,11 @@ def distill(
         pair_column: Column of a second text; default 'pair' where there is one.
         seed: Seed of the sample and of the batches.
     """
+    from orthomerge.io.outputs import require_free
+
+    check_inputs(adapters)
+    check_files(*data)
+    require_free(output, inputs=adapters, base=base, overwrite=overwrite)
     from orthomerge.cli._processes import several_processes
     from orthomerge.training.distillation import distill_adapters, form_of_adapters
 

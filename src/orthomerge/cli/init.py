@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._checks import check_inputs
 from orthomerge.cli._options import Count, CountOrNone, Json, Output, Rate, SolverOptions
 
 if TYPE_CHECKING:
@@ -79,16 +80,18 @@ def init(
             statistics are for, a classifier's or the language model's that the base is.
         seed: Seed of ties, and of the fresh head.
     """
-    from orthomerge.adapters import OsrmConfig, settled
     from orthomerge.errors import RecipeError
     from orthomerge.io.names import START
     from orthomerge.io.outputs import require_free
-    from orthomerge.statistics import Statistics
 
     inputs = [*others, *(existing or ()), own]
+    check_inputs(existing or (), [*others, own])
     require_free(output, inputs=inputs, base=model, kind=START)
     if paper and (solver or constraint):
         raise RecipeError("--paper stands for a solver and a constraint: name neither beside it.")
+    from orthomerge.adapters import OsrmConfig, settled
+    from orthomerge.statistics import Statistics
+
     if paper:
         solver, constraint = OsrmConfig.solver, OsrmConfig.constraint
     read = [Statistics.load(p, lazy=True) for p in others]

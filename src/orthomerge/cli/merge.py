@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, parse_numbers, parse_options, print_json
+from orthomerge.cli._checks import check_inputs, check_output
 from orthomerge.cli._options import (
     Count,
     Energy,
@@ -91,11 +92,14 @@ def merge(
         workers: Number of layers merged in parallel.
         device: Device that takes layers, as cuda:0; repeat.
     """
-    from orthomerge.merging import MergeConfig
-
     if save_as not in SAVE_AS:
         raise unknown_name("form", save_as, SAVE_AS, where="--save-as", error=MergeError)
     adapters, options = list(adapters or []), parse_options(option or [])
+    check_inputs(adapters, stats, fisher)
+    inputs = [*adapters, *(stats or ()), *(fisher or ())]
+    check_output(output, inputs, base, overwrite=overwrite)
+    from orthomerge.merging import MergeConfig
+
     own: dict[str, Any] = {
         "rank": parse_rank(rank), "energy": kept_energy(energy, max_error), "seed": seed,
         "heads": heads, "base": base,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from orthomerge.cli._app import app, out, print_json, table
+from orthomerge.cli._checks import check_inputs, check_output
 from orthomerge.cli._options import (
     Energy,
     Json,
@@ -44,6 +45,8 @@ def resize(
         rank: A number, or 'auto': in every layer the least that keeps --energy.
         base: The base model, for DoRA.
     """
+    check_inputs([adapter])
+    check_output(output, [adapter], base, overwrite=overwrite)
     from orthomerge.adapters import resize_adapter
 
     with work_bar("layers") as progress:

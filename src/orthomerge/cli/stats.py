@@ -13,6 +13,7 @@ from orthomerge.cli._app import app, out, print_json, split_names
 from orthomerge.cli._form import LENGTH, Chat, Form, TemplateText, form_of
 from orthomerge.cli._options import Count, Json, Output, Precision, file_paths
 from orthomerge.cli._progress import Quiet
+from orthomerge.cli._rows import check_files
 from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
 from orthomerge.errors import RecipeError, nearest
 from orthomerge.io.units import parse_size
@@ -128,16 +129,17 @@ def collect(
         noise_seed: Repeat the noise, for tests; secure and fresh without.
         device_map: Spread a large base: auto, a device, or JSON of module to device.
     """
-    from orthomerge.cli._collect import Reading, load_base, measured
-    from orthomerge.cli._processes import several_processes
     from orthomerge.io.outputs import require_free_file
-    from orthomerge.statistics import sample_texts
-    from orthomerge.statistics.file import is_statistics
 
-    require_free_file(output, is_statistics, inputs=file_paths([data]), base=model)
-    held = _representation(representation, rows, size, budget)
+    check_files(data)
+    require_free_file(output, _is_statistics, inputs=file_paths([data]), base=model)
     if directions is None and (noise is not None or noise_seed is not None):
         raise RecipeError("noise is put on published directions: say how many with --directions.")
+    from orthomerge.cli._collect import Reading, load_base, measured
+    from orthomerge.cli._processes import several_processes
+    from orthomerge.statistics import sample_texts
+
+    held = _representation(representation, rows, size, budget)
     with several_processes() as process:
         if device_map is not None and process.world > 1:
             raise RecipeError(
@@ -169,6 +171,12 @@ def collect(
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if directions is not None:
         out.print(published_line(directions, noise or 0.0), highlight=False, soft_wrap=True)
+
+
+def _is_statistics(file: Path) -> bool:
+    from orthomerge.statistics.file import is_statistics
+
+    return is_statistics(file)
 
 
 def _representation(name: str, rows: int | None, size: int | None, budget: str) -> Representation:

@@ -53,8 +53,7 @@ def verify(
         base: The base model, if it is elsewhere now.
         json: Machine-readable output.
     """
-    from orthomerge.adapters import verify as check
-    from orthomerge.adapters import verify_outputs
+    from orthomerge import adapters
     from orthomerge.io.names import RECORDS
 
     named = [*(against or adapter or ()), *(more or ())]
@@ -66,10 +65,10 @@ def verify(
     recorded = not output.is_dir() or any((output / name).is_file() for name in RECORDS)
     found: list[Check] = []
     if recorded or not data:
-        found = check(output, adapters=named, redo=redo, base=base)
+        found = adapters.verify(output, adapters=named, redo=redo, base=base)
     seen = None
     if data:
-        seen = verify_outputs(
+        seen = adapters.verify_outputs(
             output, data, adapters=named, base=base, samples=samples, max_length=max_length,
             text_column=text_column, tolerance=tolerance,
         )  # fmt: skip

@@ -12,12 +12,13 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
+from orthomerge.io.names import FISHER
 from orthomerge.io.sealed import SealedKind, digest
 
 FORMAT = 1
 SUFFIX = ".fisher.safetensors"
 ENTRY = "orthomerge-fisher"
-_FILE = SealedKind(ENTRY, FORMAT, "Fisher file", "Fisher information", "orthomerge stats fisher")
+_FILE = SealedKind(ENTRY, FORMAT, FISHER, "Fisher information")
 is_fisher = _FILE.wrote
 """Whether a file is one of Fisher information, by its metadata."""
 
@@ -116,7 +117,7 @@ def load_fisher(
             (a layer is checked when it is read), or one of another adapter or base model.
     """
     path = Path(path)
-    _FILE.require_file(path)
+    FISHER.require(path)
     with _FILE.open(path) as stream:
         content = _FILE.metadata(path, stream)
         meta = _META.validate_python(content["meta"])

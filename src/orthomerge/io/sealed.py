@@ -21,6 +21,7 @@ from torch import Tensor
 from orthomerge.errors import StatisticsError, reason
 from orthomerge.io.documents import is_object, parse_json
 from orthomerge.io.files import atomic_path, fingerprint
+from orthomerge.io.names import MadeBy
 from orthomerge.io.outputs import require_free_file
 from orthomerge.io.tensors import write_tensors
 
@@ -40,9 +41,8 @@ class SealedKind:
 
     entry: str
     format: int
-    file: str
+    made: MadeBy
     content: str
-    command: str
     older: tuple[int, ...] = ()
 
     def save(
@@ -94,7 +94,9 @@ class SealedKind:
         """
         header: dict[str, str] = stream.metadata() or {}
         if self.entry not in header:
-            raise StatisticsError(f"'{path}' is not a {self.file}: make one with '{self.command}'.")
+            raise StatisticsError(
+                f"'{path}' is not a {self.made.file}: make one with '{self.made.command}'."
+            )
         content = parse_json(header[self.entry])
         if not is_object(content):
             raise ValueError("its metadata is no object")
@@ -115,15 +117,6 @@ class SealedKind:
                 return self.entry in (stream.metadata() or {})
         except (SafetensorError, OSError):
             return False
-
-    def require_file(self, path: Path) -> None:
-        """Refuse a path at which there is no file.
-
-        Raises:
-            StatisticsError: there is none.
-        """
-        if not path.is_file():
-            raise StatisticsError(f"no {self.file} '{path}': make one with '{self.command}'.")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
 from threading import Lock
@@ -30,6 +32,11 @@ class HasMoments(Protocol):
     def moment(self, layer: str) -> Moment:
         """The moment of a layer's input."""
         ...
+
+
+SMALL = 2**20
+"""Entries of a layer that one thread merges: of fewer, a second one mostly waits, and waiting costs
+as much processor time as work."""
 
 
 def layer_seed(seed: int, layer: str) -> int:
@@ -110,8 +117,9 @@ class MergePlan:
             given["rank"] = max(sum(f.rank for f in factors), 1)
         weights = self._by_layer.get(name, self._weights)
         try:
-            result = self._method.function(factors, list(weights), **{**self._options, **given})
-            update, tasks, error = self._parted(result, factors)
+            with _threads_for(factors[0]):
+                result = self._method.function(factors, list(weights), **{**self._options, **given})
+                update, tasks, error = self._parted(result, factors)
         except LayerProblem as problem:
             raise MergeError(f"layer '{name}': {problem}") from problem
         except linalg.LinAlgError as problem:
@@ -165,6 +173,20 @@ class MergePlan:
             update, error = _cut(update, rank)
             tasks = tuple(_cut(own, rank)[0] for own in tasks)
         return update, tasks, error
+
+
+@contextmanager
+def _threads_for(factors: LoraFactors) -> Generator[None, None, None]:
+    """One thread for a small layer, unless the user has said how many (OMP_NUM_THREADS)."""
+    before = torch.get_num_threads()
+    if before == 1 or math.prod(factors.shape) > SMALL or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _needed(

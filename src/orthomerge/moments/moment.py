@@ -159,7 +159,10 @@ class Moment(ABC):
         """
 
     def to(self, device: torch.device | str) -> Moment:
-        """The same moment with its tensors on `device`."""
+        """The same moment with its tensors on `device`; itself where they are there already."""
+        held = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        if all(tensor.device == torch.device(device) for tensor in held):
+            return self
         tensors, fields = self.state()
         return type(self).restore({k: v.to(device) for k, v in tensors.items()}, fields)
 

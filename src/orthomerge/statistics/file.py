@@ -14,13 +14,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from orthomerge.errors import StatisticsError
+from orthomerge.io.names import STATISTICS
 from orthomerge.io.sealed import SealedKind, digest
 from orthomerge.moments import MeanMoment, Moment, RowMoment, SecondMoment, SketchMoment, combine
 from orthomerge.statistics.meta import FORMAT, OLDER, StatisticsMeta
 from orthomerge.statistics.publish import published
 
 ENTRY = "orthomerge"
-_FILE = SealedKind(ENTRY, FORMAT, "statistics file", "statistics", "orthomerge stats", OLDER)
+_FILE = SealedKind(ENTRY, FORMAT, STATISTICS, "statistics", OLDER)
 SUFFIX = ".stats.safetensors"
 is_statistics = _FILE.wrote
 """Whether a file is one of statistics, by its metadata."""
@@ -194,7 +195,7 @@ class Statistics:
                 was cut or altered (an entry read lazily is checked when it is read).
         """
         path = Path(path)
-        _FILE.require_file(path)
+        STATISTICS.require(path)
         with _FILE.open(path) as stream:
             content = _FILE.metadata(path, stream)
             meta = replace(_META.validate_python(content["meta"]), format=FORMAT)
