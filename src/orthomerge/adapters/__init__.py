@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from orthomerge.adapters.redo import verify
     from orthomerge.adapters.resize import resize_adapter
     from orthomerge.adapters.settings import check_folders
+    from orthomerge.adapters.share import SharedAdapters, expand_shared, share_adapters
     from orthomerge.adapters.solve import excluded_directions, plan_ranks
     from orthomerge.adapters.solve import (
         excluded_directions as kept_out_directions,  # noqa: F401
@@ -122,6 +123,7 @@ __all__ = [
     "OsrmConfig",
     "Penalty",
     "Projection",
+    "SharedAdapters",
     "Started",
     "TaskBehaviour",
     "align_adapters",
@@ -137,6 +139,7 @@ __all__ = [
     "default_targets",
     "described",
     "excluded_directions",
+    "expand_shared",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",
@@ -166,6 +169,7 @@ __all__ = [
     "save_merged",
     "save_start",
     "settled",
+    "share_adapters",
     "start_adapter",
     "total_loss",
     "unit_rows",

@@ -70,7 +70,7 @@ class MergeOutput:
         adapter of a diffusion model may be one file, with the record in its header.
         """
         tasks = [slug(name) for name in self._names()]
-        shared, own = self.frame(), [self._task_frame(i) for i in range(len(tasks))]
+        shared, own = self.frame(), [self.task_frame(i) for i in range(len(tasks))]
         errors: dict[str, float] = {}
         written: list[str] = []
         with atomic_path(output) as place:
@@ -176,7 +176,7 @@ class MergeOutput:
             )
         return frame
 
-    def _task_frame(self, task: int) -> Frame:
+    def task_frame(self, task: int) -> Frame:
         """One task's own, with its own head."""
         adapter = self.adapters[task]
         kind = adapter.config.get("task_type")

@@ -13,7 +13,7 @@ from orthomerge.adapters.convert import convert_adapters
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
 from orthomerge.errors import AdapterError, OrthomergeError
-from orthomerge.io.names import CARD, CONVERT, MERGE, START
+from orthomerge.io.names import CARD, CONVERT, MERGE, SHARE, START
 from orthomerge.merging import FULL, MergeConfig
 from orthomerge.models.assets import nothing_fetched
 from orthomerge.records import Check, Recorded, check, read_record
@@ -77,10 +77,8 @@ def _made_again(found: Recorded, base: str | None) -> dict[str, str]:
     """
     folder, name, record = found.folder, found.name, found.record
     if name not in (MERGE, CONVERT):
-        raise AdapterError(
-            f"'{folder}' is a {'start' if name == START else 'training'}: only merges and "
-            "conversions are done again."
-        )
+        kind = {START: "a start", SHARE: "of adapters in one basis"}.get(name, "a training")
+        raise AdapterError(f"'{folder}' is {kind}: only merges and conversions are done again.")
     if name == CONVERT:
         _require_untrained(folder, record)
     if "distilled" in record:
