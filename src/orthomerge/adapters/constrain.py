@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthomerge import linalg
-from orthomerge.errors import AdapterError
+from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.tensors import write_tensors
 from orthomerge.statistics import backbone
@@ -196,22 +197,33 @@ def read_excluded(folder: str | Path) -> Directions:
     Raises:
         AdapterError: the start carries none, or a file that cannot be read.
     """
-    path = Path(folder) / EXCLUDED
+    with carried(folder, EXCLUDED, "project") as stream:
+        about = _about(stream.metadata() or {})
+        layers: dict[str, str] = about["layers"]
+        held: dict[str, Tensor] = {lead: stream.get_tensor(lead) for lead in set(layers.values())}
+        rows = {name: held[lead] for name, lead in layers.items()}
+        return Directions(rows, within=bool(about["within"]))
+
+
+@contextmanager
+def carried(folder: str | Path, file: str, constraint: str) -> Generator[Any, None, None]:
+    """A start's file of what its constraint is made of, to be read within the block.
+
+    Raises:
+        AdapterError: the start has no such file, or one that cannot be read.
+    """
+    path = Path(folder) / file
     if not path.is_file():
         raise AdapterError(
-            f"'{folder}' has no {EXCLUDED}, which the constraint 'project' needs: make the start "
-            "with 'orthomerge init --constraint project'."
+            f"'{folder}' has no {file}, which the constraint '{constraint}' needs: make the start "
+            f"with 'orthomerge init --constraint {constraint}'."
         )
     try:
         with cast(Any, safe_open(path, framework="pt")) as stream:
-            about = _about(stream.metadata() or {})
-            layers: dict[str, str] = about["layers"]
-            held: dict[str, Tensor] = {
-                lead: stream.get_tensor(lead) for lead in set(layers.values())
-            }
-            rows = {name: held[lead] for name, lead in layers.items()}
-            return Directions(rows, within=bool(about["within"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            yield stream
+    except (
+        SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, StatisticsError,
+    ) as problem:  # fmt: skip
         raise AdapterError(
             f"'{path}' cannot be read ({problem}): make the start again."
         ) from problem

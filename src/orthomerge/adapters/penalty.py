@@ -13,12 +13,11 @@ from jaxtyping import Float
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from orthomerge import linalg
 from orthomerge.adapters.config import OsrmConfig, check_penalty
-from orthomerge.adapters.constrain import ADAPTER, lora_layers
+from orthomerge.adapters.constrain import ADAPTER, carried, lora_layers
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.files import derive_seed
@@ -367,38 +366,25 @@ def read_penalty(folder: str | Path, strength: float | None = None) -> Charges:
         AdapterError: the start carries none, or a file that cannot be read.
         RecipeError: a strength that is no number from 0 up.
     """
-    path = Path(folder) / PENALTY
-    if not path.is_file():
-        raise AdapterError(
-            f"'{folder}' has no {PENALTY}, which the constraint 'penalty' needs: make the start "
-            "with 'orthomerge init --constraint penalty'."
-        )
-    try:
-        with cast(Any, safe_open(path, framework="pt")) as stream:
-            header: dict[str, str] = stream.metadata() or {}
-            about: dict[str, Any] = parse_json(header[_ENTRY])
-            keys: list[str] = list(stream.keys())
-            moments = {
-                key.rpartition(":")[0]: _moment(key.rpartition(":")[2], stream.get_tensor(key))
-                for key in keys
-            }
-            layers = {
-                str(name): Charge(
-                    None if lead is None else moments[lead], _number(ridge), _number(base)
-                )
-                for name, (lead, ridge, base) in about["layers"].items()
-            }
-            carried = Charges(layers, _number(about["strength"]))
-    except (
-        SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, StatisticsError,
-    ) as problem:  # fmt: skip
-        raise AdapterError(
-            f"'{path}' cannot be read ({problem}): make the start again."
-        ) from problem
+    with carried(folder, PENALTY, "penalty") as stream:
+        header: dict[str, str] = stream.metadata() or {}
+        about: dict[str, Any] = parse_json(header[_ENTRY])
+        keys: list[str] = list(stream.keys())
+        moments = {
+            key.rpartition(":")[0]: _moment(key.rpartition(":")[2], stream.get_tensor(key))
+            for key in keys
+        }
+        layers = {
+            str(name): Charge(
+                None if lead is None else moments[lead], _number(ridge), _number(base)
+            )
+            for name, (lead, ridge, base) in about["layers"].items()
+        }
+        charges = Charges(layers, _number(about["strength"]))
     if strength is None:
-        return carried
+        return charges
     check_penalty(strength)
-    return replace(carried, strength=strength)
+    return replace(charges, strength=strength)
 
 
 def _moment(kind: str, tensor: Tensor) -> Moment:

@@ -47,6 +47,15 @@ class Taught:
         return len(example["input_ids"]) + len(example.get("decoder_input_ids", ()))
 
 
+class Given(NamedTuple):
+    """The output of the backbone on a batch of `inputs`, whose `rows` are `texts` of one task."""
+
+    states: Any
+    inputs: Mapping[str, Tensor]
+    rows: Tensor
+    texts: Sequence[int]
+
+
 class Compared(NamedTuple):
     """Per text: how far the student's answer is from the teacher's, and what it said."""
 
@@ -94,16 +103,8 @@ class Form(ABC):
         """What a teacher's head says of every row of a batch, to be kept."""
 
     @abstractmethod
-    def compare(
-        self,
-        task: int,
-        states: Any,
-        inputs: Mapping[str, Tensor],
-        rows: Tensor,
-        taught: Taught,
-        texts: Sequence[int],
-    ) -> Compared:
-        """The student's answers against the teacher's: `rows` of the batch are `texts`."""
+    def compare(self, task: int, given: Given, taught: Taught) -> Compared:
+        """The student's answers against the teacher's."""
 
     @abstractmethod
     def agreement(self, task: int, said: Tensor, taught: Taught, texts: Sequence[int]) -> float:

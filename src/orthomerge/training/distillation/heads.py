@@ -21,7 +21,7 @@ from orthomerge.models.loading import (
     load_tagger,
 )
 from orthomerge.training.distillation.backbone import Backbone, rows_of
-from orthomerge.training.distillation.forms import Compared, Form, Taught, text_means
+from orthomerge.training.distillation.forms import Compared, Form, Given, Taught, text_means
 from orthomerge.training.distillation.teachers import Teacher
 
 MAX_LENGTH = 48
@@ -94,23 +94,15 @@ class Heads(Form):
     def _said(self, task: int, states: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.backbone.read(self._heads[task], states, inputs).logits.float()
 
-    def compare(
-        self,
-        task: int,
-        states: Any,
-        inputs: Mapping[str, Tensor],
-        rows: Tensor,
-        taught: Taught,
-        texts: Sequence[int],
-    ) -> Compared:
+    def compare(self, task: int, given: Given, taught: Taught) -> Compared:
         """The student's outputs against the teacher's; a tagger's by token, their mean by text."""
-        given = {key: value.index_select(0, rows) for key, value in inputs.items()}
-        said = self._said(task, rows_of(states, rows), given)
-        target = torch.cat([self._kept(taught, text) for text in texts]).to(said)
+        inputs = {key: value.index_select(0, given.rows) for key, value in given.inputs.items()}
+        said = self._said(task, rows_of(given.states, given.rows), inputs)
+        target = torch.cat([self._kept(taught, text) for text in given.texts]).to(said)
         spread = _spread(taught.answers) if self.problems[task] == "regression" else 1.0
         if not self.tagger:
             return Compared(output_errors(self.problems[task], said, target, spread), said)
-        mask = self.counted(given)
+        mask = self.counted(inputs)
         errors = output_errors(self.problems[task], said[mask], target, spread)
         return Compared(text_means(errors, mask.sum(dim=1)), said[mask])
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthomerge.factors import LoraFactors
 from orthomerge.training.distillation.batches import Pass, Place
-from orthomerge.training.distillation.forms import Installed, Taught, text_means
+from orthomerge.training.distillation.forms import Given, Installed, Taught, text_means
 from orthomerge.training.distillation.updates import Added
 
 
@@ -62,9 +62,8 @@ class Classroom:
             for task in dict.fromkeys(place.task for place in places):
                 here = [i for i, place in enumerate(places) if place.task == task]
                 rows = torch.tensor(here, device=self.device)
-                found = self.form.compare(
-                    task, states, inputs, rows, self.taught[task], [places[i].row for i in here]
-                )
+                given = Given(states, inputs, rows, [places[i].row for i in here])
+                found = self.form.compare(task, given, self.taught[task])
                 said[task] = found.said
                 answers = answers.index_add(0, rows, found.errors.to(answers))
         return Distances(answers, hidden, said)

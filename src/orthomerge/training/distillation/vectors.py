@@ -16,7 +16,7 @@ from orthomerge.io.documents import Unreadable, read_json
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.loading import agree_on_padding, load_backbone
 from orthomerge.training.distillation.backbone import Backbone
-from orthomerge.training.distillation.forms import Compared, Form, Taught, refuse_modules
+from orthomerge.training.distillation.forms import Compared, Form, Given, Taught, refuse_modules
 from orthomerge.training.distillation.settings import POOLINGS
 from orthomerge.training.distillation.teachers import Teacher
 
@@ -72,19 +72,11 @@ class Vectors(Form):
             return wide[torch.arange(len(wide), device=wide.device), counts - 1]
         return (wide * mask[..., None]).sum(dim=1) / counts[:, None]
 
-    def compare(
-        self,
-        task: int,
-        states: Any,
-        inputs: Mapping[str, Tensor],
-        rows: Tensor,
-        taught: Taught,
-        texts: Sequence[int],
-    ) -> Compared:
+    def compare(self, task: int, given: Given, taught: Taught) -> Compared:
         """The squared error of the vectors, relative to the variance of the teacher's."""
-        mask = self.counted(inputs)
-        said = self._pooled(states.last_hidden_state, mask).index_select(0, rows)
-        target = taught.answers[list(texts)].to(said)
+        mask = self.counted(given.inputs)
+        said = self._pooled(given.states.last_hidden_state, mask).index_select(0, given.rows)
+        target = taught.answers[list(given.texts)].to(said)
         variance = max(float(taught.answers.var(dim=0, correction=0).mean()), 1e-12)
         return Compared((said - target).pow(2).mean(dim=1) / variance, said)
 

@@ -20,6 +20,7 @@ from orthomerge.training.distillation.forms import (
     Compared,
     Example,
     Form,
+    Given,
     Taught,
     refuse_modules,
     text_means,
@@ -130,20 +131,12 @@ class Words(Form):
         """Nothing: the hidden states say all."""
         return [torch.zeros(0)] * len(inputs["input_ids"])
 
-    def compare(
-        self,
-        task: int,
-        states: Any,
-        inputs: Mapping[str, Tensor],
-        rows: Tensor,
-        taught: Taught,
-        texts: Sequence[int],
-    ) -> Compared:
+    def compare(self, task: int, given: Given, taught: Taught) -> Compared:
         """`KL(teacher ‖ student)` of the next token, the mean over a text's compared tokens."""
-        hidden = states.last_hidden_state
+        hidden = given.states.last_hidden_state
         ours: list[Tensor] = []
         theirs: list[Tensor] = []
-        for row, text in zip(rows, texts, strict=True):
+        for row, text in zip(given.rows, given.texts, strict=True):
             asked, count = taught.examples[text]["asked"], taught.counts[text]
             ours.append(hidden[int(row), asked:count])
             theirs.append(taught.hidden[taught.tokens(text)][asked:])
