@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         total_loss,
     )
     from orthomerge.adapters.distilled import save_distilled
+    from orthomerge.adapters.extract import Extracted, extract_adapter
     from orthomerge.adapters.files import (
         Adapter,
         base_of,
@@ -119,6 +120,7 @@ __all__ = [
     "ConvertConfig",
     "Converted",
     "Directions",
+    "Extracted",
     "Needed",
     "OsrmConfig",
     "Penalty",
@@ -140,6 +142,7 @@ __all__ = [
     "described",
     "excluded_directions",
     "expand_shared",
+    "extract_adapter",
     "freeze_A",
     "freeze_B",
     "initialize_osrm_weights",

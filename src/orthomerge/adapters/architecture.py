@@ -18,6 +18,7 @@ from torch import nn
 from orthomerge.errors import AdapterError, nearest
 from orthomerge.io.documents import is_object, read_json
 from orthomerge.io.tensors import Held, Planned, Stored
+from orthomerge.models.modules import is_transposed
 
 CONFIG = "config.json"
 _HEADS = {
@@ -70,6 +71,8 @@ class Architecture:
     called: str = ""
     ends: tuple[str | None, str | None] = (None, None)
     """The names of the input and of the output embeddings."""
+    linear: frozenset[str] = frozenset()
+    """The names of the layers `x W`: Linear and Conv1D."""
 
     @property
     def known(self) -> bool:
@@ -176,6 +179,15 @@ def architecture_of(base: Path, settings: Mapping[str, Any]) -> Architecture:
     return Architecture() if config is None else described(_named(settings) or _backbone, config)
 
 
+def task_type_of(folder: Path) -> str | None:
+    """PEFT's task type of the class that a model's configuration names; None for a backbone's."""
+    config, named = _config_of(folder), (read_config(folder).get("architectures") or [""])[0]
+    for kind, mapping in _HEADS.items():
+        if any(build.__name__ == named for build in _classes(mapping, config)):
+            return kind
+    return None
+
+
 def architectures_of(base: Path, task_types: Iterable[str | None]) -> Iterator[Architecture]:
     """Every class that Transformers has for a base model, the likeliest first, each when asked for.
 
@@ -269,6 +281,7 @@ def _described(build: Callable[[Any], Any], _: str, held: _Held) -> Architecture
         tuple(c for c in changes if not isinstance(c, WeightRenaming)),
         type(model).__name__,
         _ends(model, modules),
+        frozenset(n for n, m in modules.items() if isinstance(m, nn.Linear) or is_transposed(m)),
     )
 
 

@@ -27,6 +27,8 @@ VERBS = {
     "resize": "Make an adapter smaller: the closest one of a lower rank, its head and all else "
     "kept.",
     "share": "Put many adapters into one basis per layer, with coordinates per task.",
+    "extract": "Make a LoRA adapter of a fully fine-tuned model, so that it can be merged with "
+    "adapters.",
     "report": "Build a run's page from its result rows alone, compare runs, or follow them "
     "(--serve).",
     "verify": "Is an output what was written, from what it says it is from? Exit status 1 if it is "

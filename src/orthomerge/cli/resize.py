@@ -62,21 +62,20 @@ def resize(
         return
     show_ranks(ranks, errors)
     size = sum(p.stat().st_size for p in Path(output).glob("*.safetensors"))
-    out.print(
-        f"{output}: {len(ranks)} layers, {_span(ranks)}, {size / 1e6:.1f} MB.", soft_wrap=True
-    )
+    out.print(f"{output}: {len(ranks)} layers, {span(ranks)}, {size / 1e6:.1f} MB.", soft_wrap=True)
 
 
-def show_ranks(ranks: dict[str, int], errors: dict[str, float]) -> None:
+def show_ranks(ranks: dict[str, int], errors: dict[str, float], record: str = "merge.json") -> None:
     """The layers that lost most, with the rank that they have now."""
     if not any(errors.values()):
         return
-    shown = table("layer", "rank", "error", caption="The largest errors; merge.json has all.")
+    shown = table("layer", "rank", "error", caption=f"The largest errors; {record} has all.")
     for name in sorted(errors, key=errors.__getitem__, reverse=True)[:WORST]:
         shown.add_row(name, str(ranks[name]), f"{errors[name]:.2%}")
     out.print(shown)
 
 
-def _span(ranks: dict[str, int]) -> str:
+def span(ranks: dict[str, int]) -> str:
+    """The ranks of all layers in words."""
     low, high = min(ranks.values()), max(ranks.values())
     return f"rank {low}" if low == high else f"ranks {low} to {high}"

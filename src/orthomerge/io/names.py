@@ -21,8 +21,8 @@ IN_HEADER = "orthomerge"
 """Where the header of a file that is a whole output holds its record."""
 CARD = "README.md"
 MERGE, CONVERT, START, TRAINING = "merge.json", "convert.json", "start.json", "training.json"
-SHARE = "share.json"
-RECORDS = (MERGE, CONVERT, START, TRAINING, SHARE)
+SHARE, EXTRACT = "share.json", "extract.json"
+RECORDS = (MERGE, CONVERT, START, TRAINING, SHARE, EXTRACT)
 """The files that say what a folder was made from, with a hash of every file in it."""
 
 

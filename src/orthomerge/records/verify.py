@@ -14,7 +14,7 @@ from orthomerge.fisher import ENTRY as FISHER
 from orthomerge.fisher import load_fisher
 from orthomerge.io.documents import Unreadable, is_array, is_object, read_json
 from orthomerge.io.files import file_sha256, fingerprint
-from orthomerge.io.names import CONFIG, START, TRAINING, WEIGHTS
+from orthomerge.io.names import CONFIG, EXTRACT, START, TRAINING, WEIGHTS
 from orthomerge.records.file import files_below, read_record
 from orthomerge.records.inputs import base_here, entries_of, place_of
 from orthomerge.statistics import Statistics
@@ -130,7 +130,7 @@ def _files(folder: Path, record: str, hashes: dict[str, Any]) -> list[Check]:
 
 def _entries(record: dict[str, Any], folder: Path, name: str) -> list[dict[str, Any]]:
     """What the record says of each input adapter; a start or a training may have none."""
-    alone = name in (START, TRAINING)  # may be made from no adapter
+    alone = name in (START, TRAINING, EXTRACT)  # may be made from no adapter
     found = record.get("adapters", []) if alone else entries_of(record)
     some = is_array(found) and (found or alone)
     if not is_array(found) or not some or not all(is_object(e) for e in found):
