@@ -236,7 +236,7 @@ def adapter_factors(held):
 
 def test_adapters_of_another_model_are_no_neighbours(collected):
     wrong = Adapter("x", adapter_factors({"a.b.query": (torch.ones(2, D), torch.ones(D, 2), 1.0)}))
-    with pytest.raises(AdapterError, match="adapt no layer that this start does"):
+    with pytest.raises(AdapterError, match="adapts no layer that this start does"):
         started(collected["full"], solver="joint", existing=[wrong])
     layer = next(iter(lora_layers(lora())))
     narrow = {f"bert.{layer}": (torch.ones(2, D - 1), torch.ones(D, 2), 1.0)}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         freeze_A,
         freeze_B,
         lora_layers,
+        lora_modules,
         read_excluded,
     )
 
@@ -148,6 +149,7 @@ __all__ = [
     "initialize_osrm_weights",
     "load_trainable",
     "lora_layers",
+    "lora_modules",
     "merge_adapters",
     "merge_loaded_adapters",
     "merge_to_model",

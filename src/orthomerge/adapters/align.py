@@ -7,7 +7,6 @@ on this machine.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from orthomerge.adapters.diffusion import (
     of_one_style,
 )
 from orthomerge.adapters.diffusion_names import dotted, family_of
-from orthomerge.adapters.experts import expert_layers, layer_at, place_of
+from orthomerge.adapters.experts import expert_layers, layer_at, of_older_layout, place_of
 from orthomerge.adapters.files import (
     Adapter,
     common_base,
@@ -44,7 +43,6 @@ from orthomerge.models.hub import cached_file
 from orthomerge.models.packaged import carrying
 from orthomerge.models.wheels import packaged_model
 
-_LAYOUT = (0, 19, 1)
 PLAIN_NAMES: Mapping[str, str] = {
     **dict.fromkeys(
         ("bart", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama",
@@ -335,9 +333,7 @@ def _renamed_parameters(adapter: Adapter, layers: Mapping[str, str]) -> dict[str
 
 
 def _of_old_peft(adapter: Adapter) -> bool:
-    """Whether it was saved by a PEFT that took experts for `[experts, d_in, d_out]` everywhere."""
-    said = re.match(r"(\d+)\.(\d+)\.(\d+)", str(adapter.config.get("peft_version")))
-    return said is not None and tuple(map(int, said.groups())) < _LAYOUT
+    return of_older_layout(str(adapter.config.get("peft_version")))
 
 
 def _old_layout(adapter: Adapter, tensor: str) -> AdapterError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from orthomerge import linalg
+from orthomerge.adapters.experts import expert_layers, of_older_layout, tensor_of
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.tensors import write_tensors
@@ -28,10 +29,90 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 EXCLUDED = "kept_out.safetensors"  # its name in version 0.1, which folders still have
 _ENTRY = "directions"
+PROJECTED = (
+    "layer '{}' is an expert, and the constraint 'project' covers no experts: choose 'init', "
+    "'freeze' or 'penalty', or leave them out of the targets."
+)
+
+
+class _Held(NamedTuple):
+    weight: Tensor
+    bias: None = None
+
+
+class ExpertLora:
+    """One expert of PEFT's layer for a tensor of experts, with what a LoRA layer has.
+
+    Its factors are views of those that PEFT trains for all experts; `A` and `B` give the parameter
+    that holds them and how to view it.
+    """
+
+    def __init__(self, module: Any, number: int) -> None:
+        self._module, self._number = module, number
+        self.scaling: Mapping[str, float] = module.scaling
+        self.lora_variant: Mapping[str, Any] = {}
+
+    def A(self, adapter: str) -> tuple[nn.Parameter, Callable[[Tensor], Tensor]]:
+        """The parameter, and its rows."""
+        count, number = int(self._module.num_experts), self._number
+        return self._module.lora_A[adapter].weight, lambda held: held.chunk(count)[number]
+
+    def B(self, adapter: str) -> tuple[nn.Parameter, Callable[[Tensor], Tensor]]:
+        """The parameter, and its columns."""
+        count, number = int(self._module.num_experts), self._number
+        parameter = self._module.lora_B[adapter].weight
+        return parameter, lambda held: held.view(len(held), -1, count)[:, :, number]
+
+    @property
+    def lora_A(self) -> Mapping[str, _Held]:
+        """The present values of A, by adapter."""
+        return {name: _seen(self.A(name)) for name in self._module.lora_A}
+
+    @property
+    def lora_B(self) -> Mapping[str, _Held]:
+        """The present values of B, by adapter."""
+        return {name: _seen(self.B(name)) for name in self._module.lora_B}
+
+    @property
+    def base_weight(self) -> Float[Tensor, "d_out d_in"]:
+        """The base's weight of this expert."""
+        base = self._module.get_base_layer()
+        weight = getattr(base, self._module.parameter_name)[self._number].detach()
+        return weight.T if getattr(base, "is_transposed", False) else weight
+
+
+def _seen(factor: tuple[nn.Parameter, Callable[[Tensor], Tensor]]) -> _Held:
+    parameter, view = factor
+    return _Held(view(parameter.data))
 
 
 def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
-    """The LoRA layers of a PEFT model, by their name in the backbone.
+    """The LoRA layers of a PEFT model, by their name in the backbone; each expert is one.
+
+    Raises:
+        AdapterError: the model has no LoRA layer, or experts under a PEFT before 0.19.1.
+    """
+    from peft import __version__
+    from peft.tuners.lora import ParamWrapper
+
+    found: dict[str, Any] = {}
+    for name, module in lora_modules(model, adapter).items():
+        count = module.num_experts if isinstance(module, ParamWrapper) else 1
+        if count == 1:
+            found[name] = module
+            continue
+        if of_older_layout(__version__):
+            raise AdapterError(
+                f"layer '{name}' adapts experts, which are trained here with PEFT 0.19.1 or later: "
+                f"this is PEFT {__version__}; update it."
+            )
+        layers = expert_layers(tensor_of(name, module.parameter_name), count)
+        found |= {layer: ExpertLora(module, i) for i, layer in enumerate(layers)}
+    return found
+
+
+def lora_modules(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
+    """PEFT's LoRA modules, by their name in the backbone.
 
     Raises:
         AdapterError: the model has no LoRA layer.
@@ -53,7 +134,7 @@ def lora_layers(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Any]:
 
 def freeze_A(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
     """Hold every `A` where it is; `B` and the head go on training."""
-    for layer in lora_layers(peft_model, adapter_name).values():
+    for layer in lora_modules(peft_model, adapter_name).values():
         layer.lora_A[adapter_name].weight.requires_grad_(False)
 
 
@@ -63,7 +144,7 @@ def freeze_B(peft_model: PeftModel, *, adapter_name: str = ADAPTER) -> None:
     Raises:
         AdapterError: a `B` that is zero, from which nothing could be learnt (`orthonormal_B`).
     """
-    for name, layer in lora_layers(peft_model, adapter_name).items():
+    for name, layer in lora_modules(peft_model, adapter_name).items():
         B = layer.lora_B[adapter_name].weight
         if not bool(B.any()):
             raise AdapterError(
@@ -110,6 +191,8 @@ class Projection:
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
         wide: dict[int, Tensor] = {}
         for name, layer in lora_layers(peft_model, adapter_name).items():
+            if isinstance(layer, ExpertLora):
+                raise AdapterError(PROJECTED.format(name))
             A = layer.lora_A[adapter_name].weight
             if name not in directions.rows:
                 raise AdapterError(

@@ -26,6 +26,12 @@ _WRAPPERS = re.compile(rf"({re.escape(WRAPPED)})+$")
 _ORDER = ("gate_up_proj", "up_proj", "down_proj")
 
 
+def of_older_layout(version: str) -> bool:
+    """Whether a version of PEFT took every tensor of experts for `[experts, d_in, d_out]`."""
+    said = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return said is not None and tuple(map(int, said.groups())) < (0, 19, 1)
+
+
 def expert_layers(parameter: str, count: int) -> list[str]:
     """The layers of a tensor: one per expert, `experts.down_proj.0`; of a matrix its module."""
     if count == 1:

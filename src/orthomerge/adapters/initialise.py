@@ -17,7 +17,9 @@ from orthomerge.adapters.config import CONSTRAINTS, PEFT_START, OsrmConfig, sett
 from orthomerge.adapters.constrain import (
     ADAPTER,
     EXCLUDED,
+    PROJECTED,
     Directions,
+    ExpertLora,
     lora_layers,
     write_excluded,
 )
@@ -33,6 +35,7 @@ from orthomerge.statistics import (
     Statistics,
     describe_model,
     linear_layers,
+    split_targets,
     target_layers,
     target_names,
 )
@@ -66,6 +69,7 @@ def new_lora(
         UnknownNameError: a target matches no layer; the message names the linear layers.
     """
     target_layers(model, targets)
+    modules, tensors = split_targets(model, target_names(model, targets))
     odd = {layer: r for layer, r in (ranks or {}).items() if r != rank}
     power = 0.5 if rslora else 1.0
     alphas = {layer: alpha * (r / rank) ** power for layer, r in odd.items()}
@@ -76,7 +80,8 @@ def new_lora(
         use_rslora=rslora,
         rank_pattern=odd,
         alpha_pattern=alphas,
-        target_modules=target_names(model, targets),
+        target_modules=modules,
+        target_parameters=tensors or None,
         task_type=task_type,
         init_lora_weights="gaussian" if gaussian else True,
         modules_to_save=_unknown_heads(model) if task_type == "SEQ_CLS" else None,
@@ -216,6 +221,10 @@ def start_adapter(
     mine = Statistics.of(own) if own is not None else None
     _check_all(peft_model, read, mine, config)
     layers = lora_layers(peft_model, adapter_name)
+    if config.constraint == "project":
+        for name, layer in layers.items():
+            if isinstance(layer, ExpertLora):
+                raise AdapterError(PROJECTED.format(name))
     chosen: dict[str, Subspace] = {}
     directions = None
     if config.solver == PEFT_START:

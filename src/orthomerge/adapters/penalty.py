@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from orthomerge import linalg
 from orthomerge.adapters.config import OsrmConfig, check_penalty
-from orthomerge.adapters.constrain import ADAPTER, carried, lora_layers
+from orthomerge.adapters.constrain import ADAPTER, ExpertLora, carried, lora_layers
 from orthomerge.errors import AdapterError, StatisticsError
 from orthomerge.io.documents import parse_json
 from orthomerge.io.files import derive_seed
@@ -193,6 +193,8 @@ _NOT_LINEAR = ("MultiheadAttention", "ParamWrapper")
 
 def _base_weight(layer: Any) -> Float[Tensor, "d_out d_in"]:
     """The base layer's weight, dequantised where it is quantised."""
+    if isinstance(layer, ExpertLora):
+        return layer.base_weight
     base = layer.get_base_layer()
     weight = dequantize_module_weight(base).detach()
     return weight.T if is_transposed(base) else weight
@@ -213,6 +215,37 @@ def base_energy(weight: Float[Tensor, "d_out d_in"], moment: Moment) -> float:
     return total
 
 
+class _Factor(NamedTuple):
+    """A or B: the parameter, and the part of it where it holds those of several experts."""
+
+    parameter: nn.Parameter
+    part: Callable[[Tensor], Tensor] | None = None
+
+    def value(self, like: _Factor, dtype: torch.dtype) -> Tensor:
+        held: Tensor = self.parameter
+        part = held if self.part is None else self.part(held)
+        return part.to(device=like.parameter.device, dtype=dtype)
+
+    def add(self, gradient: Tensor) -> None:
+        """Add to `.grad` of a parameter that trains."""
+        held = self.parameter
+        if not held.requires_grad:
+            return
+        found = gradient.to(held)
+        if held.grad is None and self.part is None:
+            held.grad = found
+            return
+        if held.grad is None:
+            held.grad = torch.zeros_like(held)
+        (held.grad if self.part is None else self.part(held.grad)).add_(found)
+
+
+def _factors(layer: Any, adapter: str) -> tuple[_Factor, _Factor]:
+    if isinstance(layer, ExpertLora):
+        return _Factor(*layer.A(adapter)), _Factor(*layer.B(adapter))
+    return _Factor(layer.lora_A[adapter].weight), _Factor(layer.lora_B[adapter].weight)
+
+
 @dataclass
 class _Group:
     """Layers of one moment: their factors, and `2 s² / (base L)` of each."""
@@ -220,7 +253,7 @@ class _Group:
     moment: Tensor | None
     rows: bool
     ridge: float
-    pairs: list[tuple[nn.Parameter, nn.Parameter, float]]
+    pairs: list[tuple[_Factor, _Factor, float]]
 
     def seen(self, wide: Tensor) -> Tensor:
         """`A (S + ridge I)`."""
@@ -252,7 +285,7 @@ class Penalty:
         layers = _plain_layers(peft_model, adapter_name)
         by_moment: dict[tuple[int, float, torch.dtype], _Group] = {}
         for name, layer in layers.items():
-            A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+            A = layer.lora_A[adapter_name].weight
             if name not in charges.layers:
                 raise AdapterError(
                     f"nothing says what layer '{name}' is charged for: make the start with "
@@ -273,13 +306,14 @@ class Penalty:
                     None if held is None else held.to(dtype), factor is not None, ridge, []
                 )
             share = layer.scaling[adapter_name] ** 2 / base / len(layers) if base > 0 else 0.0
-            by_moment[key].pairs.append((A, B, share))
+            by_moment[key].pairs.append((*_factors(layer, adapter_name), share))
         self._groups = list(by_moment.values())
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Every A and B that it looks at."""
-        return [p for group in self._groups for A, B, _ in group.pairs for p in (A, B)]
+        pairs = [pair for group in self._groups for pair in group.pairs]
+        return list(dict.fromkeys(f.parameter for A, B, _ in pairs for f in (A, B)))
 
     def __call__(self) -> Float[Tensor, ""]:
         """`λ · mean P`, differentiable."""
@@ -302,7 +336,7 @@ class Penalty:
         """The mean of P; with a `strength` gradients are added on the way."""
         total: Tensor | None = None
         for group in self._groups:
-            first = group.pairs[0][0]
+            first = group.pairs[0][0].parameter
             with torch.autocast(first.device.type, enabled=False):
                 for part in self._of_group(group, first.device, strength):
                     total = part if total is None else total + part.to(total.device)
@@ -314,28 +348,18 @@ class Penalty:
     ) -> Iterable[Tensor]:
         if group.moment is not None and group.moment.device != device:
             group.moment = group.moment.to(device)  # a Trainer moves the model late
-        dtype = torch.promote_types(group.pairs[0][0].dtype, torch.float32)
-        As = [A.to(device=device, dtype=dtype) for A, _, _ in group.pairs]
+        first = group.pairs[0][0]
+        dtype = torch.promote_types(first.parameter.dtype, torch.float32)
+        As = [A.value(first, dtype) for A, _, _ in group.pairs]
         wide = As[0] if len(As) == 1 else torch.cat(As)
         seen = cast(Sequence[Tensor], group.seen(wide).split([len(A) for A in As]))
         for (A, B, share), rows, AS in zip(group.pairs, As, seen, strict=True):
-            b = B.to(device=device, dtype=dtype)
+            b = B.value(first, dtype)
             BB, inner = b.T @ b, AS @ rows.T
             yield share * (BB * inner).sum()
             if strength is not None:
-                _add(A, strength * share * (BB @ AS))
-                _add(B, strength * share * (b @ inner))
-
-
-def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to `.grad` of a parameter that trains."""
-    if not parameter.requires_grad:
-        return
-    found = gradient.to(parameter)
-    if parameter.grad is None:
-        parameter.grad = found
-    else:
-        parameter.grad.add_(found)
+                A.add(strength * share * (BB @ AS))
+                B.add(strength * share * (b @ inner))
 
 
 def write_penalty(folder: Path, charges: Charges) -> None:

@@ -56,7 +56,17 @@ def _patterns(leads: Sequence[str], statistics: Statistics) -> list[str]:
         layer_label([layer for layer, owner in statistics.layers.items() if owner == lead])
         for lead in leads
     ]
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", label) for label in labels))
+    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", label) for label in labels))
+
+
+def unreached(statistics: Statistics) -> list[str]:
+    """A line where experts were reached by no token."""
+    silent = [lead for lead, moment in statistics.moments.items() if not moment.trace]
+    if not silent:
+        return []
+    return [
+        f"  {len(silent)} of them were reached by no token ('{silent[0]}'): their moment is zero."
+    ]
 
 
 def sizes(statistics: Statistics) -> str:

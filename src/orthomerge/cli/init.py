@@ -220,6 +220,12 @@ def _said(made: _Made, rank: int, output: Path) -> Iterator[str]:
         yield _summary(output, config.solver, rank, made.chosen)
     else:
         yield f"{output}: {made.layers} layers, rank {rank}, PEFT's own start."
+    silent = [name for name, found in made.chosen.items() if not found.total_other]
+    if silent:
+        yield (
+            f"note: no token of the others reached {len(silent)} of the {len(made.chosen)} layers "
+            f"('{silent[0]}'), so nothing is to be avoided there, and any rows are as good."
+        )
     apart = contrast(made.chosen.values())
     if config.needs_own and apart is not None and apart < _ALIKE:
         yield (

@@ -14,7 +14,7 @@ from orthomerge.cli._form import LENGTH, Chat, Form, TemplateText, form_of
 from orthomerge.cli._options import Count, Json, Output, Precision, file_paths
 from orthomerge.cli._progress import Quiet
 from orthomerge.cli._rows import check_files
-from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes
+from orthomerge.cli._stats_lines import grouped, kinds_of, published_line, sizes, unreached
 from orthomerge.errors import RecipeError, nearest
 from orthomerge.io.units import parse_size
 
@@ -167,7 +167,7 @@ def collect(
         return
     read = f"{counted} rows ({granularity}{', of prompts and answers' if prompt else ''})"
     out.print(f"{output}: {sizes(statistics)}, {read}.", soft_wrap=True)
-    for line in grouped(kinds, statistics):
+    for line in [*grouped(kinds, statistics), *unreached(statistics)]:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if directions is not None:
         out.print(published_line(directions, noise or 0.0), highlight=False, soft_wrap=True)

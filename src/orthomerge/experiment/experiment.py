@@ -11,8 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from orthomerge.errors import RecipeError, SubspaceError
 from orthomerge.experiment.recipe import Recipe
 from orthomerge.experiment.sizes import PROCESS, BaseSize, base_size
@@ -24,7 +22,7 @@ from orthomerge.models.loading import (
     load_tokenizer,
 )
 from orthomerge.prompting import Wording
-from orthomerge.statistics import target_layers
+from orthomerge.statistics import Expert, layer_shape, target_layers
 from orthomerge.tasks import Prompt, Task, TaskData, get_task
 
 if TYPE_CHECKING:
@@ -172,12 +170,16 @@ class Experiment:
         for arm in self.recipe.arms:
             shape = self.recipe.adapter_of(arm)
             for name, layer in target_layers(self.meta_model, shape.targets).items():
-                weight = layer.weight
-                assert isinstance(weight, torch.Tensor)
-                if shape.rank > min(weight.shape):
+                if isinstance(layer, Expert):
+                    raise RecipeError(
+                        f"the targets name '{name}', an expert: a recipe scores adapters of linear "
+                        "layers alone; leave it out of them."
+                    )
+                size = layer_shape(layer)
+                if shape.rank > min(size):
                     raise SubspaceError(
-                        f"rank {shape.rank} is larger than layer '{name}' {list(weight.shape)}: "
-                        f"choose a rank up to {min(weight.shape)}."
+                        f"rank {shape.rank} is larger than layer '{name}' {list(size)}: "
+                        f"choose a rank up to {min(size)}."
                     )
 
 

@@ -22,8 +22,7 @@ from orthomerge.io.files import is_folder, local
 from orthomerge.models.assets import ResolvedModel
 from orthomerge.models.hub import hub_reason
 from orthomerge.models.loading import load_meta_model, quiet
-from orthomerge.models.modules import is_transposed
-from orthomerge.statistics import target_layers
+from orthomerge.statistics import layer_shape, target_layers
 
 # What Python, PyTorch and Transformers take before any model; measured at 0.56 GB.
 PROCESS = 700_000_000
@@ -105,9 +104,7 @@ def base_size(meta_model: Any, targets: Sequence[str], *, in_words: bool = False
     shapes: list[tuple[int, int]] = []
     inputs: dict[tuple[str, int], int] = {}
     for name, layer in layers.items():
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        d_out, d_in = weight.shape[::-1] if is_transposed(layer) else weight.shape
+        d_out, d_in = layer_shape(layer)
         shapes.append((d_out, d_in))
         inputs[(name.rpartition(".")[0], d_in)] = d_in
     dtype = getattr(config, "dtype", None)

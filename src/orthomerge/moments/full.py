@@ -113,6 +113,13 @@ class SecondMoment(Moment):
             _add_products(total, _double(part))
         self._count += rows.shape[0]
 
+    def add_zeros(self, count: int) -> SecondMoment:
+        """Count rows that are zero; returns self."""
+        if self._slack and count:
+            self._slack *= self._count / (self._count + count)
+        self._sum, self._matrix, self._pairs = self._sums(), None, None
+        return super().add_zeros(count)
+
     def __add__(self, other: Moment) -> SecondMoment:
         """The moment over both sets of rows; a factored one is made dense."""
         self._check_width(other)

@@ -46,6 +46,11 @@ class MeanMoment(Moment):
         self._sum = self._sum.to(rows.device) + rows.double().sum(dim=0)
         self._tokens += rows.shape[0]
 
+    def add_zeros(self, count: int) -> MeanMoment:
+        """Count rows that are zero; returns self."""
+        self._tokens += count
+        return self
+
     def __add__(self, other: Moment) -> MeanMoment:
         """The mean over both sets of rows."""
         return self._with(other, 1)

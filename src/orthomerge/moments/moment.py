@@ -126,6 +126,11 @@ class Moment(ABC):
     def _add_rows(self, rows: Tensor, draw: int | None) -> None:
         """Add rows that fit and are finite."""
 
+    def add_zeros(self: _M, count: int) -> _M:
+        """Count rows that are zero, as of tokens that did not reach an expert; returns self."""
+        self._count += count
+        return self
+
     @abstractmethod
     def __add__(self, other: Moment) -> Moment:
         """The moment over both sets of rows.

@@ -121,6 +121,13 @@ class RowMoment(Moment):
             priority, rows = priority[enters], rows[enters.to(rows.device)]
         self._enter(rows, priority)
 
+    def add_zeros(self, count: int) -> RowMoment:
+        """Count rows that are zero, of which none is kept; returns self."""
+        self._gram = None
+        if self._count:
+            self._settled = self._settled * (self._count / (self._count + count)) ** 0.5
+        return super().add_zeros(count)
+
     def _enter(self, rows: Tensor, priority: Tensor) -> None:
         self._gram = None
         have, limit = self._priority.numel(), self._limit
@@ -153,6 +160,7 @@ class RowMoment(Moment):
         """
         self._enter(other._sample.to(self._sample.device), other._priority)
         self._seen += other._seen
+        self._count += other._count
         return self
 
     def sample_on(self, device: torch.device | str) -> RowMoment:
@@ -160,7 +168,7 @@ class RowMoment(Moment):
         moved = RowMoment(self._dim, self._limit)
         moved._sample = self._sample.to(device, copy=True)  # `update` writes into its sample
         moved._priority = self._priority
-        moved._seen = self._seen
+        moved._seen, moved._count = self._seen, self._count
         return moved
 
     def __add__(self, other: Moment) -> Moment:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from orthomerge.statistics.collect import collect_statistics
     from orthomerge.statistics.collector import GRANULARITIES, FeatureCollector
     from orthomerge.statistics.distributed import end_processes, failing_together
+    from orthomerge.statistics.experts import Expert
     from orthomerge.statistics.file import (
         SUFFIX,
         Statistics,
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
         spectrum,
         summarize,
     )
-    from orthomerge.statistics.layers import backbone, linear_layers, target_layers, target_names
+    from orthomerge.statistics.layers import (
+        backbone,
+        layer_shape,
+        linear_layers,
+        split_targets,
+        target_layers,
+        target_names,
+    )
 
     # The name of version 0.1, for one release.
     from orthomerge.statistics.layers import backbone as trunk  # noqa: F401
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GRANULARITIES",
     "SUFFIX",
+    "Expert",
     "FeatureCollector",
     "InputSummary",
     "Spectrum",
@@ -48,11 +57,13 @@ __all__ = [
     "end_processes",
     "failing_together",
     "layer_label",
+    "layer_shape",
     "linear_layers",
     "merge_statistics",
     "read_texts",
     "sample_texts",
     "spectrum",
+    "split_targets",
     "summarize",
     "target_layers",
     "target_names",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthomerge.errors import StatisticsError, unknown_name
 from orthomerge.moments import MeanMoment, Moment, Representation, choose
+from orthomerge.statistics.experts import Expert, inputs_of
 
 GRANULARITIES = ("token", "sample", "task_mean")
 
@@ -27,10 +28,10 @@ _Identity = tuple[torch.device, int, torch.Size, tuple[int, ...], int]
 class _Input:
     """One distinct layer input: the layers that read it, and the moment it feeds."""
 
-    def __init__(self, lead: str, features: Tensor) -> None:
+    def __init__(self, lead: str, width: int) -> None:
         self.lead = lead
         self.layers = [lead]
-        self.width = features.shape[-1]
+        self.width = width
         self.source = 0
         self.moment: Moment | None = None
         # Held while layers of one forward pass may still read it, to see that it is the same one.
@@ -59,11 +60,14 @@ class FeatureCollector:
     Layers that read the very same tensor in a forward pass (q, k and v; gate and up; every k and v
     of a cross-attention) share one moment. Which do is found under `discover`, on a sample small
     enough to hold all its features, and checked in every pass.
+
+    An expert has a moment of its own. What it would read of a token that the router sent to others
+    counts as zero: `S = Σ_routed h hᵀ / n` over all n real tokens.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, nn.Module],
+        layers: Mapping[str, nn.Module | Expert],
         granularity: str = "token",
         representation: Representation | None = None,
     ) -> None:
@@ -71,7 +75,11 @@ class FeatureCollector:
             raise unknown_name("granularity", granularity, GRANULARITIES, error=StatisticsError)
         self.granularity = granularity
         self._representation = (representation or Representation()).check()
-        self._layers = dict(layers)
+        self._layers = {n: m for n, m in layers.items() if not isinstance(m, Expert)}
+        self._experts: dict[nn.Module, list[tuple[str, Expert]]] = {}
+        for name, expert in layers.items():
+            if isinstance(expert, Expert):
+                self._experts.setdefault(expert.module, []).append((name, expert))
         self._inputs: dict[str, _Input] = {}
         self._kinds: dict[str, str] = {}
         self._masks: list[Bool[Tensor, "batch length"]] = []
@@ -98,7 +106,7 @@ class FeatureCollector:
         def keep(name: str, features: Tensor) -> None:
             held[name] = features.detach(), _identity(features)
 
-        with self._hooks(keep):
+        with self._hooks(keep, lambda *_: None):
             yield
         shapes = [m.shape for m in masks if m is not None]
         known: dict[_Identity, _Input] = {}
@@ -106,7 +114,7 @@ class FeatureCollector:
             if key in known:
                 known[key].layers.append(name)
             else:
-                known[key] = _Input(name, features)
+                known[key] = _Input(name, features.shape[-1])
                 fits = [i for i, shape in enumerate(shapes) if _fits(features, shape)]
                 known[key].source = fits[0] if fits else 0
             self._inputs[name] = known[key]
@@ -114,6 +122,9 @@ class FeatureCollector:
             i.lead: (i.width, sum(_outputs(self._layers[n]) for n in i.layers))
             for i in known.values()
         }
+        for name, expert in (pair for group in self._experts.values() for pair in group):
+            self._inputs[name] = _Input(name, expert.width)
+            outputs[name] = expert.width, expert.outputs
         self._kinds = choose(outputs, self._representation)
 
     @contextmanager
@@ -134,7 +145,7 @@ class FeatureCollector:
         self._masks = [m.bool() for m in masks if m is not None]
         self._draw = draw
         try:
-            with self._hooks(self._keep, stop=stop), suppress(_AllRead):
+            with self._hooks(self._keep, self._take_experts, stop), suppress(_AllRead):
                 yield
         finally:
             self._masks, self._real = [], {}
@@ -143,7 +154,10 @@ class FeatureCollector:
 
     @contextmanager
     def _hooks(
-        self, keep: Callable[[str, Tensor], None], stop: bool = False
+        self,
+        keep: Callable[[str, Tensor], None],
+        take_experts: Callable[[Sequence[tuple[str, Expert]], Tensor, Tensor], None],
+        stop: bool = False,
     ) -> Generator[None, None, None]:
         ran: set[str] = set()
 
@@ -155,22 +169,28 @@ class FeatureCollector:
                         "depths are not supported; leave it out of the targets."
                     )
                 ran.add(name)
-                keep(name, args[0] if args else next(iter(kwargs.values())))
-                if stop and len(ran) == len(self._layers):
+                given = [*args, *kwargs.values()]
+                if name in experts:
+                    take_experts(experts[name], given[0], given[1])
+                else:
+                    keep(name, given[0])
+                if stop and len(ran) == len(modules):
                     raise _AllRead
 
             return read
 
+        experts = {group[0][0]: group for group in self._experts.values()}
+        modules = self._layers | {name: group[0][1].module for name, group in experts.items()}
         handles = [
             module.register_forward_pre_hook(hook(name), with_kwargs=True)
-            for name, module in self._layers.items()
+            for name, module in modules.items()
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        missing = [n for n in self._layers if n not in ran]
+        missing = [n for n in modules if n not in ran]
         if missing:
             raise StatisticsError(
                 f"layer '{missing[0]}' did not run on this data: leave it out of the targets."
@@ -208,6 +228,24 @@ class FeatureCollector:
             "the targets."
         )
 
+    def _take_experts(
+        self, experts: Sequence[tuple[str, Expert]], hidden: Tensor, routed: Tensor
+    ) -> None:
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        mask = self._mask_for(self._inputs[experts[0][0]], hidden)
+        shape = (len(hidden), 1) if mask is None else tuple(mask.shape)
+        real = torch.ones(shape, dtype=torch.bool) if mask is None else mask
+        flat, lengths = real.reshape(-1).to(hidden.device), real.sum(dim=1).to(hidden.device)
+        routed = routed.reshape(len(hidden), -1).masked_fill(~flat[:, None], -1)
+        for name, places, rows in inputs_of(experts, hidden, routed):
+            if self.granularity == "sample":
+                sums = torch.zeros(shape[0], rows.shape[1], dtype=torch.float64)
+                sums = sums.to(rows.device).index_add_(0, places // shape[1], rows.double())
+                rows = sums[lengths > 0] / lengths[lengths > 0, None]
+                self._add(self._inputs[name], rows)
+            else:
+                self._add(self._inputs[name], rows, zeros=int(flat.sum()) - len(rows))
+
     def _take(self, item: _Input, features: Float[Tensor, "batch *length d_in"]) -> None:
         mask = self._mask_for(item, features)
         if mask is not None and features.ndim == 2:
@@ -226,10 +264,16 @@ class FeatureCollector:
             rows = features.reshape(-1, item.width)
             if mask is not None:
                 rows = self._real_rows(rows, mask)
+        self._add(item, rows)
+
+    def _add(self, item: _Input, rows: Tensor, zeros: int = 0) -> None:
         if item.moment is None:
             item.moment = self._new(item)
         try:
-            item.moment.update(rows, self._draw)
+            if len(rows):
+                item.moment.update(rows, self._draw)
+            if zeros:
+                item.moment.add_zeros(zeros)
         except StatisticsError as problem:
             raise StatisticsError(f"layer '{item.lead}': {problem}") from problem
 

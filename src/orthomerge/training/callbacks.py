@@ -23,7 +23,7 @@ from orthomerge.adapters import (
     constraint_of,
     excluded_directions,
     freeze_A,
-    lora_layers,
+    lora_modules,
     penalty_charges,
     read_excluded,
     read_penalty,
@@ -215,7 +215,7 @@ class OsrmCallback(TrainerCallback):
         return self
 
     def _obey(self, peft_model: Any, constraint: str, started: Started, name: str) -> None:
-        layers = lora_layers(peft_model, name)
+        layers = lora_modules(peft_model, name)
         self._held = [layer.lora_A[name].weight for layer in layers.values()]
         self._projection: Projection | None = None
         self.started: Started | None = started

@@ -8,7 +8,7 @@ import torch
 
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.metric import Metric
-from orthomerge.moments import Moment
+from orthomerge.moments import Moment, SecondMoment
 
 
 def least_squares(
@@ -24,8 +24,11 @@ def least_squares(
 
     `‖X‖²_M = tr(X M Xᵀ)` and `M_i = α S_i + (1-α) diag(S_i) + ridge · mean(diag(S_i)) I`. The
     minimiser is `(Σ c_i w_i ΔW_i M_i) (Σ c_i M_i)⁻¹`, so the B_i stay and A_i becomes
-    `c_i A_i M_i (Σ c_i M_i)⁻¹`.
+    `c_i A_i M_i (Σ c_i M_i)⁻¹`. Where no moment has energy the updates are averaged.
     """
+    if not any(moment.trace for moment in moments):  # as of an expert that no token reached
+        eye = torch.eye(factors[0].A.shape[1], dtype=torch.float64)
+        moments, shares = [SecondMoment.from_matrix(eye, 1)] * len(moments), [1.0] * len(moments)
     whole = Metric(moments, shares, alpha=alpha, ridge=ridge)
     A: list[torch.Tensor] = []
     for f, moment, share in zip(factors, moments, shares, strict=True):
