@@ -127,7 +127,7 @@ def _four_bits(tensors: Tensors, name: str, state: Mapping[str, Any]) -> Tensor:
         steps = read_tensor(tensors[f"{name}.nested_quant_map"]).float()[absmax.long()]
         absmax = _by_blocks(steps, outer, state["nested_blocksize"]) + state["nested_offset"]
     pairs = read_tensor(tensors[name]).flatten()
-    codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten().long()
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten().int()
     d_out, d_in = state["shape"]
     values = read_tensor(tensors[f"{name}.quant_map"]).float()[codes[: d_out * d_in]]
     return _by_blocks(values, absmax.float(), state["blocksize"]).reshape(d_out, d_in)
@@ -393,7 +393,7 @@ def packed_again(
             yield _bytes(absmax)
             return
         codes = _nearest(_by_blocks(flat, 1 / absmax.clamp(min=1e-30), size), values)[:count]
-        tell(_error(_by_blocks(values[codes.long()], absmax, size), weight.flatten()))
+        tell(_error(_by_blocks(values[codes.int()], absmax, size), weight.flatten()))
         even = torch.nn.functional.pad(codes, (0, count % 2)).reshape(-1, 2)
         yield _bytes((even[:, 0] << 4) | even[:, 1])
 

@@ -312,5 +312,10 @@ def test_the_commands(tmp_path):
     call("merge", a, b, "--method", "ties", "-o", tmp_path / "m.safetensors")
     result = CliRunner().invoke(app, ["convert-format", str(a), "--to", "koyha", "-o", "x"])
     assert "kohya" in str(result.exception)
+    call("resize", a, "--rank", 1, "-o", tmp_path / "small.safetensors")
+    full, small = updates(a), updates(tmp_path / "small.safetensors")
+    for name, update in full.items():
+        U, s, Vh = torch.linalg.svd(update)
+        torch.testing.assert_close(small[name], s[0] * U[:, :1] @ Vh[:1], atol=1e-5, rtol=1e-4)
     said = call("diagnose", a, b)
     assert "from the adapters alone" in said
