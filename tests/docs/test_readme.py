@@ -122,24 +122,32 @@ def test_what_is_said_of_the_penalty_is_so():
 
 
 def test_the_distilled_table_is_that_of_its_rows():
-    told = table_after("**Distilled after the merge**")
+    shown = table_after("**Distilled after the merge**")
     sources = {
-        "default": ("default", "offline8-penalty", "distill"),
-        "penalty, no dropout": ("penalty", "offline8-penalty-no-dropout", "distill-no-dropout"),
+        "default": ("default", "offline8-penalty", "offline8-penalty-distill"),
+        "penalty, no dropout": ("penalty", "offline8-penalty-no-dropout", "offline8-distill"),
     }
-    for shown, (arm, run, distilled) in sources.items():
-        rows = read_rows(ROOT / f"results/{run}/results.jsonl")
-        kept = [r for r in rows if r.arm == arm and r.split == "test"]
+    for title, (arm, run, distilled) in sources.items():
+        kept, found = (
+            [r for r in read_rows(ROOT / f"results/{folder}/results.jsonl")
+             if r.arm == arm and r.split == "test"]
+            for folder in (run, distilled)
+        )  # fmt: skip
         parts = [
             [r for r in kept if r.method == "single"],
             [r for r in kept if r.method == "task_arithmetic" and r.weight == 1],
-            [
-                r for r in read_rows(ROOT / f"results/{distilled}/results.jsonl")
-                if r.arm == arm and (r.options["rank"], r.options["steps"]) == (16, 150)
-                and r.options["samples"] == 100
-            ],
-        ]  # fmt: skip
-        for cell, part in zip(told[shown], parts, strict=True):
+            *(
+                [
+                    r
+                    for r in found
+                    if r.method == "distill"
+                    and (r.options["rank"], r.options["steps"], r.options["samples"])
+                    == (rank, 150, 100)
+                ]
+                for rank in (16, 8)
+            ),
+        ]
+        for cell, part in zip(shown[title], parts, strict=True):
             seeds = [[100 * r.value for r in part if r.seed == seed] for seed in range(3)]
             assert [len(values) for values in seeds] == [8, 8, 8]
             means = [sum(values) / 8 for values in seeds]
