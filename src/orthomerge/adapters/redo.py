@@ -10,6 +10,7 @@ from typing import Any
 
 from orthomerge.adapters.config import ConvertConfig
 from orthomerge.adapters.convert import convert_adapters
+from orthomerge.adapters.diffusion_names import find_diffusion_file
 from orthomerge.adapters.files import Adapter, read_adapter
 from orthomerge.adapters.merge import merge_adapters, merge_to_model
 from orthomerge.errors import AdapterError, OrthomergeError
@@ -51,6 +52,11 @@ def verify(
         StatisticsError: a file that is neither statistics nor Fisher information.
     """
     path = Path(path)
+    if path.is_file() and find_diffusion_file(path):
+        raise AdapterError(
+            f"'{path}' is an adapter in one file, which holds no hash of itself: merge into a "
+            "folder to have one that can be verified."
+        )
     if redo and path.is_file():
         raise AdapterError(f"'{path}' is no merge: leave out the redo.")
     checks = check(path, adapters=adapters, base=base)

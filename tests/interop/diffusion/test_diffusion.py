@@ -233,7 +233,7 @@ def test_what_all_headers_say_of_the_base_is_written(tmp_path):
         said = file.metadata()
     assert said["ss_base_model_version"] == "sdxl_base_v1-0"
     assert "ss_v2" not in said
-    record = json.loads(said["orthomerge"])
+    record = json.loads(said["orthomerge_record"])
     assert [entry["path"] for entry in record["adapters"]] == [str(a), str(b)]
 
 
@@ -280,6 +280,10 @@ def test_what_is_refused(tmp_path):
             merge_adapters([sd], output=tmp_path / "taken.safetensors", overwrite=overwrite)
     merge_adapters([sd], weights=1.0, output=tmp_path / "ours.safetensors")
     merge_adapters([sd], weights=2.0, output=tmp_path / "ours.safetensors", overwrite=True)
+    with pytest.raises(AdapterError, match="merge into a folder"):
+        verify(tmp_path / "ours.safetensors")
+    with safe_open(tmp_path / "ours.safetensors", framework="pt") as file:
+        assert "orthomerge" not in file.metadata()  # which statistics files have
     with pytest.raises(OutputError, match="is the input"):
         merge_adapters([sd, xl], output=sd, overwrite=True)
 
