@@ -1,5 +1,7 @@
 """The only place that imports peft: adapters read, written, started and merged."""
 
+# pyright: reportUnusedImport=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -126,7 +126,9 @@ class Architecture:
             if own is None or number is None or not number.groups():
                 continue
             several = len(converter.source_patterns) > 1
-            made = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+            made: list[Any] = [
+                (type(step), getattr(step, "dim", None)) for step in converter.operations
+            ]
             if made == [(MergeModulelist, 0)] + [(Concatenate, 1)] * several and not (
                 several and own in self.transposed
             ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 SERIES = "0.21."
 """The versions of PEFT that `DEFAULTS` are of; under any other one PEFT itself is asked."""
@@ -51,6 +51,6 @@ def config_text(settings: Mapping[str, Any]) -> str:
     else:
         from peft import LoraConfig
 
-        made = LoraConfig(**settings).to_dict()
+        made = cast(dict[str, Any], LoraConfig(**settings).to_dict())
     made["target_modules"] = sorted(settings["target_modules"])
     return json.dumps(made, indent=2, sort_keys=True)

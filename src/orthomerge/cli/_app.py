@@ -46,6 +46,10 @@ class _Verbs(TyperGroup):
         self.commands = Commands(self.commands, lambda: get_group(app))
         self._listing = False
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order in which a person meets them, then the old ones."""
+        return list(self.commands)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The list of verbs, without importing any of them."""
         self._listing = True

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orthomerge.errors import AdapterError, TaskError
 from orthomerge.io.documents import is_array, is_object, object_in
 from orthomerge.io.names import CONVERT, MERGE, TRAINING
 from orthomerge.records.file import record_of
 from orthomerge.records.inputs import entries_of
-from orthomerge.tasks import Prompt
+
+if TYPE_CHECKING:
+    from orthomerge.tasks import Prompt
 
 _KEYS = ("task", "labels", "form", "prompt", "max_length", "table")
 
@@ -86,7 +88,7 @@ def _read(entry: Mapping[str, Any], folder: Path) -> Learnt:
         return Learnt(
             task=entry.get("task"),
             labels=tuple(map(str, labels)) if is_array(labels) else None,
-            prompt=Prompt.of(prompt) if is_object(prompt) else None,
+            prompt=_prompt(prompt) if is_object(prompt) else None,
             max_length=int(entry["max_length"]),
             table=str(table["sha256"]) if is_object(table) else None,
             whole=bool(is_object(table) and table.get("whole")),
@@ -96,3 +98,9 @@ def _read(entry: Mapping[str, Any], folder: Path) -> Learnt:
             f"the record in '{folder}' does not say how its adapter is asked ({problem}): it was "
             "altered."
         ) from problem
+
+
+def _prompt(found: dict[str, Any]) -> Prompt:
+    from orthomerge.tasks import Prompt  # whose package has all tasks, and most adapters no prompt
+
+    return Prompt.of(found)

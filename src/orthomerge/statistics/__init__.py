@@ -1,5 +1,7 @@
 """Second moments of layer inputs: streaming collection and the file that carries them."""
 
+# pyright: reportUnusedImport=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
