@@ -133,6 +133,26 @@ def ref_core(adapters, layer, weights, density):
     return U @ ref_elect([ref_trim(m, density) for m in core], weights) @ Vh
 
 
+def ref_ctm(deltas, weights, rank, beta, density):
+    norms = torch.stack([torch.linalg.norm(d) for d in deltas])
+    scaled = [
+        d * (beta + (1 - beta) * norms.mean() / n) for d, n in zip(deltas, norms, strict=True)
+    ]
+
+    def top(total):
+        values, vectors = torch.linalg.eigh(total)
+        return float(values[-rank:].sum()), vectors.flip(1)[:, :rank]
+
+    _, V = top(sum(d.T @ d for d in scaled))
+    before, energy = -1.0, 0.0
+    while energy - before > 1e-9 * energy:
+        before = energy
+        _, U = top(sum(d @ V @ V.T @ d.T for d in scaled))
+        energy, V = top(sum(d.T @ U @ U.T @ d for d in scaled))
+    core = [U.T @ d @ V for d in deltas]
+    return U @ ref_elect([ref_trim(m, density) for m in core], weights) @ V.T
+
+
 def ref_core_sce(adapters, layer, weights, density):
     U, Vh = core_bases(adapters, layer)
     core = [ref_trim(U.T @ d @ Vh.T, density) for d in dense(adapters, layer)]

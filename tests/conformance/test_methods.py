@@ -9,6 +9,7 @@ from dense_references import (
     ref_consensus,
     ref_core,
     ref_core_sce,
+    ref_ctm,
     ref_dare,
     ref_elect,
     ref_emr_unified,
@@ -69,6 +70,7 @@ NEUTRAL = {
     "knots_ties": {"density": 1.0},
     "knots_dare_ties": {"density": 1.0},
     "core_space": {"density": 1.0},
+    "ctm": {},
     "pico": {},
     "lora_lego": {},
     "robust_merge": {"density": 1.0, "lambda_": 1.0},
@@ -82,6 +84,7 @@ NEUTRAL = {
 DRAWS = {
     "compose": {"sparsifier": "random_drop"},
     "core_space": {"inner": "dare_linear"},
+    "ctm": {"inner": "dare_linear"},
     "pico": {"inner": "dare_ties"},
 }
 # Where an adapter that is zero leaves the result of the others as it is. In the others it counts:
@@ -89,7 +92,7 @@ DRAWS = {
 ZERO_CHANGES_NOTHING = {
     "linear", "svd", "ties", "magnitude_prune", "breadcrumbs", "sce",
     "tall_masks", "consensus_ta", "emr", "tsv_m", "iso_c", "iso_cts", "knots_ties",
-    "knots_dare_ties", "core_space", "pico", "lora_lego", "robust_merge", "wudi", "compose",
+    "knots_dare_ties", "core_space", "ctm", "pico", "lora_lego", "robust_merge", "wudi", "compose",
 }  # fmt: skip
 
 every = pytest.mark.parametrize("method", list_methods(), ids=lambda m: m.name)
@@ -408,6 +411,14 @@ REFERENCES = {
     ),
     "knots_ties": ({"density": 0.3}, lambda a, n, d, w, r: ref_knots(d, w, r, 0.3)),
     "core_space": ({"density": 0.3}, lambda a, n, d, w, r: ref_core(a, n, w, 0.3)),
+    "ctm": (
+        {"inner": "ties", "density": 0.3},
+        lambda a, n, d, w, r: ref_ctm(d, w, max(r), 0.25, 0.3),
+    ),
+    "ctm all alike": (
+        {"inner": "ties", "density": 0.5, "beta": 0.0},
+        lambda a, n, d, w, r: ref_ctm(d, w, max(r), 0.0, 0.5),
+    ),
 }
 
 

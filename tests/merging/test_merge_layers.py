@@ -308,3 +308,11 @@ def test_a_small_layer_takes_one_thread_unless_the_user_says_how_many(
     finally:
         torch.set_num_threads(before)
     assert seen == [used]
+
+
+def test_ctm_refuses_a_density_that_would_leave_nothing_of_so_few_coordinates():
+    with pytest.raises(MergeError, match="'ties' keeps none of 9 coordinates"):
+        merge_layers([ONE, TWO], method="ctm", inner="ties", density=0.05)
+    small = merge_layers([ONE, TWO], method="ctm", inner="ties", density=0.5, rank=2)
+    assert {f.rank for f in small.layers.values()} == {2}
+    assert all(0 < error < 1 for error in small.truncation_error.values())

@@ -40,6 +40,7 @@ from orthomerge.merging.tsv_m import tsv_m
 from orthomerge.merging.iso_c import iso_c
 from orthomerge.merging.iso_cts import iso_cts
 from orthomerge.merging.core_space import core_space
+from orthomerge.merging.ctm import ctm
 from orthomerge.merging.pico import pico
 from orthomerge.merging.lora_lego import lora_lego
 from orthomerge.merging.robust_merge import robust_merge
@@ -70,6 +71,7 @@ __all__ = [
     "compose",
     "consensus_ta",
     "core_space",
+    "ctm",
     "emr",
     "fisher",
     "get_method",
