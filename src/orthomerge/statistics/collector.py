@@ -106,7 +106,7 @@ class FeatureCollector:
         def keep(name: str, features: Tensor) -> None:
             held[name] = features.detach(), _identity(features)
 
-        with self._hooks(keep, lambda *_: None):
+        with self._hooks(keep):
             yield
         shapes = [m.shape for m in masks if m is not None]
         known: dict[_Identity, _Input] = {}
@@ -156,7 +156,7 @@ class FeatureCollector:
     def _hooks(
         self,
         keep: Callable[[str, Tensor], None],
-        take_experts: Callable[[Sequence[tuple[str, Expert]], Tensor, Tensor], None],
+        take_experts: Callable[[Sequence[tuple[str, Expert]], Tensor, Tensor], None] | None = None,
         stop: bool = False,
     ) -> Generator[None, None, None]:
         ran: set[str] = set()
@@ -170,10 +170,10 @@ class FeatureCollector:
                     )
                 ran.add(name)
                 given = [*args, *kwargs.values()]
-                if name in experts:
-                    take_experts(experts[name], given[0], given[1])
-                else:
+                if name not in experts:
                     keep(name, given[0])
+                elif take_experts is not None:
+                    take_experts(experts[name], given[0], given[1])
                 if stop and len(ran) == len(modules):
                     raise _AllRead
 
