@@ -60,6 +60,7 @@ bench: $(STAMP)           ## speed and memory, and the page that shows them
 	$(BIN)/python benchmarks/subspace.py
 	$(BIN)/python benchmarks/statistics.py
 	$(BIN)/python -m benchmarks.starts
+	$(BIN)/python -m benchmarks.penalty
 	$(BIN)/python -m benchmarks.merging
 	$(BIN)/python -m benchmarks.merging --methods
 	$(BIN)/python -m benchmarks.merging --whole

@@ -27,6 +27,7 @@ def page() -> str:
         _subspace(_read("subspace")),
         _statistics(_read("statistics")),
         _starts(_read("starts")),
+        _penalty(_read("penalty")),
         _merging(_read("merging"), _read("merging-whole")),
         _full_model(_read("full_model")),
         _gpu(_read("merging-gpu"), _read("accelerator")),
@@ -140,6 +141,27 @@ def _starts(record: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _penalty(record: dict) -> str:
+    lines = [
+        "## What the penalty costs a step",
+        "",
+        f"`python -m benchmarks.penalty`; {record['machine']}. One decoder layer of an 8B model "
+        f"(d = {record['d']}), LoRA of rank {record['rank']} on query and value, "
+        f"{record['tokens']} tokens a step, the statistics of {record['others']} other tasks; both "
+        "steps taken in turns, the ratio is the median of five pairs.",
+        "",
+        "| others' moment | step with | step without | with / without | wanted |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    held = {"rows": f"rows ({record['samples']} a task)", "full": "full matrix"}
+    for row in record["rows"]:
+        lines.append(
+            f"| {held[row['moment']]} | {row['with_s']:.2f} s | {row['without_s']:.2f} s | "
+            f"**{row['ratio']:.3f}** | ≤ {row['wanted']:g} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def _merging(record: dict, whole: dict) -> str:
