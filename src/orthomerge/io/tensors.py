@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -205,7 +205,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         AdapterError: the file is cut or no safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with cast(Any, safe_open)(path, framework="pt") as file:  # its package states no types
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as problem:
         raise AdapterError(f"'{path}' cannot be read as safetensors ({problem}).") from problem

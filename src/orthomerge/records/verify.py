@@ -154,8 +154,9 @@ def _input(entry: dict[str, Any], place: Path | None) -> Check:
         return Check("input", called, AWAY, "name it with --adapter")
     if file_sha256(file) != entry.get("sha256"):
         return Check("input", called, ALTERED, f"other weights in '{place}'")
-    if file != place and "config_sha256" in entry and _config(place) != entry["config_sha256"]:
-        return Check("input", called, ALTERED, f"another {CONFIG} in '{place}'")
+    folder = file.parent
+    if file != place and "config_sha256" in entry and _config(folder) != entry["config_sha256"]:
+        return Check("input", called, ALTERED, f"another {CONFIG} in '{folder}'")
     return Check("input", called, SAME)
 
 
