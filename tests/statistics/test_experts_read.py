@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop" / "zoo"))
 
-from mixtures import BOTH, EXPERTS, INSIDE, MIXTURES, WIDE, mixtral
+from mixtures import BOTH, EVERY, EXPERTS, INSIDE, MIXTURES, PRESENT_LAYOUT, WIDE, mixtral
 
 from orthomerge import OsrmCallback, interference
 from orthomerge.adapters import (
@@ -42,11 +41,7 @@ from orthomerge.moments import (
 from orthomerge.statistics import Statistics, collect_statistics, target_layers
 from orthomerge.subspace import list_solvers
 
-pytestmark = pytest.mark.skipif(
-    not find_spec("peft.utils.transformers_weight_conversion"),
-    reason="older PEFTs take every tensor of experts for [experts, d_in, d_out]",
-)
-EVERY = pytest.mark.parametrize("make", MIXTURES.values(), ids=list(MIXTURES))
+pytestmark = PRESENT_LAYOUT
 FIRST = "layers.0.mlp.experts.gate_up_proj.{}"
 SECOND = "layers.0.mlp.experts.down_proj.{}"
 

@@ -38,10 +38,10 @@ _OTHER_HEADS = (
 )
 
 
-class Piece(NamedTuple):
+class ExpertPart(NamedTuple):
     """What a checkpoint's tensor is of a tensor of experts that the class keeps as one.
 
-    `tensor` is the class's name; the piece is of one expert, and the `place`-th of the
+    `tensor` is the class's name; the part is of one expert, and the `place`-th of the
     `places` that make up its matrix, one below the other.
     """
 
@@ -111,10 +111,10 @@ class Architecture:
         renamed = self.renamed(key)
         return any(c.rename_source_key(renamed)[1] is not None for c in self.converters)
 
-    def piece(self, key: str) -> Piece | None:
-        """Which piece of a tensor of experts a checkpoint's tensor is; None where it is none.
+    def expert_part(self, key: str) -> ExpertPart | None:
+        """Which part of a tensor of experts a checkpoint's tensor is; None where it is none.
 
-        Nor where Transformers makes it of its pieces in another way than expert by expert.
+        Nor where Transformers puts it together in another way than expert by expert.
         """
         from transformers.core_model_loading import Concatenate, MergeModulelist
 
@@ -133,7 +133,7 @@ class Architecture:
                 several and own in self.transposed
             ):
                 place = converter.source_patterns.index(pattern)
-                return Piece(own, int(number[1]), place, len(converter.source_patterns))
+                return ExpertPart(own, int(number[1]), place, len(converter.source_patterns))
         return None
 
     def bare(self, key: str) -> str:

@@ -4,7 +4,7 @@ Transformers 5 keeps the experts of a mixture as one tensor, `[experts, ...]`. P
 factors in one pair: A `[experts · rank, d_in]` holds expert after expert, B `[d_out, rank ·
 experts]` for every rank one expert after the other. The update of expert e is `s B_e A_e`, as any
 layer's is. Where a module has several such tensors, PEFT wraps it once for each: the first tensor
-of the module lies innermost, under `base_layer`.
+of the module is the innermost, under `base_layer`.
 """
 
 from __future__ import annotations

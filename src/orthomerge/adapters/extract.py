@@ -22,8 +22,9 @@ from orthomerge.adapters.architecture import (
 from orthomerge.adapters.base import find_base
 from orthomerge.adapters.checkpoint import read_checkpoint
 from orthomerge.adapters.heads import CLASSIFIERS
+from orthomerge.adapters.resize import require_lower_rank
 from orthomerge.adapters.write import AdapterWriter, Frame
-from orthomerge.errors import AdapterError, MergeError, OrthomergeWarning, unknown_name
+from orthomerge.errors import AdapterError, OrthomergeWarning, unknown_name
 from orthomerge.io.files import atomic_path
 from orthomerge.io.names import EXTRACT
 from orthomerge.io.outputs import require_free
@@ -92,8 +93,7 @@ def extract_adapter(
         OutputError: an output that is not free, or that contains a model or is inside one.
     """
     config = MergeConfig(rank=rank, energy=energy)
-    if isinstance(rank, str) and rank != AUTO:
-        raise MergeError(f"the rank '{rank}' is none: give a whole number, or '{AUTO}'.")
+    require_lower_rank(rank)
     if others not in OTHERS:
         raise unknown_name("treatment of other tensors", others, OTHERS, error=AdapterError)
     require_free(output, inputs=[finetuned], base=base, overwrite=overwrite)

@@ -89,8 +89,8 @@ def save_full_model(
         update_of: the update of a layer, or None where it stays as it is.
         names: the layers to ask for; all must be in the checkpoint.
         max_shard_size: bytes, or a string such as "5GB", to cut the shards anew.
-        requantize: quantize changed weights as the base's are (bitsandbytes' alone), and be told
-            each layer's relative error; the others stay as they are, byte for byte.
+        requantize: quantize changed weights as the base's are (bitsandbytes' alone); it is called
+            with each layer and its relative error. The others stay as they are, byte for byte.
         overwrite: replace a folder that orthomerge wrote, known by the record that `finish` seals.
         extra: JSON files to write beside, by name.
         readme: the text of README.md.
@@ -129,7 +129,7 @@ def save_full_model(
     twice = packed if requantize is not None else {}
     counts = ((1 + (key in twice)) * len([p for p in parts if p]) for key, parts in layers.items())
     report = Count(sum(counts), progress)
-    # The pieces of one expert's matrix lie close to each other.
+    # The parts of one expert's matrix are written close to each other.
     cached = lru_cache(maxsize=2)(update_of) if parameters else update_of
     planned = {
         key: summed(item, layers[key], cached, _transposed(shape, key), report)
@@ -178,8 +178,8 @@ def save_full_model(
 
 
 def _transposed(shape: Architecture, key: str) -> bool:
-    piece = shape.piece(key)
-    return shape.transposes(key if piece is None else piece.tensor)
+    part = shape.expert_part(key)
+    return shape.transposes(key if part is None else part.tensor)
 
 
 def _changes(
@@ -206,14 +206,14 @@ def _changes(
     keys: dict[str, dict[tuple[int, int], str]] = {}
     places: dict[str, int] = {}
     for key in stored if experts else ():
-        if (piece := shape.piece(key)) is not None:
-            keys.setdefault(piece.tensor, {})[piece.expert, piece.place] = key
-            places[piece.tensor] = piece.places
+        if (part := shape.expert_part(key)) is not None:
+            keys.setdefault(part.tensor, {})[part.expert, part.place] = key
+            places[part.tensor] = part.places
     for tensor, layers in experts.items():
         count, key = parameters[tensor], here.find(tensor)
         own = shape.own_key(tensor) or tensor
-        pieces = keys.get(own, {})
-        has = len(pieces) // places.get(own, 1) if key is None else stored[key].shape[0]
+        matrices = keys.get(own, {})
+        has = len(matrices) // places.get(own, 1) if key is None else stored[key].shape[0]
         if has != count or (key is not None and len(stored[key].shape) != 3):
             raise AdapterError(
                 f"'{base}' has {has} experts for '{tensor}', of {count} in the adapters, or keeps "
@@ -225,10 +225,10 @@ def _changes(
             continue
         for number, layer in layers.items():
             first = 0
-            for place in sorted(place for expert, place in pieces if expert == number):
-                piece = pieces[number, place]
-                end = first + stored[piece].shape[0]
-                found[piece] = [Part(layer, slice(first, end))]
+            for place in sorted(place for expert, place in matrices if expert == number):
+                matrix = matrices[number, place]
+                end = first + stored[matrix].shape[0]
+                found[matrix] = [Part(layer, slice(first, end))]
                 first = end
     return found
 

@@ -43,7 +43,16 @@ def resize_adapter(
         AdapterError: an adapter that cannot be read.
         OutputError: an output that is not free.
     """
-    if isinstance(rank, str) and rank != AUTO:
-        raise MergeError(f"the rank '{rank}' is none: give a whole number, or '{AUTO}'.")
+    require_lower_rank(rank)
     config = MergeConfig(weights=1.0, rank=rank, energy=energy, heads="average", base=base)
     return merge_adapters([adapter], config, output=output, overwrite=overwrite, progress=progress)
+
+
+def require_lower_rank(rank: int | str) -> None:
+    """Refuse a word that a merge's rank may be, and that makes no adapter smaller.
+
+    Raises:
+        MergeError: it is one.
+    """
+    if isinstance(rank, str) and rank != AUTO:
+        raise MergeError(f"the rank '{rank}' is none: give a whole number, or '{AUTO}'.")

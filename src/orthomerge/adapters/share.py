@@ -26,12 +26,11 @@ from orthomerge.io.names import CONFIG, SHARE, TASKS, WEIGHTS
 from orthomerge.io.outputs import require_free
 from orthomerge.io.tensors import TensorWriter, open_tensors, read_tensor
 from orthomerge.merging import MergeConfig
-from orthomerge.merging.parts.lowrank import Span, span_of
+from orthomerge.merging.parts.lowrank import Span, shared_rows, shared_subspaces, span_of
 from orthomerge.records import about_adapter, about_base, seal, versions
 
 SIDES = ("both", "right")
 BASIS, COORDINATES = "basis.safetensors", "coordinates.safetensors"
-_SWEEPS, _SETTLED = 50, 1e-9
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,11 @@ def share_layer(factors: Sequence[LoraFactors], rank: int, side: str = SIDES[0])
     """The basis of rank `rank` in which the updates of one layer lose least, each of norm 1.
 
     It minimises `Σ_t ‖ΔW_t - U C_t V‖² / ‖ΔW_t‖²`: with `side="right"` (U the identity) by the
-    leading eigenvectors of `Σ ΔW_tᵀΔW_t / ‖ΔW_t‖²`; with "both" by the same on either side in turn,
-    which converges to a point that no single side improves (HOOI). All of it in the updates' own
-    span: O((d_in + d_out) R² + N R³), R the sum of their ranks.
+    leading eigenvectors of `Σ ΔW_tᵀΔW_t / ‖ΔW_t‖²`; with "both" by `shared_subspaces`. All of it in
+    the updates' own span: O((d_in + d_out) R² + N R³), R the sum of their ranks.
 
     Source: Gabrielsson et al. 2025, Compress then Serve, arXiv 2407.00066 (joint compression with
-    full coordinates); De Lathauwer et al. 2000, doi 10.1137/S0895479898346995.
+    full coordinates).
     """
     present = [f for f in factors if f.rank] or list(factors[:1])
     span = span_of(present)
@@ -86,20 +84,13 @@ def share_layer(factors: Sequence[LoraFactors], rank: int, side: str = SIDES[0])
     some = next(core for core in cores if core is not None)
     cores = [some.new_zeros(some.shape) if core is None else core for core in cores]
     norms = [float(linalg.vector_norm(core)) for core in cores]
-    unit = torch.stack([c / n if n else c for c, n in zip(cores, norms, strict=True)])
-    V = _leading(torch.einsum("tij,tik->jk", unit, unit), rank)
+    eye = torch.eye(cores[0].shape[1]).to(cores[0])
+    unit = [(core / (norm or 1.0), eye) for core, norm in zip(cores, norms, strict=True)]
     U: Tensor | None = None
     if side == "both":
-        kept = -1.0
-        for _ in range(_SWEEPS):
-            half = unit @ V
-            U = _leading(torch.einsum("tij,tkj->ik", half, half), rank)
-            half = U.T @ unit
-            V = _leading(torch.einsum("tij,tik->jk", half, half), rank)
-            now = float((half @ V).square().sum())
-            if now - kept <= _SETTLED * max(now, 1e-300):
-                break
-            kept = now
+        U, V = shared_subspaces(unit, rank)
+    else:
+        V = shared_rows(unit, rank)
     inner = [core @ V if U is None else U.T @ core @ V for core in cores]
     back = [(own if U is None else U @ own) @ V.T for own in inner]
     errors = [
@@ -124,10 +115,6 @@ def _lifted(
         return SharedLayer(A, None, [span.left(own).to(like) for own in inner], errors, norms)
     left = span.left(U).to(like)
     return SharedLayer(A, left, [own.to(like) for own in inner], errors, norms)
-
-
-def _leading(gram: Float[Tensor, "d d"], rank: int) -> Float[Tensor, "d k"]:
-    return linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
 
 
 def share_adapters(

@@ -14,11 +14,10 @@ from orthomerge.experiment.parts import Part
 from orthomerge.io.documents import is_array
 from orthomerge.io.files import file_sha256
 from orthomerge.io.tables import SUFFIXES
-from orthomerge.merging import MergeConfig, get_method
+from orthomerge.merging import AUTO, MergeConfig, get_method
 from orthomerge.tasks import Row
 from orthomerge.training import DistillSettings
 
-AUTO = "auto"
 OWN, OTHERS = "own", "others"
 """Texts of each task's own training rows, or of all the other tasks' of the arm."""
 

@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from orthomerge import linalg
 from orthomerge.factors import LoraFactors
 from orthomerge.merging.parts.inner import inner_method, inner_rule
-from orthomerge.merging.parts.lowrank import nonzero, span_of, zero_like
+from orthomerge.merging.parts.lowrank import nonzero, shared_subspaces, span_of, zero_like
 from orthomerge.merging.parts.options import LayerProblem, check_fraction, check_rank
 from orthomerge.merging.registry import Truncated, get_method, register
-
-# The gain in kept energy at which the two sides have settled.
-_GAIN = 1e-9
 
 
 @register(
@@ -71,7 +66,7 @@ def ctm(
         return Truncated(zero_like(factors[0]), 0.0)
     counted = [beta + (1 - beta) * mean / n if n else 0.0 for n in norms]
     sides = [(f.B * (f.scaling * c), f.A.T) for f, c in zip(span.factors, counted, strict=True)]
-    U, V = _subspaces(sides, rank or max(f.rank for f in present))
+    U, V = shared_subspaces(sides, rank or max(f.rank for f in present))
     _check_density(inner, options, U.shape[1] * V.shape[1])
     core = [LoraFactors(f.A @ V, U.T @ f.B, f.scaling) for f in span.factors]
     merged = merge(core, kept)
@@ -89,25 +84,3 @@ def _check_density(inner: str, options: Mapping[str, Any], entries: int) -> None
             f"the density {density:g} of '{inner}' keeps none of {entries} coordinates: raise it "
             "(--option density=0.5), or the rank."
         )
-
-
-def _subspaces(
-    updates: Sequence[tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in k"]]], rank: int
-) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "d_in r"]]:
-    """The left and the right subspace that together keep most of all updates `L_i R_iᵀ`."""
-    _, V = _dominant([right @ linalg.qr(left).R.T for left, right in updates], rank)
-    before = -1.0
-    while True:
-        _, U = _dominant([left @ (right.T @ V) for left, right in updates], rank)
-        found, V = _dominant([right @ (left.T @ U) for left, right in updates], rank)
-        if found - before <= _GAIN * found:
-            return U, V
-        before = found
-
-
-def _dominant(
-    columns: Sequence[Float[Tensor, "d k"]], rank: int
-) -> tuple[float, Float[Tensor, "d r"]]:
-    """The squared norm that their leading left singular vectors keep of all columns, and these."""
-    U, s, _ = linalg.svd(torch.cat(list(columns), dim=1), full_matrices=False)
-    return float(s[:rank].square().sum()), U[:, :rank]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     GptOssConfig,
@@ -54,3 +56,8 @@ def gpt_oss(**changes: Any) -> PreTrainedModel:
 
 
 MIXTURES = {"mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "gpt_oss": gpt_oss}
+EVERY = pytest.mark.parametrize("make", MIXTURES.values(), ids=list(MIXTURES))
+PRESENT_LAYOUT = pytest.mark.skipif(
+    not find_spec("peft.utils.transformers_weight_conversion"),
+    reason="older PEFTs take every tensor of experts for [experts, d_in, d_out]",
+)

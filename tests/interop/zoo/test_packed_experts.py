@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from importlib.util import find_spec
 
 import pytest
 import torch
-from mixtures import BOTH, EXPERTS, INSIDE, MIXTURES, WIDE, mixtral, qwen3_moe
+from mixtures import (
+    BOTH,
+    EVERY,
+    EXPERTS,
+    INSIDE,
+    MIXTURES,
+    PRESENT_LAYOUT,
+    WIDE,
+    mixtral,
+    qwen3_moe,
+)
 from odd_adapters import (
     WEIGHTS,
     by_peft,
@@ -31,11 +40,7 @@ from orthomerge.adapters.experts import packed, split
 from orthomerge.factors import LoraFactors
 from orthomerge.merging import list_methods
 
-pytestmark = pytest.mark.skipif(
-    not find_spec("peft.utils.transformers_weight_conversion"),
-    reason="older PEFTs take every tensor of experts for [experts, d_in, d_out]",
-)
-EVERY = pytest.mark.parametrize("make", MIXTURES.values(), ids=list(MIXTURES))
+pytestmark = PRESENT_LAYOUT
 
 
 def adapter(folder, make, seed, base="", **config):

@@ -34,6 +34,8 @@ _GAIN = 1e-3
 _NOTHING = 1e-14
 # A relative change of the squared singular values that moves their vectors by its root.
 _SETTLED = 1e-10
+# The gain in kept energy at which two shared subspaces have settled.
+_SHARED = 1e-9
 # How far rounding may turn a direction that is still taken for one.
 _TURNED = 1e-3
 
@@ -246,6 +248,41 @@ def _truncate_whole(update: Float[Tensor, "d_out d_in"], rank: int) -> tuple[Lor
     norm = float(linalg.vector_norm(wide))
     lost = float(linalg.vector_norm(wide - part.to(torch.float64).delta()))
     return part, (lost / norm if norm else 0.0)
+
+
+def shared_subspaces(
+    updates: Sequence[tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in k"]]], rank: int
+) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "d_in r"]]:
+    """The left and the right subspace that together keep most of all updates `L_i R_iᵀ`.
+
+    By turns each is the best for the other, until that gains less than 1e-9 of itself: a Tucker
+    decomposition of the stacked updates in two modes (HOOI).
+
+    Source: De Lathauwer et al. 2000, doi 10.1137/S0895479898346995.
+    """
+    V = shared_rows(updates, rank)
+    before = -1.0
+    while True:
+        _, U = _dominant([left @ (right.T @ V) for left, right in updates], rank)
+        found, V = _dominant([right @ (left.T @ U) for left, right in updates], rank)
+        if found - before <= _SHARED * found:
+            return U, V
+        before = found
+
+
+def shared_rows(
+    updates: Sequence[tuple[Float[Tensor, "d_out k"], Float[Tensor, "d_in k"]]], rank: int
+) -> Float[Tensor, "d_in r"]:
+    """The right subspace that keeps most of all updates `L_i R_iᵀ`."""
+    return _dominant([right @ linalg.qr(left).R.T for left, right in updates], rank)[1]
+
+
+def _dominant(
+    columns: Sequence[Float[Tensor, "d k"]], rank: int
+) -> tuple[float, Float[Tensor, "d r"]]:
+    """The squared norm that their leading left singular vectors keep of all columns, and these."""
+    U, s, _ = linalg.svd(torch.cat(list(columns), dim=1), full_matrices=False)
+    return float(s[:rank].square().sum()), U[:, :rank]
 
 
 def column_basis(matrix: Float[Tensor, "d r"], dtype: torch.dtype) -> Float[Tensor, "d k"]:

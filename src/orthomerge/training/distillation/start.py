@@ -9,13 +9,12 @@ import torch
 
 from orthomerge.errors import MergeError
 from orthomerge.factors import LoraFactors, from_dense, truncate
-from orthomerge.merging import SUM, Update
+from orthomerge.merging import AUTO, SUM, Update
 from orthomerge.merging.parts.options import check_rank
 from orthomerge.training.distillation.batches import Place
 from orthomerge.training.distillation.student import Classroom
 from orthomerge.training.distillation.updates import Added, added
 
-AUTO = "auto"
 """The rank that is chosen: the smallest whose start is about as near as the whole merge's."""
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """What a merge may be scaled by where no weights are given: the nearest to the teachers wins."""
